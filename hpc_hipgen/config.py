@@ -1,0 +1,297 @@
+"""The description of an experiment: one strict YAML file, checked before anything is submitted.
+
+Every setting is a field of one of the models below, with its range. An unknown key, a value out
+of range or settings that contradict each other raise `ConfigError` with one line per problem.
+Nothing heavy is imported here: this module is what the login node runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+class ConfigError(ValueError):
+    """What is wrong with an experiment file, one problem a line."""
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """The films: where they come from and how they are cropped."""
+
+    source: Literal["phantom", "films"] = "phantom"
+    films: Path | None = None  # folder of PNG, JPEG or DICOM files
+    landmarks: Path | None = None  # CSV or COCO JSON; default: landmarks.csv in the folder
+    train: int = Field(219, gt=0)  # phantoms to draw; for films, the proportion of dogs
+    validation: int = Field(31, gt=0)
+    test: int = Field(84, gt=0)
+    resolution: int = Field(128, ge=32, le=2048, multiple_of=8)  # pixels, square views
+    head_distance: float = Field(0.6, ge=0.2, le=0.8)  # D as a fraction of the view's width
+    views: int = Field(16, ge=1)  # crops of one training film: the nominal one, then jittered ones
+
+    @model_validator(mode="after")
+    def _films_given(self) -> Data:
+        if self.source == "films" and self.films is None:
+            raise ValueError("data.films: a folder is needed when data.source is 'films'")
+        if self.source == "phantom" and (self.films or self.landmarks):
+            raise ValueError("data.films: given, but data.source is 'phantom', which ignores it")
+        return self
+
+
+class Training(Section):
+    """One training run. Everything is counted in training images seen (the one clock)."""
+
+    images: int = Field(gt=0)  # length of the run
+    batch: int = Field(gt=0)  # images an optimizer step, over all ranks
+    micro_batch: int | None = Field(None, gt=0)  # images a rank holds at once; the rest accumulates
+    lr: float = Field(gt=0, le=1)
+    schedule: Literal["constant", "cosine"] = "cosine"  # cosine: down to 1 % of lr at the end
+    warmup_images: int = Field(0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)  # gradient norm
+    ema_images: float = Field(0.0, ge=0)  # time constant of the weight average; 0: no average
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    checkpoint_images: int = Field(20_000, gt=0)  # between two checkpoints
+    log_images: int = Field(512, gt=0)  # between two lines of metrics.jsonl
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(
+                f"batch: {self.batch} is not a multiple of micro_batch {self.micro_batch}"
+            )
+        if self.images < self.batch:
+            raise ValueError(f"images: {self.images} is less than one batch of {self.batch}")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "zero_stage: 0 with bf16 takes a false first optimizer step in DeepSpeed 0.19; "
+                "use 1 or more"
+            )
+        return self
+
+
+class Ruler(Section):
+    """The landmark network that measures the angles."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 96)
+    pretrained: Path | None = None
+    training: Training
+
+
+class Autoencoder(Section):
+    """The KL autoencoder (diffusers AutoencoderKL); trained from scratch unless `pretrained`."""
+
+    pretrained: Path | None = None
+    block_out_channels: tuple[int, ...] = (16, 32, 64)  # stride 2 ** (levels - 1)
+    layers_per_block: int = Field(1, ge=1)
+    latent_channels: int = Field(4, ge=1)
+    kl_weight: float = Field(1e-6, ge=0)
+    hip_weight: float = Field(4.0, ge=0)  # extra weight of the pixels around the hips
+    training: Training | None = None
+
+
+class Text(Section):
+    """The CLIP text encoder that is trained with the UNet when none is given."""
+
+    hidden_size: int = Field(128, gt=0, multiple_of=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    max_length: int = Field(48, ge=16, le=77)
+
+
+class UNet(Section):
+    """Shape of the diffusers UNet2DConditionModel when none is given."""
+
+    block_out_channels: tuple[int, ...] = (64, 128, 128)
+    attention: tuple[bool, ...] = (False, True, True)  # cross-attention at each level
+    layers_per_block: int = Field(1, ge=1)
+    head_dim: int = Field(32, gt=0)
+
+    @model_validator(mode="after")
+    def _levels(self) -> UNet:
+        if len(self.attention) != len(self.block_out_channels):
+            raise ValueError("attention: one entry per level of block_out_channels is needed")
+        return self
+
+
+class Diffusion(Section):
+    """A text-to-image latent diffusion model: the teacher (`stable_diffusion`)."""
+
+    pretrained: Path | None = None  # a diffusers folder, e.g. Stable Diffusion 1.5
+    conditioning: Literal["measurement", "caption"] = "measurement"
+    text: Text = Text()
+    train_text: bool = True
+    unet: UNet = UNet()
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    min_snr_gamma: float | None = Field(5.0, gt=0)
+    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
+    gradient_checkpointing: bool = False
+    training: Training
+
+
+class LLCM(Section):
+    """The Leapfrog Latent Consistency Model, distilled from the teacher."""
+
+    solver: Literal["paper", "leapfrog", "ddim"] = "leapfrog"
+    skip: int = Field(20, ge=1, le=250)  # k: the teacher jumps from t_(n+k) to t_n
+    guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
+    huber_c: float = Field(0.001, gt=0)
+    ema_decay: float = Field(0.95, ge=0, lt=1)  # of the target network, per optimizer step
+    hip_weight: float = Field(4.0, ge=0)
+    gradient_checkpointing: bool = False
+    training: Training
+
+
+class Sampling(Section):
+    """What is drawn for the test captions."""
+
+    steps: int = Field(25, ge=1, le=1000)  # of the teacher
+    solver: Literal["paper", "leapfrog", "ddim"] = "ddim"
+    guidance: float = Field(3.0, ge=1)  # guidance scale 1 + w, as in diffusers
+    llcm_steps: tuple[int, ...] = (1, 2, 4, 8)
+    llcm_guidance: float | None = Field(None, ge=1)  # default: guidance
+    per_caption: int = Field(1, ge=1)
+    shard_size: int = Field(84, ge=1)  # images per shard: one array task
+    batch: int = Field(28, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def student_guidance(self) -> float:
+        """Guidance scale of the LLCM rows."""
+        return self.guidance if self.llcm_guidance is None else self.llcm_guidance
+
+
+class Evaluation(Section):
+    """How the samples are scored."""
+
+    min_confidence: float = Field(0.05, ge=0, le=1)  # below it the ruler refuses
+    inception: Path | None = None  # torch-fidelity's Inception weights; without: EfficientNet
+    permutations: int = Field(1000, ge=0)
+    batch: int = Field(84, ge=1)
+
+
+class Experiment(Section):
+    """A whole experiment: one file of configs/."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    data: Data = Data()
+    ruler: Ruler
+    autoencoder: Autoencoder | None = None
+    stable_diffusion: Diffusion | None = None
+    stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
+    llcm: LLCM | None = None
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        return _check_experiment(self)
+
+    def trained(self) -> list[str]:
+        """Names of the models that this experiment trains, in order."""
+        names = ["ruler"] if self.ruler.pretrained is None else []
+        if self.autoencoder and self.autoencoder.pretrained is None:
+            names.append("autoencoder")
+        return names + [
+            n for n in ("stable_diffusion", "stable_diffusion_caption", "llcm") if getattr(self, n)
+        ]
+
+
+def _check_experiment(config: Experiment) -> Experiment:
+    """Checks that involve several sections; raises ValueError naming the key."""
+    if config.stable_diffusion and not config.autoencoder:
+        raise ValueError("autoencoder: needed by stable_diffusion")
+    if config.llcm and not config.stable_diffusion:
+        raise ValueError("llcm: needs stable_diffusion, its teacher")
+    baseline = config.stable_diffusion_caption
+    if baseline and baseline.conditioning != "caption":
+        raise ValueError("stable_diffusion_caption.conditioning: must be 'caption'")
+    auto = config.autoencoder
+    if auto and auto.pretrained is None and auto.training is None:
+        raise ValueError("autoencoder: give either pretrained (a folder) or training")
+    count = config.data.train * config.data.views
+    for name in ("ruler", "autoencoder", "stable_diffusion", "stable_diffusion_caption", "llcm"):
+        section = getattr(config, name)
+        training = section.training if section else None
+        if config.data.source == "phantom" and training and training.batch > count:
+            raise ValueError(
+                f"{name}.training.batch: {training.batch} is more than the data set has "
+                f"({config.data.train} films x {config.data.views} views = {count})"
+            )
+        folder = section.pretrained if section and hasattr(section, "pretrained") else None
+        if folder is not None and not folder.exists():
+            raise ValueError(f"{name}.pretrained: {folder} does not exist (see sbatch/prefetch.sh)")
+    if config.data.films and not config.data.films.is_dir():
+        raise ValueError(f"data.films: {config.data.films} is not a folder")
+    if config.evaluation.inception and not config.evaluation.inception.is_file():
+        raise ValueError(f"evaluation.inception: {config.evaluation.inception} does not exist")
+    return config
+
+
+def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Experiment:
+    """Reads an experiment file, applies `key.sub=value` overrides and checks it.
+
+    Values of overrides are YAML (`llcm.guidance=[2,6]`, `autoencoder.pretrained=null`).
+
+    Raises:
+        ConfigError: one problem a line, each with its key.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; the experiments are in configs/") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings")
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return parse_experiment(tree, str(path))
+
+
+def parse_experiment(tree: dict[str, Any], origin: str) -> Experiment:
+    """Checks a tree of plain values; `origin` is named in the message of ConfigError."""
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problem(origin, e) for e in error.errors())) from None
+
+
+def _problem(origin: str, error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"{origin}: unknown key '{key}'"
+    if error["type"] == "missing":
+        return f"{origin}: key '{key}' is missing"
+    shown = "" if error["type"] == "value_error" else f" (got {error['input']!r})"
+    return f"{origin}: {key + ': ' if key else ''}{message}{shown}"
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}': expected key.sub=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"'{override}': the value is not valid YAML") from None
+    node = tree
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"'{override}': '{parent}' is not a section")
+    node[last] = value
