@@ -1,0 +1,1 @@
+"""Hip geometry, phantom films, film reading, captions and dataset layouts."""
