@@ -1,0 +1,154 @@
+"""The statistics of asked against measured angles, against scipy and closed forms."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from hpc_hipgen.evaluation import faithfulness as f
+
+
+def sample(n, rho=0.8, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(102, 7, n)
+    return x, 102 + rho * (x - 102) + rng.normal(0, 4, n)
+
+
+@pytest.mark.parametrize("n", [4, 10, 84])
+@pytest.mark.parametrize("rho", [-0.9, 0.0, 0.8])
+def test_r_interval_slope_agree_with_scipy(n, rho):
+    x, y = sample(n, rho, seed=n)
+    got = f.faithfulness(x, y)
+    reference = stats.pearsonr(x, y)
+    interval = reference.confidence_interval(0.95)
+    assert got["r"] == pytest.approx(reference.statistic, abs=1e-12)
+    assert got["r_low"] == pytest.approx(interval.low, abs=1e-9)
+    assert got["r_high"] == pytest.approx(interval.high, abs=1e-9)
+    assert got["slope"] == pytest.approx(stats.linregress(x, y).slope, abs=1e-10)
+    assert got["r2"] == pytest.approx(reference.statistic**2)
+
+
+def test_known_numbers():
+    got = f.faithfulness([90, 95, 100, 105], [92, 97, 102, 107])
+    assert (got["r"], got["r_low"], got["r_high"]) == pytest.approx((1, 1, 1))
+    assert (got["mae"], got["bias"], got["slope"]) == pytest.approx((2, 2, 1))
+    assert got["r2_identity"] == pytest.approx(1 - 16 / 125)
+    assert (got["n"], got["failed"]) == (4, 0)
+
+
+def test_refusals_are_counted_and_do_not_shift_the_rest():
+    x, y = sample(50)
+    holes = y.copy()
+    holes[[3, 7, 20]] = np.nan
+    kept = np.isfinite(holes)
+    got, clean = f.faithfulness(x, holes), f.faithfulness(x[kept], y[kept])
+    assert got.pop("failed") == 3 and clean.pop("failed") == 0
+    assert got == clean
+
+
+@pytest.mark.parametrize(
+    "asked, measured",
+    [
+        ([], []),
+        ([100.0], [101.0]),
+        ([90.0, 95, 100], [91.0, 96, 101]),
+        ([90.0, 95, 100, 105], [np.nan] * 4),
+        ([100.0] * 6, [99.0, 100, 101, 102, 103, 104]),
+    ],
+)
+def test_degenerate_input_has_no_r_and_is_strict_json(asked, measured):
+    got = f.faithfulness(asked, measured)
+    assert [got[k] for k in ("r", "r_low", "r_high", "r2", "r2_identity", "slope")] == [None] * 6
+    assert got["n"] + got["failed"] == len(asked)
+    json.dumps(got, allow_nan=False)
+
+
+def test_a_constant_generator_has_slope_zero_and_no_r():
+    got = f.constant_mean_baseline(100.0, [90.0, 95, 105, 110])
+    assert got["r"] is None and got["slope"] == pytest.approx(0)
+    assert got["mae"] == pytest.approx(7.5)
+    assert got["r2_identity"] == pytest.approx(0), "drawing the mean request is the zero of R²"
+
+
+def test_rounding_noise_on_a_constant_is_not_a_correlation():
+    x = np.linspace(90, 110, 20)
+    assert f.faithfulness(x, np.full(20, 100.0) + 1e-13 * x)["r"] is None
+
+
+@pytest.mark.parametrize(
+    "asked, measured, words",
+    [
+        ([1.0, 2], [1.0], "one length"),
+        ([1.0, np.nan], [1.0, 2], r"asked\[1\]"),
+        ([1.0, 2], [np.inf, 2], r"measured\[0\]"),
+    ],
+)
+def test_bad_columns_are_named(asked, measured, words):
+    with pytest.raises(ValueError, match=words):
+        f.faithfulness(asked, measured)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(5, 60),
+    st.integers(0, 10_000),
+    st.floats(0.2, 3),
+    st.floats(-20, 20),
+)
+def test_r_ignores_scale_and_offset_but_identity_does_not(n, seed, scale, offset):
+    x, y = sample(n, seed=seed)
+    a, b = f.faithfulness(x, y), f.faithfulness(x, scale * y + offset)
+    assert b["r"] == pytest.approx(a["r"], abs=1e-9)
+    assert b["slope"] == pytest.approx(scale * a["slope"], abs=1e-8)
+    assert b["r_low"] <= b["r"] <= b["r_high"]
+    assert b["r2_identity"] <= 1 and b["mae"] >= abs(b["bias"]) - 1e-9
+
+
+def test_permutation_null_matches_theory_and_repeats():
+    x, y = sample(84, rho=0)
+    null = f.permutation_null(x, y)
+    assert null == f.permutation_null(x, y)
+    assert null == pytest.approx(0.2146, abs=0.02)  # two-sided 5 % point of r at n = 84
+    assert f.permutation_null(x, np.full(84, 100.0)) is None
+
+
+def test_ruler_ceiling_reproduces_the_published_table():
+    got = [f.ruler_ceiling(sd, mae) for mae in (2, 5) for sd in (6.2, 12)]
+    assert got == pytest.approx([0.93, 0.98, 0.70, 0.89], abs=0.005)
+    with pytest.raises(ValueError):
+        f.ruler_ceiling(0, 1)
+
+
+def test_ruler_ceiling_is_what_a_simulation_finds():
+    rng = np.random.default_rng(1)
+    truth = rng.normal(100, 6, 200_000)
+    noise = rng.normal(0, 3 * math.sqrt(math.pi / 2), truth.size)
+    assert f.pearson(truth, truth + noise) == pytest.approx(f.ruler_ceiling(6, 3), abs=0.005)
+
+
+def test_paired_bootstrap_finds_a_difference_and_keeps_dogs_together():
+    rng = np.random.default_rng(0)
+    asked = rng.normal(100, 7, (60, 2))
+    first, second = asked + rng.normal(0, 4, (60, 2)), asked + rng.normal(0, 1, (60, 2))
+    dogs = [f"dog{i // 2}" for i in range(60)]
+    got = f.paired_bootstrap(asked, first, second, dogs)
+    plain = np.abs(first - asked).mean() - np.abs(second - asked).mean()
+    assert got["difference"] == pytest.approx(plain)
+    assert 0 < got["low"] < got["difference"] < got["high"] and got["dogs"] == 30
+    same = f.paired_bootstrap(asked, first, first, dogs)
+    assert (same["low"], same["difference"], same["high"]) == (0, 0, 0)
+    first[5, 1] = np.nan
+    assert f.paired_bootstrap(asked, first, second, dogs)["dogs"] == 29
+    assert f.paired_bootstrap(asked[:3], first[:3], second[:3], dogs[:3])["low"] is None
+
+
+def test_paper_rows():
+    assert [(row.left, row.right) for row in f.PAPER_TABLE_1] == [
+        (0.2026, 0.1458),
+        (0.1307, 0.2747),
+        (0.1814, 0.1338),
+    ]
