@@ -1,0 +1,54 @@
+# Every target builds the environment first when it is missing; it lives outside the clone, one per
+# requirements.lock, so that several clones share it. HIPGEN_PYTHON=/path/to/python uses your own instead.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.PHONY: help env demo ruler test lint format lock status
+
+CONFIG ?= configs/llcm.yaml
+PYTHON_OF_ENV = $$(bash sbatch/environment.sh)
+
+help: ## this text
+	@echo "hpc_hipgen: hip radiographs on demand, and a report of how far the drawn angles are from those asked for."
+	echo
+	echo "  make demo                  everything on this machine: environment, phantoms, training, samples, report"
+	echo "  make demo ARGS='--dry-run' what would run, and where; ARGS also takes settings: ARGS='data.train=64'"
+	echo "  make ruler FILMS=folder    measure the Norberg angles of real films (landmarks.csv beside them)"
+	echo "  make status                what is done, what runs, how fast"
+	echo "  make test | make lint      the tests | formatting, linting, shell scripts"
+	echo "  make env                   only the environment (python 3.11 or 3.12, about 8 GB, a few minutes)"
+	echo "  make format | make lock    rewrite the code's layout | resolve pyproject.toml into requirements.lock"
+	echo
+	echo "On a cluster: sbatch sbatch/llcm.sh (after \`make env\` on the login node). The same script, the same run folder."
+
+env: ## the environment of requirements.lock
+	@bash sbatch/environment.sh
+
+demo: env ## the whole main job
+	@bash sbatch/llcm.sh $(ARGS)
+
+ruler: env ## ingest real films and measure them
+	@FILMS="$(FILMS)" bash sbatch/ruler.sh $(ARGS)
+
+status: env ## stages, images seen, speed
+	@"$(PYTHON_OF_ENV)" -m jobs.status $(ARGS)
+
+test: lint ## lint and every test
+	@"$(PYTHON_OF_ENV)" -m pytest $(ARGS)
+
+lint: env ## layout, linter, shell scripts
+	@python="$(PYTHON_OF_ENV)"
+	"$$python" -m ruff check .
+	"$$python" -m ruff format --check .
+	"$$(dirname "$$python")/shellcheck" sbatch/*.sh .ci/run
+
+format: env
+	@python="$(PYTHON_OF_ENV)"
+	"$$python" -m ruff check --fix .
+	"$$python" -m ruff format .
+
+lock: ## resolve pyproject.toml again (needs uv on the path)
+	@uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	    --output-file requirements.lock pyproject.toml

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Prints the python to use; builds the environment of requirements.lock first when it is missing.
+#
+#   HIPGEN_PYTHON=/path/to/python   use this one (a conda environment, a module, a container); nothing is built
+#   HIPGEN_ENV=/shared/disk/env     where to build; the default is ~/.cache/hpc_hipgen/env-<hash of the lock>
+#
+# The environment holds packages only, not this project, so all clones with the same lock share it.
+# A marker file is written last: an interrupted installation is thrown away and done again.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+lock=$root/requirements.lock
+cache=$HOME/.cache/hpc_hipgen
+
+say() { echo "environment: $*" >&2; }
+die() {
+    say "$*"
+    exit 2
+}
+
+usable() { # usable PYTHON: it starts, is 3.11 or 3.12, and can make environments
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+        > /dev/null 2>&1
+}
+
+base_python() { # the first python on the path that will do
+    local name
+    for name in python3 python3.12 python3.11 python; do
+        if command -v "$name" > /dev/null && usable "$name"; then
+            command -v "$name"
+            return
+        fi
+    done
+    die "no python 3.11 or 3.12 with venv on the path (found: $(python3 --version 2>&1 || true));" \
+        "on Debian or Ubuntu: apt-get install python3 python3-venv; on a cluster: module load python/3.11;" \
+        "or with conda: conda env create -f environment.yml && conda activate hpc_hipgen" \
+        "&& export HIPGEN_PYTHON=\$(command -v python)"
+}
+
+find_uv() { # find_uv PYTHON: uv on the path, or one installed beside our environments
+    if command -v uv > /dev/null && uv --version > /dev/null 2>&1; then
+        command -v uv
+        return
+    fi
+    local tools=$cache/uv
+    if [[ ! -f $tools/complete ]]; then
+        say "installing uv into $tools"
+        rm -rf "$tools"
+        "$1" -m venv "$tools" >&2
+        "$tools/bin/python" -m pip install --quiet --disable-pip-version-check uv >&2
+        touch "$tools/complete"
+    fi
+    echo "$tools/bin/uv"
+}
+
+hash_of_lock=$(sha256sum "$lock" | cut -c 1-12)
+environment=${HIPGEN_ENV:-$cache/env-$hash_of_lock}
+marker=$environment/hpc_hipgen.complete
+started=$environment/hpc_hipgen.started
+
+complete() { [[ -f $marker && $(< "$marker") == "$hash_of_lock" && -x $environment/bin/python ]]; }
+
+build() {
+    local python uv
+    python=$(base_python)
+    uv=$(find_uv "$python")
+    # throw away only what this script began: HIPGEN_ENV may point at something else by mistake
+    if [[ -e $environment && -n $(ls -A "$environment") && ! -f $started ]]; then
+        die "HIPGEN_ENV=$environment exists and was not made by this script;" \
+            "name an empty folder, or set HIPGEN_PYTHON=$environment/bin/python to use it as it is"
+    fi
+    say "building $environment from requirements.lock (about 8 GB; minutes)"
+    rm -rf "$environment"
+    mkdir -p "$environment"
+    touch "$started"
+    "$python" -m venv "$environment" >&2
+    "$uv" pip sync --python "$environment/bin/python" "$lock" >&2 ||
+        die "the installation failed (above); run the same command again to go on"
+    echo "$hash_of_lock" > "$marker.new"
+    mv "$marker.new" "$marker"
+    say "complete"
+}
+
+if [[ -n ${HIPGEN_PYTHON:-} ]]; then
+    command -v "$HIPGEN_PYTHON" > /dev/null || die "HIPGEN_PYTHON=$HIPGEN_PYTHON is not a program"
+    command -v "$HIPGEN_PYTHON"
+    exit
+fi
+if ! complete; then
+    mkdir -p "$cache" "$(dirname "$environment")"
+    if command -v flock > /dev/null; then # two clones may start at once: the second waits for the first
+        exec 9> "$environment.lock"
+        flock 9
+    fi
+    complete || build
+fi
+echo "$environment/bin/python"
