@@ -37,7 +37,7 @@ MIRROR_CLASSES: frozenset[int] = frozenset({2, 4})
 """Classes whose phrase is still true of a mirrored film; 1 and 3 name a side of the image."""
 
 _PREFIX = "ventrodorsal radiograph of a dog's hips, norberg angle"
-_ANGLES = re.compile(r"\bleft (\d+(?:\.\d+)?) degrees, right (\d+(?:\.\d+)?) degrees")
+_SIDE = {side: re.compile(rf"\b{side} (\d+(?:\.\d+)?) degrees\b") for side in ("left", "right")}
 
 
 def caption(angles: Angles, prompt_class: int) -> str:
@@ -68,8 +68,7 @@ def caption(angles: Angles, prompt_class: int) -> str:
 
 def parse_caption(text: str) -> Angles | None:
     """Return the angles that a prompt asks for, or None when it does not name both."""
-    found = _ANGLES.search(text.lower())
-    if found is None:
+    left, right = (_SIDE[side].search(text.lower()) for side in ("left", "right"))
+    if left is None or right is None:
         return None
-    left, right = (float(value) for value in found.groups())
-    return Angles(image_left=right, image_right=left)
+    return Angles.of_patient(left=float(left[1]), right=float(right[1]))

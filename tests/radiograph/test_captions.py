@@ -54,6 +54,10 @@ def test_an_unknown_class_is_refused():
         caption(Angles(100.0, 100.0), 5)
 
 
+def test_a_free_prompt_may_name_the_sides_in_any_order():
+    assert parse_caption("Hips, right 98 degrees and Left 102 degrees") == Angles(98.0, 102.0)
+
+
 @pytest.mark.parametrize("text", ["", "a hip", "left 100 degrees"])
 def test_a_text_without_both_angles_parses_to_none(text):
     assert parse_caption(text) is None
