@@ -1,0 +1,162 @@
+"""The noise schedule of Stable Diffusion, its timestep sets, and what a network may predict."""
+
+import torch
+from torch import Tensor
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+def scaled_linear_alphas_cumprod(
+    n: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+) -> Tensor:
+    """Cumulative products abar_t of 1 - beta_t, (n,) float64, decreasing, within (0, 1).
+
+    The betas are the squares of an even grid between the square roots of their ends, as in
+    latent diffusion (Rombach et al. 2022). Kept in float64: 1 - abar loses digits near t = 0.
+    """
+    betas = torch.linspace(beta_start**0.5, beta_end**0.5, n, dtype=torch.float64) ** 2
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
+def compute_dtype(z: Tensor) -> torch.dtype:
+    """The dtype of arithmetic on latents z: float64 stays, all else is done in float32."""
+    return torch.promote_types(z.dtype, torch.float32)
+
+
+def broadcast(values: Tensor, z: Tensor) -> Tensor:
+    """Shape per-sample values (b,), or one value (), so that they broadcast over z (b, ...).
+
+    The result has z's number of axes, so that half precision operands are promoted to its
+    dtype, `compute_dtype(z)`; it is on z's device.
+    """
+    values = torch.as_tensor(values).to(device=z.device, dtype=compute_dtype(z))
+    assert values.ndim <= 1, f"one value or one per sample, not shape {tuple(values.shape)}"
+    return values.reshape(-1, *(1,) * (z.ndim - 1))
+
+
+def signal_and_noise(abar: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) of levels abar, () or (b,), broadcast over z; roots taken in float64."""
+    abar = torch.as_tensor(abar, dtype=torch.float64)
+    return broadcast(abar.sqrt(), z), broadcast((1.0 - abar).sqrt(), z)
+
+
+def alpha_sigma(t: Tensor | int, alphas_cumprod: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha_t, sigma_t) of integer timesteps t, () or (b,), broadcast over the latents z."""
+    return signal_and_noise(alphas_cumprod[t], z)
+
+
+def noise_to_signal(alphas_cumprod: Tensor) -> Tensor:
+    """s = sigma / alpha of levels abar, float64, any shape; 0 where abar is 1."""
+    abar = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+    return ((1.0 - abar) / abar).sqrt()
+
+
+def nearest_timestep(s: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """The integer timesteps whose noise-to-signal ratio is nearest to s (any shape)."""
+    table = noise_to_signal(alphas_cumprod)
+    above = torch.searchsorted(table, s.to(table)).clamp(1, len(table) - 1)
+    below = above - 1
+    return torch.where(s - table[below] <= table[above] - s, below, above)
+
+
+def add_noise(x0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """z_t = alpha_t x0 + sigma_t noise, in x0's dtype; t () or (b,)."""
+    alpha, sigma = alpha_sigma(t, alphas_cumprod, x0)
+    return (alpha * x0 + sigma * noise).to(x0.dtype)
+
+
+def training_target(
+    x0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
+) -> Tensor:
+    """What the network has to predict: the noise, or v = alpha noise - sigma x0."""
+    check_prediction(prediction)
+    if prediction == "epsilon":
+        return noise
+    alpha, sigma = alpha_sigma(t, alphas_cumprod, x0)
+    return (alpha * noise - sigma * x0).to(x0.dtype)
+
+
+def to_epsilon(
+    output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
+) -> Tensor:
+    """The noise that a network's output (prediction type `prediction`) stands for at (z, t)."""
+    check_prediction(prediction)
+    if prediction == "epsilon":
+        return output
+    alpha, sigma = alpha_sigma(t, alphas_cumprod, z)
+    return (alpha * output + sigma * z).to(output.dtype)
+
+
+def to_x0(
+    output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
+) -> Tensor:
+    """The clean latents that a network's output stands for at (z, t), in `compute_dtype(z)`."""
+    check_prediction(prediction)
+    alpha, sigma = alpha_sigma(t, alphas_cumprod, z)
+    if prediction == "epsilon":
+        return (z - sigma * output) / alpha
+    return alpha * z - sigma * output
+
+
+def min_snr_weight(
+    t: Tensor, alphas_cumprod: Tensor, gamma: float = 5.0, prediction: str = "epsilon"
+) -> Tensor:
+    """Weights of the squared error of prediction at t, same shape as t, float32.
+
+    They make the loss min(SNR, gamma) times the squared error of x0, SNR = abar / (1 - abar)
+    (Min-SNR, Hang et al. 2023): divided by SNR for epsilon, by SNR + 1 for v.
+    """
+    check_prediction(prediction)
+    if not gamma > 0:
+        raise ValueError(f"min_snr_weight: gamma must be positive, not {gamma}")
+    abar = alphas_cumprod[t]
+    snr = abar / (1.0 - abar)
+    weight = snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1.0)
+    return weight.float()
+
+
+def uniform_timesteps(steps: int, n: int = 1000, offset: int = 1) -> Tensor:
+    """The timesteps of Stable Diffusion's DDIM ("leading" spacing), (steps,) int64, falling.
+
+    Multiples of n // steps plus the offset; the same as diffusers' DDIMScheduler visits with
+    steps_offset = 1. Raises ValueError if they do not fit below n.
+    """
+    if not 1 <= steps <= n:
+        raise ValueError(f"uniform_timesteps: steps must be within 1..{n}, not {steps}")
+    timesteps = torch.arange(steps - 1, -1, -1) * (n // steps) + offset
+    if timesteps[0] >= n:
+        raise ValueError(f"uniform_timesteps: {steps} steps with offset {offset} pass {n - 1}")
+    return timesteps
+
+
+def distillation_timesteps(skip: int, n: int = 1000) -> Tensor:
+    """The grid on which a consistency model is distilled, (n // skip,) int64, rising.
+
+    skip-1, 2 skip-1, ...: the grid of diffusers' LCMScheduler with
+    original_inference_steps = n // skip, for a skip that divides n (ValueError otherwise).
+    """
+    if not 1 <= skip <= n or n % skip:
+        raise ValueError(f"distillation_timesteps: skip must divide {n}, not {skip}")
+    return torch.arange(1, n // skip + 1) * skip - 1
+
+
+def jump_target(t: Tensor, skip: int) -> Tensor:
+    """t_n for t_{n+k} = t: skip timesteps cleaner, but never below 0 (the boundary of f)."""
+    return (t - skip).clamp(min=0)
+
+
+def lcm_timesteps(steps: int, skip: int, n: int = 1000) -> Tensor:
+    """The timesteps of `steps` of consistency sampling, (steps,) int64, falling from n-1.
+
+    Spread evenly over the distillation grid by index, as LCMScheduler does.
+    """
+    grid = distillation_timesteps(skip, n).flip(0)
+    if not 1 <= steps <= len(grid):
+        raise ValueError(f"lcm_timesteps: steps must be within 1..{len(grid)}, not {steps}")
+    return grid[torch.arange(steps) * len(grid) // steps]
+
+
+def check_prediction(prediction: str) -> None:
+    """Raise ValueError unless the prediction type is one of PREDICTION_TYPES."""
+    if prediction not in PREDICTION_TYPES:
+        raise ValueError(f"prediction must be one of {PREDICTION_TYPES}, not {prediction!r}")
