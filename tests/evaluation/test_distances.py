@@ -1,0 +1,133 @@
+"""Fréchet and kernel distances against closed forms and torchmetrics."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
+
+from hpc_hipgen.evaluation import distances as d
+
+
+def sets(n=40, m=55, width=12, shift=0.5, seed=0):
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(width, width))
+    return rng.normal(size=(n, width)) @ mix, rng.normal(shift, 1.3, (m, width)) @ mix
+
+
+def brute_force(x, y):
+    s1, s2 = np.cov(x.T), np.cov(y.T)
+    root = linalg.sqrtm(s1 @ s2).real
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s1 + s2 - 2 * root)
+
+
+class Table(nn.Module):
+    """Looks features up by image number, so that torchmetrics sees exactly ours."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.features, self.num_features = torch.from_numpy(features), features.shape[1]
+
+    def forward(self, numbers):
+        return self.features[numbers]
+
+
+@pytest.mark.parametrize("n, m, width", [(40, 55, 12), (20, 31, 64), (2, 3, 5)])
+def test_frechet_agrees_with_torchmetrics(n, m, width):
+    x, y = sets(n, m, width)
+    metric = FrechetInceptionDistance(Table(np.concatenate([x, y]))).set_dtype(torch.float64)
+    metric.update(torch.arange(n), real=False)
+    metric.update(torch.arange(n, n + m), real=True)
+    assert d.frechet_distance(x, y) == pytest.approx(float(metric.compute()), rel=1e-3)
+
+
+def test_frechet_closed_forms():
+    x, y = sets()
+    assert d.frechet_distance(x, y) == pytest.approx(brute_force(x, y), rel=1e-6)
+    assert d.frechet_distance(x, y) == pytest.approx(d.frechet_distance(y, x))
+    assert d.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert d.frechet_distance(x, x + 2.0) == pytest.approx(4.0 * x.shape[1])
+    scaled = x.mean(0) + 3 * (x - x.mean(0))  # same axes: sum of (sd1 - sd2)²
+    assert d.frechet_distance(x, scaled) == pytest.approx(4 * x.var(0, ddof=1).sum())
+
+
+def test_kernel_distance_agrees_with_torchmetrics():
+    x, y = sets(40, 40)  # it takes both sets to be of one size
+    expected = float(poly_mmd(torch.from_numpy(x), torch.from_numpy(y)))
+    assert d.kernel_distance(x, y)[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_kernel_jackknife_is_the_brute_force_one():
+    x, y = sets(8, 9, 4)
+    values_x = [d.kernel_distance(np.delete(x, i, 0), y)[0] for i in range(8)]
+    values_y = [d.kernel_distance(x, np.delete(y, i, 0))[0] for i in range(9)]
+    expected = np.sqrt(7 * np.var(values_x) + 8 * np.var(values_y))
+    assert d.kernel_distance(x, y)[1] == pytest.approx(expected, rel=1e-9)
+
+
+def test_kernel_distance_is_unbiased_where_frechet_is_not():
+    rng = np.random.default_rng(3)
+    pairs = [(rng.normal(size=(20, 100)), rng.normal(size=(20, 100))) for _ in range(40)]
+    kernels = np.array([d.kernel_distance(x, y)[0] for x, y in pairs])
+    assert abs(kernels.mean()) < 3 * kernels.std() / np.sqrt(len(kernels))
+    assert d.frechet_distance(*pairs[0]) > 50, "half of the total variance is bias at n = 20"
+
+
+@pytest.mark.parametrize(
+    "x, y, words",
+    [
+        (np.zeros((1, 3)), np.zeros((5, 3)), "two or more rows"),
+        (np.zeros((5, 3)), np.zeros((5, 4)), "equal width"),
+        (np.full((5, 3), np.nan), np.zeros((5, 3)), "not finite"),
+    ],
+)
+def test_bad_features_are_refused(x, y, words):
+    with pytest.raises(ValueError, match=words):
+        d.frechet_distance(x, y)
+
+
+def test_sample_and_floor_use_the_same_number_of_images():
+    x, y = sets(60, 70)
+    real = x[:25] + 0.1
+    got = d.compare_sets(x, y, real)
+    assert (got["n"], got["n_reference"]) == (25, 70)
+    assert got["floor"] == pytest.approx(d.frechet_distance(real, y))
+    assert got["kid_floor"] == pytest.approx(d.kernel_distance(real, y)[0])
+    few = d.compare_sets(x[:2], y, real)
+    assert few["frechet"] is None and few["n"] == 2
+    alone = d.compare_sets(x, y, None)
+    assert alone["n"] == 60 and alone["floor"] is None
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return d.load_backbone()
+
+
+def test_backbone_is_deterministic_and_batch_free(backbone):
+    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
+    features = backbone.extract(images, batch=2)
+    assert features.shape == (5, 1280) and features.dtype == np.float32
+    np.testing.assert_allclose(features, backbone.extract(images, batch=5), atol=1e-4)
+    assert np.ptp(features, axis=0).max() > 0.01, "the features tell the images apart"
+    assert backbone.distance == d.distance_name(backbone.name)
+    assert "FID" not in backbone.distance
+    with pytest.raises(ValueError, match="uint8"):
+        backbone(torch.zeros(1, 8, 8))
+
+
+def test_torchmetrics_takes_the_backbone_as_it_is(backbone):
+    metric = FrechetInceptionDistance(backbone)
+    metric.update(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), real=True)
+    assert metric.real_features_sum.shape == (1280,)
+
+
+def test_unknown_weights_are_refused_before_they_are_read(tmp_path):
+    wrong = tmp_path / "weights-inception-2015-12-05-6726825d.pth"
+    wrong.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="not the known weights"):
+        d.load_backbone(wrong)
+    with pytest.raises(ValueError, match="no such weight file"):
+        d.load_backbone(tmp_path / "absent.pth")
