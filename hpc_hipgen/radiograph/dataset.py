@@ -1,0 +1,320 @@
+"""From films to the data folder of a run: validate, split by dog, crop, write.
+
+A film is either a phantom, drawn when it is needed, or a file with an entry of a landmark table.
+Everything is a function of the settings and the seed alone: the number of processes, the order of
+files in a folder and other films of the set change no pixel of a view.
+"""
+
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from hpc_hipgen.progress import progress
+from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
+from hpc_hipgen.radiograph.films import FILM_SUFFIXES, FilmErrors, read_film
+from hpc_hipgen.radiograph.geometry import SIDES, Landmarks
+from hpc_hipgen.radiograph.landmark_table import SPLITS, Entry, read_landmark_table
+from hpc_hipgen.radiograph.layouts import write_layouts
+from hpc_hipgen.radiograph.views import make_view, resolution_budget
+
+# Phantoms of a split are numbered from here, so that the test films stay the same when more
+# training films are asked for.
+_FIRST_INDEX = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
+
+_POOL_FILMS = 16  # below that many films, starting processes takes longer than the work
+
+
+class Film(Protocol):
+    """One film of a data set; small enough to be sent to another process."""
+
+    name: str
+    dog: str
+    split: str
+
+    def load(self) -> tuple[np.ndarray, Landmarks, int]:
+        """Image (h, w) uint8, its landmarks in pixels, and its prompt class."""
+
+
+@dataclass(frozen=True)
+class PhantomFilm:
+    """A phantom, drawn on demand from (seed, index)."""
+
+    name: str
+    split: str
+    seed: int
+    index: int
+    size: int
+
+    @property
+    def dog(self) -> str:
+        """Every phantom is a dog of its own."""
+        return self.name
+
+    def load(self) -> tuple[np.ndarray, Landmarks, int]:
+        """Draw it."""
+        from hpc_hipgen.radiograph.phantom import draw_phantom
+
+        phantom = draw_phantom(self.seed, self.index, self.size)
+        return phantom.image, phantom.landmarks, phantom.prompt_class
+
+
+@dataclass(frozen=True)
+class FilmFile:
+    """A film on disk with its entry of the landmark table."""
+
+    name: str
+    dog: str
+    split: str
+    path: Path
+    landmarks: Landmarks
+    prompt_class: int
+
+    def load(self) -> tuple[np.ndarray, Landmarks, int]:
+        """Read it."""
+        return read_film(self.path), self.landmarks, self.prompt_class
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How films become views.
+
+    Attributes:
+        resolution: pixels, square.
+        head_distance: distance between the head centres as a fraction of the view's width.
+        views: views of a training film; the first is nominal, the others are jittered. Films of
+            the other splits have the nominal one only.
+        seed: of the jitter.
+    """
+
+    resolution: int
+    head_distance: float
+    views: int
+    seed: int
+
+
+def phantom_films(seed: int, counts: Mapping[str, int], resolution: int) -> list[PhantomFilm]:
+    """The phantoms of a data set; `counts` per split.
+
+    They are drawn at twice the resolution of the views or more, so that cropping only shrinks.
+    """
+    size = max(384, 2 * resolution)
+    return [
+        PhantomFilm(f"phantom-{split}-{n:05d}", split, seed, _FIRST_INDEX[split] + n, size)
+        for split in SPLITS
+        for n in range(counts.get(split, 0))
+    ]
+
+
+def split_dogs(dogs: Sequence[str], proportions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Deal dogs to splits in the given proportions; the order of `dogs` does not matter.
+
+    Largest remainders are rounded up, and where there are dogs enough no split that has a
+    proportion stays empty.
+    """
+    ranked = sorted(set(dogs), key=lambda dog: hashlib.sha256(f"{seed}:{dog}".encode()).digest())
+    wanted = {split: proportions.get(split, 0) for split in SPLITS if proportions.get(split, 0) > 0}
+    shares = {s: len(ranked) * part / sum(wanted.values()) for s, part in wanted.items()}
+    counts = {split: math.floor(share) for split, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda s: counts[s] - shares[s])
+    for split in by_remainder[: len(ranked) - sum(counts.values())]:
+        counts[split] += 1
+    for split in counts:
+        largest = max(counts, key=lambda s: counts[s])
+        if counts[split] == 0 and counts[largest] > 1:
+            counts[split] += 1
+            counts[largest] -= 1
+    dealt = [split for split, count in counts.items() for _ in range(count)]
+    return dict(zip(ranked, dealt, strict=True))
+
+
+def film_files(
+    folder: Path, table: Path | None, proportions: Mapping[str, float], seed: int
+) -> list[FilmFile]:
+    """Validate a folder of films with its landmark table (default: landmarks.csv in it).
+
+    Every film is read to its last byte. Splits come from the table, or from `split_dogs`.
+
+    Raises:
+        FilmErrors: all that is wrong, one line a problem with its file and row.
+    """
+    entries, problems = read_landmark_table(table or folder / "landmarks.csv")
+    for entry in progress(entries, len(entries), "checking films"):
+        problems += _image_problems(folder, entry)
+    if problems:
+        raise FilmErrors(problems)
+    dealt = split_dogs([entry.dog for entry in entries], proportions, seed)
+    return [
+        FilmFile(
+            name=entry.film,
+            dog=entry.dog,
+            split=entry.split or dealt[entry.dog],
+            path=folder / entry.film,
+            landmarks=entry.landmarks,
+            prompt_class=entry.prompt_class,
+        )
+        for entry in sorted(entries, key=lambda entry: entry.film)
+    ]
+
+
+def unlisted_films(folder: Path, films: Sequence[FilmFile]) -> list[str]:
+    """Names of the film files of a folder that its landmark table does not mention."""
+    known = {film.path.resolve() for film in films}
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in FILM_SUFFIXES and path.resolve() not in known
+    )
+
+
+def _image_problems(folder: Path, entry: Entry) -> list[str]:
+    """What is wrong with the image of an entry, and with its landmarks in that image."""
+    try:
+        image = read_film(folder / entry.film)
+    except ValueError as error:
+        return [f"{entry.where}: {error}"]
+    height, width = image.shape
+    problems = []
+    for side, where in zip(SIDES, entry.sides_where, strict=True):
+        hip = getattr(entry.landmarks, side)
+        for point in ("head", "rim"):
+            x, y = getattr(hip, f"{point}_x"), getattr(hip, f"{point}_y")
+            if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+                problems.append(
+                    f"{where}: {entry.film} {side} {point} ({x:g}, {y:g}) is outside the image"
+                    f" of {width} x {height} pixels"
+                )
+    try:
+        caption(entry.landmarks.norberg_angles(), entry.prompt_class)
+    except ValueError as error:
+        problems.append(f"{entry.where}: {entry.film}: {error}")
+    return problems
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Degrees of Norberg angle that a pixel is worth, per film (n,), and D in pixels (n,)."""
+
+    film_degrees: np.ndarray
+    view_degrees: np.ndarray
+    film_distance: np.ndarray
+    view_distance: float
+
+    def lines(self) -> list[str]:
+        """What it says, for people."""
+        film, view, distance = self.film_degrees, self.view_degrees, self.film_distance
+        return [
+            f"resolution, films: {np.median(distance):.0f} px between the heads (least"
+            f" {distance.min():.0f}), one pixel is {np.median(film):.2f} degrees (worst"
+            f" {film.max():.2f})",
+            f"resolution, views: {self.view_distance:.0f} px between the heads, one pixel is"
+            f" {np.median(view):.2f} degrees (worst {view.max():.2f})",
+        ]
+
+
+def write_dataset(
+    folder: Path, films: Sequence[Film], settings: ViewSettings, processes: int | None = None
+) -> tuple[list[dict[str, Any]], Budget]:
+    """Fill a data folder: images, manifest and layouts (see layouts.py).
+
+    Args:
+        folder: exists and is empty; should be a temporary one that is renamed afterwards.
+        films: in any order; numbered within their split by name.
+        settings: size and number of the views.
+        processes: default: the CPUs that this process may use.
+
+    Returns:
+        The manifest's rows, and the resolution budget.
+    """
+    tasks = list(_tasks(folder, films, settings))
+    for split in {film.split for film in films}:
+        (folder / "images" / split).mkdir(parents=True)
+    made = list(progress(_run(tasks, processes), len(tasks), "preparing films"))
+    rows = [row for views, _, _ in made for row in views]
+    write_layouts(folder, rows)
+    nominal = [Landmarks.from_flat(views[0]) for views, _, _ in made]
+    budget = Budget(
+        film_degrees=np.array([degrees for _, degrees, _ in made]),
+        view_degrees=np.array([resolution_budget(landmarks) for landmarks in nominal]),
+        film_distance=np.array([distance for _, _, distance in made]),
+        view_distance=settings.head_distance * settings.resolution,
+    )
+    return rows, budget
+
+
+Task = tuple[Path, Film, int, ViewSettings]
+Made = tuple[list[dict[str, Any]], float, float]
+
+
+def _tasks(folder: Path, films: Sequence[Film], settings: ViewSettings) -> Iterator[Task]:
+    for split in SPLITS:
+        chosen = sorted((f for f in films if f.split == split), key=lambda film: film.name)
+        for number, film in enumerate(chosen):
+            yield folder, film, number, settings
+
+
+def _run(tasks: list[Task], processes: int | None) -> Iterator[Made]:
+    """Make the films, in order, in a few processes when that is worth it."""
+    processes = min(processes or len(os.sched_getaffinity(0)), len(tasks))
+    if processes < 2 or len(tasks) < _POOL_FILMS:
+        yield from map(_make_film, tasks)
+        return
+    import multiprocessing
+
+    # Not fork: the caller may have threads (torch), whose locks a fork would copy.
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(_make_film, tasks, chunksize=4)
+
+
+def _make_film(task: Task) -> Made:
+    """Write the views of one film; its manifest rows, degrees per pixel and D of the film."""
+    folder, film, number, settings = task
+    image, landmarks, prompt_class = film.load()
+    rows = []
+    for view in range(settings.views if film.split == "train" else 1):
+        rng, flip = None, False
+        if view > 0:
+            # One generator per view: neither other films nor the number of views change it.
+            rng = np.random.default_rng([settings.seed, zlib.crc32(film.name.encode()), view])
+            flip = bool(rng.random() < 0.5) and prompt_class in MIRROR_CLASSES
+        pixels, moved = make_view(
+            image, landmarks, settings.resolution, settings.head_distance, rng, flip
+        )
+        name = f"{film.split}-{number:05d}-v{view:02d}"
+        file = f"images/{film.split}/{name}.png"
+        Image.fromarray(pixels).save(folder / file)
+        rows.append(
+            {
+                "id": name,
+                "film": film.name,
+                "dog": film.dog,
+                "split": film.split,
+                "view": view,
+                "flipped": int(flip),
+                "file": file,
+                "width": settings.resolution,
+                "height": settings.resolution,
+                **_labels(moved, prompt_class),
+            }
+        )
+    return rows, resolution_budget(landmarks), landmarks.head_distance
+
+
+def _labels(landmarks: Landmarks, prompt_class: int) -> dict[str, Any]:
+    """Landmark, angle and caption columns; the angles are those of the rounded landmarks."""
+    rounded = Landmarks.from_array(np.round(landmarks.to_array(), 4))
+    angles = rounded.norberg_angles()
+    return {
+        **rounded.flat(),
+        "patient_left": round(angles.patient_left, 3),
+        "patient_right": round(angles.patient_right, 3),
+        "prompt_class": prompt_class,
+        "caption": caption(angles, prompt_class),
+    }

@@ -1,0 +1,162 @@
+"""Reading films: PNG, JPEG and DICOM files to 8-bit grey.
+
+Only pixels leave this module. The attributes of a DICOM file (name, birth date, hospital, ...) and
+the text chunks of a PNG or JPEG are read where a pixel value depends on them and then dropped; what
+the project writes are PNGs of its own, so nothing of them is carried along. **Text that is burned
+into the pixels** (a date, a name in a corner) is *not* masked here: mask it before sharing.
+"""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+"""Files of a folder that are taken for films (any case)."""
+
+_DICOM_MAGIC = b"DICM"  # at offset 128, PS3.10 section 7.1
+
+
+class FilmErrors(ValueError):
+    """Everything that is wrong with a set of films, one line a problem.
+
+    Attributes:
+        lines: the problems, each with its file and row.
+    """
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = list(lines)
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        super().__init__("\n".join([f"{count} with the films, nothing was written:", *lines]))
+
+
+def read_film(path: Path) -> np.ndarray:
+    """Read a film as (h, w) uint8, 0 black (air) and 255 white (bone).
+
+    DICOM: modality and VOI transformations are applied and MONOCHROME1 is inverted, so that every
+    film looks as on a viewing station. 16-bit PNGs carry no window and are stretched from their
+    darkest to their brightest pixel. Colour is turned to grey (ITU-R 601), transparency to black,
+    and the EXIF orientation of a JPEG is obeyed.
+
+    Raises:
+        ValueError: a missing, truncated or unsupported file; the message starts with the path.
+    """
+    try:
+        with path.open("rb") as file:
+            is_dicom = file.read(132)[128:] == _DICOM_MAGIC
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
+    if is_dicom or path.suffix.lower() in (".dcm", ".dicom"):
+        film = _read_dicom(path)
+    else:
+        film = _read_picture(path)
+    if min(film.shape) < 2:
+        raise ValueError(f"{path}: {film.shape[1]} x {film.shape[0]} pixels is not a film")
+    return film
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            if picture.format not in ("PNG", "JPEG"):
+                raise ValueError(f"{path}: {picture.format} files are not read; use PNG or JPEG")
+            picture.load()
+            picture = ImageOps.exif_transpose(picture)
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{path}: not a PNG, JPEG or DICOM file") from None
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: damaged or truncated ({error})") from None
+    if picture.mode.startswith("I"):  # 16 bits, grey
+        return _to_bytes(_stretch(np.asarray(picture, dtype=np.float64)))
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+        picture = Image.alpha_composite(black, picture)
+    return np.array(picture.convert("L"))
+
+
+def _read_dicom(path: Path) -> np.ndarray:
+    from pydicom import dcmread
+    from pydicom.pixels import apply_color_lut
+
+    try:
+        dataset = dcmread(path)
+        if "PixelData" not in dataset:
+            raise ValueError("it holds no image")
+        if int(dataset.get("NumberOfFrames") or 1) != 1:
+            raise ValueError(f"it holds {dataset.NumberOfFrames} frames, one is needed")
+        pixels = dataset.pixel_array
+        photometric = str(dataset.PhotometricInterpretation)
+        if photometric == "PALETTE COLOR":
+            wide = apply_color_lut(pixels, dataset)
+            pixels = (wide >> 8 if wide.dtype == np.uint16 else wide).astype(np.uint8)
+        if pixels.ndim == 3:
+            scale = 255 / (2 ** int(dataset.BitsStored) - 1)
+            colour = pixels if photometric == "PALETTE COLOR" else pixels * scale
+            return np.array(Image.fromarray(np.rint(colour).astype(np.uint8)).convert("L"))
+        return _to_bytes(_displayed(dataset, pixels))
+    except Exception as error:  # pydicom has no common base of what a damaged file raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: damaged, truncated or unsupported DICOM ({reason})") from None
+
+
+def _displayed(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:
+    """Grey levels 0..1 as displayed: modality, then VOI, then polarity (PS3.3 C.7.6.3.1.2)."""
+    from pydicom.pixels import apply_modality_lut, apply_voi
+
+    values = apply_modality_lut(pixels, dataset)
+    padding = np.zeros(pixels.shape, bool)
+    if "PixelPaddingValue" in dataset:
+        padding = pixels == dataset.PixelPaddingValue
+    if dataset.get("VOILUTSequence"):
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        shown = apply_voi(values, dataset) / (2**bits - 1)
+    elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+        centre, width = (
+            float(np.atleast_1d(dataset[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
+        )
+        shown = window(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
+    else:
+        shown = _stretch(values.astype(np.float64), ~padding)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1 - shown
+    return np.where(padding, 0, shown)
+
+
+def window(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
+    """Window grey levels to 0..1 (PS3.3 C.11.2.1.2: LINEAR, LINEAR_EXACT or SIGMOID).
+
+    Raises:
+        ValueError: a width out of range or an unknown function.
+    """
+    least = 1 if function == "LINEAR" else 0
+    if not (width >= least and width > 0):
+        raise ValueError(f"window width {width} is too small")
+    values = values.astype(np.float64)
+    if function == "LINEAR":
+        if width == 1:
+            return (values > centre - 0.5).astype(np.float64)
+        return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
+    if function == "LINEAR_EXACT":
+        return np.clip((values - centre) / width + 0.5, 0, 1)
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (values - centre) / width))
+    raise ValueError(f"unknown VOI LUT function {function}")
+
+
+def _stretch(values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """Scale linearly so that the valid pixels span 0..1; a flat film becomes 0."""
+    chosen = values if valid is None or not valid.any() else values[valid]
+    low, high = float(chosen.min()), float(chosen.max())
+    if math.isclose(low, high):
+        return np.zeros_like(values)
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def _to_bytes(shown: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)

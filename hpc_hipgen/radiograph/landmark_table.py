@@ -1,0 +1,302 @@
+"""Landmark tables: CSV with one row per hip, or COCO keypoints.
+
+**CSV** (comma separated, UTF-8), one row per hip and two per film:
+
+    image          file of the film, relative to the films' folder
+    side           image_left or image_right (image sides, not the patient's)
+    head_x, head_y, head_radius   best-fit circle of the femoral head, pixels of the film
+    rim_x, rim_y                  craniolateral acetabular rim point
+    norberg_angle  optional, degrees: compared with the landmarks, never used
+    dog            optional: films of one dog stay in one split (default: every film its own dog)
+    split          optional: train, validation or test
+    prompt_class   optional: 1 to 4 (default 4), see captions.py
+
+**COCO** (JSON): one annotation per film whose category names the six keypoints `image_left_head`,
+`image_left_head_edge` (any point on the circle, it gives the radius), `image_left_rim` and the
+same of `image_right`. An image may carry `dog`, `split` and `prompt_class` beside its `file_name`.
+
+Coordinates: pixel centres at integers, (0, 0) at the top left, y downwards.
+"""
+
+import csv
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
+from hpc_hipgen.radiograph.geometry import SIDES, Hip, Landmarks
+
+SPLITS = ("train", "validation", "test")
+
+ANGLE_TOLERANCE = 0.5
+"""Degrees by which a stated Norberg angle may differ from the one that the landmarks give."""
+
+DEFAULT_CLASS = 4
+"""Prompt class of a film whose table names none: a plain view."""
+
+_NUMBERS = ("head_x", "head_y", "head_radius", "rim_x", "rim_y")
+_REQUIRED = ("image", "side", *_NUMBERS)
+_FILM_COLUMNS = ("dog", "split", "prompt_class")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One film of a landmark table.
+
+    Attributes:
+        film: file name relative to the films' folder.
+        landmarks: in pixels of the film.
+        dog: whose film it is; the file without its suffix where the table does not say.
+        split: "train", "validation", "test", or None where the table does not say.
+        prompt_class: a key of `PROMPT_CLASSES`.
+        where: file and row, for messages.
+        sides_where: file and row of each side, for messages.
+    """
+
+    film: str
+    landmarks: Landmarks
+    dog: str
+    split: str | None
+    prompt_class: int
+    where: str
+    sides_where: tuple[str, str]
+
+
+def read_landmark_table(path: Path) -> tuple[list[Entry], list[str]]:
+    """Read a table; return the films without a problem, and all problems, one line each."""
+    if not path.is_file():
+        return [], [f"{path}: no such landmark table"]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        return [], [f"{path}: not a UTF-8 text file"]
+    entries, problems = (_read_coco if path.suffix.lower() == ".json" else _read_csv)(path, text)
+    if not entries and not problems:
+        problems = [f"{path}: no film in it"]
+    return entries, problems + _split_problems(path, entries)
+
+
+def _read_csv(path: Path, text: str) -> tuple[list[Entry], list[str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
+    if missing:
+        hint = "; separate the columns by commas" if ";" in text.split("\n", 1)[0] else ""
+        return [], [f"{path} row 1: no column {', '.join(missing)}{hint}"]
+    problems: list[str] = []
+    films: dict[str, dict[str, tuple[str, Hip, dict[str, str]]]] = defaultdict(dict)
+    for row in reader:
+        where = f"{path} row {reader.line_num}"
+        film, side = (row["image"] or "").strip(), (row["side"] or "").strip()
+        faults = _row_faults(row, film, side)
+        if not faults and side in films[film]:
+            faults = [f"{film} {side} is there twice, first in {films[film][side][0]}"]
+        if film and side in SIDES:
+            # A faulty row still counts as this side's, lest it be called missing as well.
+            hip = None if faults else Hip(*(float(row[name]) for name in _NUMBERS))
+            films[film].setdefault(side, (where, hip, row))
+        problems += [f"{where}: {fault}" for fault in faults]
+    entries = []
+    for film, sides in films.items():
+        entry, faults = _join_sides(film, sides)
+        problems += faults
+        entries += [entry] if entry else []
+    return entries, problems
+
+
+def _row_faults(row: Mapping[str, Any], film: str, side: str) -> list[str]:
+    """What is wrong with one row by itself."""
+    if None in row:
+        return ["it has more values than there are columns"]
+    faults = [] if film else ["the image is missing"]
+    if side not in SIDES:
+        faults.append(f"side {side!r} is not {' or '.join(SIDES)}")
+    for name in _NUMBERS:
+        if _number(row[name]) is None:
+            faults.append(f"{name} {row[name] or ''!r} is not a number")
+    radius = _number(row["head_radius"])
+    if radius is not None and radius <= 0:
+        faults.append(f"head_radius {row['head_radius']!r} is not above zero")
+    angle = (row.get("norberg_angle") or "").strip()
+    if angle and _number(angle) is None:
+        faults.append(f"norberg_angle {angle!r} is not a number")
+    return faults + _film_faults(row)
+
+
+def _film_faults(row: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the optional columns that describe the film."""
+    faults = []
+    split, prompt_class = (str(row.get(name) or "").strip() for name in ("split", "prompt_class"))
+    if split and split not in SPLITS:
+        faults.append(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    if prompt_class and prompt_class not in map(str, PROMPT_CLASSES):
+        known = ", ".join(map(str, PROMPT_CLASSES))
+        faults.append(f"prompt_class {prompt_class!r} is not one of {known}")
+    return faults
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _join_sides(
+    film: str, sides: dict[str, tuple[str, Hip | None, dict[str, str]]]
+) -> tuple[Entry | None, list[str]]:
+    """Make one film of its two rows, or say what keeps them apart."""
+    where = next(iter(sides.values()))[0]
+    missing = [side for side in SIDES if side not in sides]
+    if missing:
+        return None, [f"{where}: {film} has no row for {missing[0]}"]
+    if any(sides[side][1] is None for side in SIDES):
+        return None, []  # reported with its row
+    rows = [sides[side][2] for side in SIDES]
+    landmarks = Landmarks(*(sides[side][1] for side in SIDES))
+    faults = [
+        f"{where}: {film} has two different values of {name}"
+        for name in _FILM_COLUMNS
+        if (rows[0].get(name) or "").strip() != (rows[1].get(name) or "").strip()
+    ]
+    faults += [f"{where}: {fault}" for fault in landmark_faults(film, landmarks)]
+    if not faults:
+        faults = _angle_faults(landmarks, [(sides[side][0], sides[side][2]) for side in SIDES])
+    if faults:
+        return None, faults
+    where_sides = (sides[SIDES[0]][0], sides[SIDES[1]][0])
+    return _entry(film, landmarks, rows[0], where, where_sides), []
+
+
+def _entry(
+    film: str, landmarks: Landmarks, row: Mapping[str, Any], where: str, sides: tuple[str, str]
+) -> Entry:
+    dog, split, prompt_class = (str(row.get(name) or "").strip() for name in _FILM_COLUMNS)
+    return Entry(
+        film=film,
+        landmarks=landmarks,
+        dog=dog or Path(film).with_suffix("").as_posix(),
+        split=split or None,
+        prompt_class=int(prompt_class or DEFAULT_CLASS),
+        where=where,
+        sides_where=sides,
+    )
+
+
+def landmark_faults(film: str, landmarks: Landmarks) -> list[str]:
+    """What is impossible about the landmarks of a film, whatever its size."""
+    faults = []
+    left, right = landmarks.image_left, landmarks.image_right
+    if left.head_x >= right.head_x:
+        faults.append(
+            f"{film}: the head of image_left (x {left.head_x}) is not to the left of that of"
+            f" image_right (x {right.head_x}); sides are the image's, not the patient's"
+        )
+    for side, hip in zip(SIDES, (left, right), strict=True):
+        if (hip.head_x, hip.head_y) == (hip.rim_x, hip.rim_y):
+            faults.append(f"{film}: rim point and head centre of {side} are the same point")
+    return faults
+
+
+def _angle_faults(landmarks: Landmarks, rows: list[tuple[str, dict[str, str]]]) -> list[str]:
+    """Stated angles that are not those of the landmarks; `rows` in the order of SIDES."""
+    faults = []
+    angles = landmarks.norberg_angles()
+    for side, (where, row) in zip(SIDES, rows, strict=True):
+        stated, computed = _number(row.get("norberg_angle")), getattr(angles, side)
+        if stated is not None and abs(stated - computed) > ANGLE_TOLERANCE:
+            faults.append(
+                f"{where}: norberg_angle of {row['image'].strip()} {side} is {stated:g}"
+                f" but the landmarks give {computed:.1f} degrees"
+            )
+    return faults
+
+
+def _split_problems(path: Path, entries: list[Entry]) -> list[str]:
+    """A dog in two splits, or a split for some films only."""
+    problems = []
+    if any(entry.split for entry in entries):
+        problems += [
+            f"{entry.where}: {entry.film} has no split, other films have"
+            for entry in entries
+            if not entry.split
+        ]
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        other = first.setdefault(entry.dog, entry)
+        if entry.split and other.split and other.split != entry.split:
+            problems.append(
+                f"{entry.where}: dog {entry.dog} is in split {entry.split}, but {other.film}"
+                f" puts it in {other.split}"
+            )
+    return problems
+
+
+def _read_coco(path: Path, text: str) -> tuple[list[Entry], list[str]]:
+    try:
+        tree = json.loads(text)
+        images = {image["id"]: image for image in tree["images"]}
+        names = {c["id"]: list(c.get("keypoints", ())) for c in tree["categories"]}
+        annotations = list(map(dict, tree["annotations"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__} {error}".strip()
+        return [], [f"{path}: not COCO keypoints (images, categories, annotations): {reason}"]
+    entries: list[Entry] = []
+    problems: list[str] = []
+    seen: dict[Any, str] = {}
+    for number, annotation in enumerate(annotations, 1):
+        where = f"{path} annotation {number}"
+        image_id = annotation.get("image_id")
+        image = images.get(image_id)
+        if image is None or not image.get("file_name"):
+            problems.append(f"{where}: image_id {image_id!r} has no file_name in images")
+            continue
+        film = str(image["file_name"])
+        if image_id in seen:
+            problems.append(f"{where}: {film} is there twice, first in {seen[image_id]}")
+            continue
+        seen[image_id] = where
+        landmarks, faults = _coco_landmarks(
+            annotation.get("keypoints"), names.get(annotation.get("category_id"), [])
+        )
+        faults += _film_faults(image)
+        if landmarks is not None:
+            faults += landmark_faults(film, landmarks)
+        problems += [f"{where}: {film}: {fault.removeprefix(f'{film}: ')}" for fault in faults]
+        if landmarks is not None and not faults:
+            entries.append(_entry(film, landmarks, image, where, (where, where)))
+    problems += [
+        f"{path}: image {image.get('file_name')!r} has no annotation"
+        for image_id, image in images.items()
+        if image_id not in seen
+    ]
+    return entries, problems
+
+
+def _coco_landmarks(keypoints: Any, names: list[str]) -> tuple[Landmarks | None, list[str]]:
+    """Landmarks of the flat list x, y, visibility, ... in the order of the category's names."""
+    if not isinstance(keypoints, list) or len(keypoints) != 3 * len(names):
+        return None, [f"keypoints are not {len(names)} triples x, y, visibility"]
+    found: dict[str, tuple[float, float]] = {}
+    for place, name in enumerate(names):
+        x, y, visible = (_number(value) for value in keypoints[3 * place : 3 * place + 3])
+        if x is not None and y is not None and visible:  # visibility 0: not labelled
+            found[name] = (x, y)
+    needed = [f"{side}_{part}" for side in SIDES for part in ("head", "head_edge", "rim")]
+    missing = [name for name in needed if name not in found]
+    if missing:
+        return None, [f"keypoint {', '.join(missing)} is not labelled"]
+    hips = []
+    for side in SIDES:
+        head, edge, rim = (found[f"{side}_{part}"] for part in ("head", "head_edge", "rim"))
+        radius = math.dist(head, edge)
+        if radius == 0:
+            return None, [f"{side}_head and {side}_head_edge are the same point"]
+        hips.append(Hip(*head, radius, *rim))
+    return Landmarks(*hips), []

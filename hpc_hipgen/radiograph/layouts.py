@@ -1,0 +1,207 @@
+"""The data folder of a run: manifest, images, and one layout per generator of the paper.
+
+    manifest.csv                               one row per view, see `COLUMNS`
+    images/<split>/<id>.png                    8-bit grey views
+    layouts/imagefolder/<split>/metadata.csv   Stable Diffusion: file_name, text, landmarks
+    layouts/classes/class_<c>/<id>.png, .txt   DreamBooth: one folder per prompt class
+    layouts/pairs/<id>.png, .txt               DALL-E: image and caption of the same stem
+    layouts/shards/<split>-class_<c>-<n>.tar   LLCM: webdataset, png + txt + json
+
+`classes` and `pairs` hold the training split only: their generators train on all that is there.
+Images of a layout are hard links to the first copy where the file system can.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
+from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Landmarks
+from hpc_hipgen.radiograph.landmark_table import SPLITS
+
+COLUMNS = (
+    *"id film dog split view flipped file width height".split(),
+    *LANDMARK_COLUMNS,
+    *"patient_left patient_right prompt_class caption".split(),
+)
+"""Columns of manifest.csv; landmarks in pixels of the view, angles in degrees."""
+
+SHARD_VIEWS = 4096
+"""Views of one tar; a class with more goes on in the next one."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Films:
+    """Views in memory, in the order of their ids.
+
+    Attributes:
+        ids: n names of views.
+        images: (n, h, w) uint8.
+        landmarks: (n, 2, 5) float64 in view pixels, see `Landmarks.to_array`.
+        captions: n captions.
+        patient_left: (n,) float64 Norberg angles in degrees.
+        patient_right: (n,) float64.
+        prompt_class: (n,) int64.
+        film: n names of the films that the views were cut from.
+    """
+
+    ids: list[str]
+    images: np.ndarray
+    landmarks: np.ndarray
+    captions: list[str]
+    patient_left: np.ndarray
+    patient_right: np.ndarray
+    prompt_class: np.ndarray
+    film: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def write_layouts(data_folder: Path, rows: Sequence[Row]) -> None:
+    """Write the manifest and the four layouts of the views that lie in `images`."""
+    rows = sorted(rows, key=lambda row: row["id"])
+    _write_csv(data_folder / "manifest.csv", COLUMNS, rows)
+    layouts = data_folder / "layouts"
+    for split in SPLITS:
+        chosen = [row for row in rows if row["split"] == split]
+        if chosen:
+            _write_imagefolder(data_folder, layouts / "imagefolder" / split, chosen)
+            _write_shards(data_folder, layouts / "shards", split, chosen)
+    for row in rows:
+        if row["split"] == "train":
+            folder = layouts / "classes" / f"class_{row['prompt_class']}"
+            for target in (folder, layouts / "pairs"):
+                _link(data_folder / row["file"], target / f"{row['id']}.png")
+                (target / f"{row['id']}.txt").write_text(row["caption"] + "\n")
+
+
+def _write_imagefolder(data_folder: Path, folder: Path, rows: Sequence[Row]) -> None:
+    for row in rows:
+        _link(data_folder / row["file"], folder / f"{row['id']}.png")
+    columns = ("file_name", "text", *(c for c in COLUMNS if c not in ("file", "caption")))
+    named = [{**row, "file_name": f"{row['id']}.png", "text": row["caption"]} for row in rows]
+    _write_csv(folder / "metadata.csv", columns, named)
+
+
+def _write_shards(data_folder: Path, folder: Path, split: str, rows: Sequence[Row]) -> None:
+    from webdataset import TarWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for prompt_class in PROMPT_CLASSES:
+        chosen = [row for row in rows if row["prompt_class"] == prompt_class]
+        for number, start in enumerate(range(0, len(chosen), SHARD_VIEWS)):
+            name = f"{split}-class_{prompt_class}-{number:06d}.tar"
+            # Fixed times and owners: the same data give the same bytes.
+            with TarWriter(str(folder / name), mtime=0, user="hpc", group="hpc") as tar:
+                for row in chosen[start : start + SHARD_VIEWS]:
+                    rest = {k: v for k, v in row.items() if k not in ("file", "caption")}
+                    tar.write(
+                        {
+                            "__key__": row["id"],
+                            "png": (data_folder / row["file"]).read_bytes(),
+                            "txt": row["caption"],
+                            "json": json.dumps(rest).encode(),
+                        }
+                    )
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another device, or a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def read_manifest(data_folder: Path, split: str, nominal_only: bool = False) -> Films:
+    """Load the views of one split; `nominal_only` leaves the jittered views out.
+
+    Raises:
+        ValueError: no manifest, or no view of that split.
+    """
+    path = data_folder / "manifest.csv"
+    rows = [row for row in _read_csv(path) if row["split"] == split]
+    if nominal_only:
+        rows = [row for row in rows if int(row["view"]) == 0]
+    if not rows:
+        raise ValueError(f"{path}: no view in split {split}")
+    return _films((row, row["caption"], data_folder / row["file"]) for row in rows)
+
+
+def read_imagefolder(folder: Path) -> Films:
+    """Load one split of the imagefolder layout.
+
+    Raises:
+        ValueError: no metadata.csv, or no view in it.
+    """
+    path = folder / "metadata.csv"
+    rows = _read_csv(path)
+    if not rows:
+        raise ValueError(f"{path}: no view")
+    return _films((row, row["text"], folder / row["file_name"]) for row in rows)
+
+
+def read_shards(folder: Path, split: str) -> Films:
+    """Load one split of the webdataset layout, every shard on every rank.
+
+    Raises:
+        ValueError: no shard of that split.
+    """
+    from webdataset import WebDataset
+
+    urls = sorted(str(path) for path in folder.glob(f"{split}-class_*.tar"))
+    if not urls:
+        raise ValueError(f"{folder}: no shard {split}-class_*.tar")
+    # The default splitter refuses to run on several ranks; here each wants all of it.
+    samples = WebDataset(urls, shardshuffle=False, nodesplitter=lambda shards: shards)
+    rows = [
+        (json.loads(sample["json"]), sample["txt"].decode(), io.BytesIO(sample["png"]))
+        for sample in samples
+    ]
+    return _films(sorted(rows, key=lambda row: row[0]["id"]))
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; run the stage prepare first")
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _films(items: Iterable[tuple[Row, str, Path | io.BytesIO]]) -> Films:
+    """Stack rows with their caption and PNG."""
+    rows, captions, images = [], [], []
+    for row, caption, source in items:
+        with Image.open(source) as picture:
+            images.append(np.asarray(picture))
+        rows.append(row)
+        captions.append(caption)
+    return Films(
+        ids=[row["id"] for row in rows],
+        images=np.stack(images),
+        landmarks=np.stack([Landmarks.from_flat(row).to_array() for row in rows]),
+        captions=captions,
+        patient_left=np.array([float(row["patient_left"]) for row in rows]),
+        patient_right=np.array([float(row["patient_right"]) for row in rows]),
+        prompt_class=np.array([int(row["prompt_class"]) for row in rows]),
+        film=[row["film"] for row in rows],
+    )
