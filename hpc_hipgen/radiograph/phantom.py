@@ -14,14 +14,9 @@ from scipy.ndimage import gaussian_filter
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import Angles, Landmarks
 from hpc_hipgen.radiograph.phantom_anatomy import Anatomy, sample_anatomy
+from hpc_hipgen.radiograph.phantom_organs import draw_half, draw_soft_tissue, draw_spine
 from hpc_hipgen.radiograph.phantom_overlays import Exposure, draw_overlays, expose, sample_exposure
-from hpc_hipgen.radiograph.phantom_render import (
-    Canvas,
-    draw_half,
-    draw_soft_tissue,
-    draw_spine,
-    textures,
-)
+from hpc_hipgen.radiograph.phantom_render import Canvas, textures
 
 # Independent random streams, so that a change in one part leaves the others as they are.
 _STREAMS = ("class", "anatomy", "position", "tissue", "texture", "exposure", "noise", "overlays")
@@ -104,7 +99,7 @@ def draw_phantom(
     (height, width), matrix = _position(_stream(seed, index, "position"), chosen, size)
     canvas = Canvas(height, width, matrix)
     texture = textures(_stream(seed, index, "texture"), canvas)
-    draw_soft_tissue(canvas, _stream(seed, index, "tissue"), texture)
+    draw_soft_tissue(canvas, anatomy, _stream(seed, index, "tissue"), texture)
     draw_spine(canvas, anatomy, texture)
     for sign, hip in ((-1.0, anatomy.left), (1.0, anatomy.right)):
         draw_half(canvas, hip, anatomy, sign, texture)

@@ -22,8 +22,8 @@ ANGLE_LIMITS = (58.0, 122.0)
 
 # Mean 102 and SD 7 with a tail down to 60 (Comhaire & Schoonjans 2011 and breed ranges): a
 # Gaussian of tight to borderline hips, and one dog in eight with an exponential loss of angle.
-_TIGHT_MEAN, _TIGHT_SD, _TIGHT_R = 103.0, 4.9, 0.73
-_LOOSE_SHARE, _LOOSE_MEAN = 0.14, 9.5
+_TIGHT_MEAN, _TIGHT_SD, _TIGHT_R = 103.5, 5.3, 0.68
+_LOOSE_SHARE, _LOOSE_MEAN = 0.15, 11.0
 
 HEAD_X = 0.5  # by the definition of D
 
@@ -264,13 +264,15 @@ def _fit(points: np.ndarray, hip: HipShape, anatomy: Anatomy, pull: float = 0.0)
     Across, the midline stays and the cup's centre goes to the hip's own; `pull` is the reach of
     the drag in units of D.
     """
-    across = hip.cup[0] / HEAD_X * (1 + (anatomy.inlet - 1) * np.exp(-(points[:, 1:] ** 2) / 0.5))
-    along = anatomy.length
-    fitted = points * np.hstack([across, np.full_like(across, along)])
-    fitted[:, 1] += hip.cup[1]
+
+    def carry(at: np.ndarray) -> np.ndarray:
+        widening = 1 + (anatomy.inlet - 1) * np.exp(-(at[:, 1] ** 2) / 0.5)
+        across = hip.cup[0] / HEAD_X * widening
+        return np.stack([at[:, 0] * across, at[:, 1] * anatomy.length + hip.cup[1]], axis=1)
+
+    fitted = carry(points)
     if pull:
-        shape = _RIM_TEMPLATE * np.array([hip.cup[0] / HEAD_X, along])
-        offset = hip.rim - shape - np.array([0.0, hip.cup[1]])
+        offset = hip.rim - carry(_RIM_TEMPLATE[None])[0]
         near = np.exp(-np.sum((points - _RIM_TEMPLATE) ** 2, axis=1) / (2 * pull**2))
         fitted += near[:, None] * offset
     return fitted
@@ -297,18 +299,26 @@ def roof(hip: HipShape, samples: int = 28) -> np.ndarray:
     return head + reach[:, None] * direction
 
 
-def hemipelvis(hip: HipShape, anatomy: Anatomy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hemipelvis(
+    hip: HipShape, anatomy: Anatomy, sign: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Outline (n, 2), obturator foramen (m, 2) and medial border (k, 2) in lateral coordinates.
 
-    The outline passes through the rim point as a sharp corner, where the lateral border of the
-    ilium meets the acetabular roof.
+    `sign` is -1 at the image's left. The outline passes through the rim point as a sharp corner,
+    where the lateral border of the ilium meets the acetabular roof. A rolled pelvis shows one
+    ilium broad with a narrow foramen and the other the reverse.
     """
-    lateral = _fit(_LATERAL_ILIUM, hip, anatomy, pull=0.14)
-    lateral = spline(np.vstack([lateral, hip.rim]))
+    roll = anatomy.tilt * sign
+    lateral = _LATERAL_ILIUM.copy()
+    wing = np.clip(-(lateral[:, 1] + 0.25), 0, 1)
+    lateral[:, 0] += 0.10 * roll * wing
+    lateral = np.vstack([_fit(lateral, hip, anatomy, pull=0.14), hip.rim])
     ischium = spline(_fit(_LATERAL_ISCHIUM, hip, anatomy))
     medial = spline(_fit(_MEDIAL, hip, anatomy))
-    outline = np.vstack([lateral, roof(hip)[1:], ischium, medial])
-    return outline, spline(_fit(_OBTURATOR, hip, anatomy), closed=True), medial
+    foramen = _OBTURATOR.copy()
+    foramen[:, 0] = 0.316 + (foramen[:, 0] - 0.316) * (1 - 0.14 * roll)
+    outline = np.vstack([spline(lateral), roof(hip)[1:], ischium, medial])
+    return outline, spline(_fit(foramen, hip, anatomy), closed=True), medial
 
 
 def dorsal_wall(hip: HipShape) -> np.ndarray:
@@ -331,19 +341,35 @@ def femur(hip: HipShape) -> np.ndarray:
     angle = np.radians(hip.abduction)
     axis = np.array([np.sin(angle), np.cos(angle)])
     across = np.array([np.cos(angle), -np.sin(angle)])
-    root, w = np.array([tx - 0.155, 0.17]), hip.shaft_half_width
+    root, w = np.array([tx - 0.168, 0.16]), hip.shaft_half_width
 
     def shaft(side: float, down: float, width: float) -> np.ndarray:
         return root + side * width * across + down * axis
 
-    upper = [(0.5, -0.72 * r), (0.5 + 0.75 * r, -0.60 * r), (0.5 + 1.28 * r, -0.30 * r)]
-    upper += [(tx - 0.172, ty - 0.125), (tx - 0.150, ty - 0.165), (tx - 0.105, ty - 0.172)]
-    upper += [(tx - 0.055, ty - 0.115), (tx - 0.008, ty - 0.03), (tx, ty + 0.012)]
-    upper += [(tx - 0.022, ty + 0.045), (tx - 0.052, ty + 0.10)]
-    outer = [shaft(1, 0.12, 1.06 * w), shaft(1, 0.3, w), shaft(1, 0.55, w), shaft(1, 0.9, 1.06 * w)]
+    upper = [(0.5, -0.55 * r), (0.5 + 0.84 * r, -0.62 * r), (tx - 0.222, ty - 0.105)]
+    upper += [(tx - 0.190, ty - 0.098), (tx - 0.165, ty - 0.140), (tx - 0.125, ty - 0.170)]
+    upper += [(tx - 0.082, ty - 0.155), (tx - 0.040, ty - 0.095), (tx - 0.004, ty - 0.025)]
+    upper += [(tx, ty + 0.012), (tx - 0.030, ty + 0.045), (tx - 0.062, ty + 0.09)]
+    outer = [shaft(1, 0.14, 1.02 * w), shaft(1, 0.3, w), shaft(1, 0.55, w), shaft(1, 0.9, 1.06 * w)]
     outer += [shaft(1, 1.5, 1.3 * w)]
     inner = [shaft(-1, 1.5, 1.3 * w), shaft(-1, 0.9, 1.06 * w), shaft(-1, 0.55, w)]
-    inner += [shaft(-1, 0.3, w), shaft(-1, 0.15, 1.12 * w), shaft(-1, 0.085, 1.5 * w)]
-    inner += [shaft(-1, 0.04, 1.62 * w), shaft(-1, -0.01, 1.36 * w)]
-    lower = [(0.5 + 0.55 * r, 0.90 * r), (0.5 + 0.1 * r, 0.72 * r)]
+    inner += [shaft(-1, 0.3, w), shaft(-1, 0.16, 1.06 * w), shaft(-1, 0.105, 1.38 * w)]
+    inner += [shaft(-1, 0.065, 1.62 * w), shaft(-1, 0.02, 1.52 * w), shaft(-1, -0.03, 1.25 * w)]
+    lower = [(0.5 + 0.62 * r, 0.86 * r), (0.5, 0.55 * r)]
     return spline(np.array(upper + outer + inner + lower))
+
+
+def trochanteric_crest(hip: HipShape) -> np.ndarray:
+    """Bright line (n, 2) that runs from the greater trochanter's inner side to the lesser one."""
+    tx, ty = hip.trochanter_x, hip.trochanter_y
+    return spline(
+        np.array(
+            [
+                (tx - 0.150, ty - 0.145),
+                (tx - 0.178, ty - 0.06),
+                (tx - 0.168, ty + 0.02),
+                (tx - 0.185, ty + 0.09),
+                (tx - 0.225, ty + 0.15),
+            ]
+        )
+    )
