@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import Angles, Landmarks
@@ -103,8 +102,7 @@ def draw_phantom(
     draw_spine(canvas, anatomy, texture)
     for sign, hip in ((-1.0, anatomy.left), (1.0, anatomy.right)):
         draw_half(canvas, hip, anatomy, sign, texture)
-    film = gaussian_filter(canvas.image, exposure.blur * canvas.scale)
-    film = expose(film, exposure, _stream(seed, index, "noise"))
+    film = expose(canvas.image, exposure, canvas.scale, _stream(seed, index, "noise"))
     film = draw_overlays(film, chosen, _stream(seed, index, "overlays"))
     image = np.clip(np.round(film), 0, 255).astype(np.uint8)
     return Phantom(image, anatomy.landmarks(matrix), chosen)

@@ -119,7 +119,7 @@ def _sample_hip(
         norberg=norberg,
         radius=radius,
         rim_ratio=float(np.clip(rng.normal(1.20, 0.055), 1.08, 1.40)),
-        gap=float(rng.uniform(0.07, 0.13)),
+        gap=float(rng.uniform(0.045, 0.095)),
         subluxation=float(np.clip(0.55 * looseness * rng.uniform(0.75, 1.25), 0.0, 0.95)),
         flatness=float(np.clip(0.75 * looseness + rng.uniform(0.0, 0.25), 0.0, 1.0)),
         abduction=abduction,

@@ -207,7 +207,7 @@ def draw_spine(canvas: Canvas, anatomy: Anatomy, texture: Textures) -> None:
     for i, (centre, width, height, angle) in enumerate(spine(anatomy)):
         draw_bone(
             canvas, vertebra(centre, width, height, angle), texture["fine"], radius=0.05,
-            cortex=0.011, cortex_gain=62, spongy_gain=24, grain=0.14,
+            cortex=0.009, cortex_gain=52, spongy_gain=15, grain=0.2,
         )  # fmt: skip
         if i < 3:  # transverse processes
             reach = 0.13 - 0.02 * i
@@ -234,9 +234,12 @@ def _head(
 
 def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> None:
     """Add head, neck, trochanters and shaft; where head and neck overlap they are one bone."""
+    outline, reach = mirrored(femur(hip), sign), 1.05 * hip.radius
+    corners = np.array([[sign * HEAD_X - reach, -reach], [sign * HEAD_X + reach, reach]])
     found = shell(
-        canvas, mirrored(femur(hip), sign), texture["fine"], radius=hip.shaft_half_width,
-        cortex=0.027, cortex_gain=112, spongy_gain=26, grain=0.16,
+        canvas, outline, texture["fine"], radius=hip.shaft_half_width, cortex=0.027,
+        cortex_gain=112, spongy_gain=26, grain=0.16,
+        where=canvas.window(np.vstack([outline, corners]), 0.0),
     )  # fmt: skip
     if found is None:
         return
@@ -282,7 +285,7 @@ def draw_half(
     surface, wall = roof(hip), dorsal_wall(hip)
     draw_bone(
         canvas, mirrored(np.vstack([wall, surface[::-1]]), sign), texture["fine"], radius=0.03,
-        cortex=0.008, cortex_gain=24, spongy_gain=13,
+        cortex=0.007, cortex_gain=34, spongy_gain=19,
     )  # fmt: skip
     _femur(canvas, hip, sign, texture)
     subchondral = (surface - [HEAD_X, 0.0]) * (1 + 0.010 / hip.radius) + [HEAD_X, 0.0]

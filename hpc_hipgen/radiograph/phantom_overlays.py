@@ -20,6 +20,10 @@ class Exposure:
     gamma: float
     blur: float
     """Sigma of the focal spot's blur in D."""
+    sharpen: float
+    """Strength of the edge enhancement that readers apply."""
+    reach: float
+    """Sigma of that enhancement in D."""
     noise: float
     """SD of the grain in grey levels at a mid grey."""
 
@@ -27,19 +31,28 @@ class Exposure:
 def sample_exposure(rng: np.random.Generator, prompt_class: int) -> Exposure:
     """Draw an exposure; class 2 has strong contrast and is never flat."""
     kind = str(rng.choice(["good", "flat", "dark"], p=[0.78, 0.12, 0.10]))
-    gain, offset, gamma = rng.normal(1.0, 0.05), rng.normal(0, 3), rng.normal(1.0, 0.06)
+    gain, offset, gamma = rng.normal(1.05, 0.09), rng.normal(0, 5), rng.normal(1.0, 0.08)
     blur, noise = rng.uniform(0.002, 0.005), rng.uniform(1.0, 3.0)
+    sharpen, reach = rng.uniform(0.15, 0.85), rng.uniform(0.02, 0.06)
     if prompt_class == 2:
         kind, gain, gamma = "good", gain * 1.12, gamma + 0.15
     if kind == "flat":
-        gain, offset = 0.5 * gain, 22 + offset
+        gain, offset, sharpen = 0.5 * gain, 22 + offset, 0.3 * sharpen
     if kind == "dark":
         gain = 0.66 * gain
-    return Exposure(kind, gain, offset, gamma, blur, noise)
+    return Exposure(kind, gain, offset, gamma, blur, sharpen, reach, noise)
 
 
-def expose(attenuation: np.ndarray, exposure: Exposure, rng: np.random.Generator) -> np.ndarray:
-    """Grey levels (H, W) float of an attenuation image; air stays black."""
+def expose(
+    attenuation: np.ndarray, exposure: Exposure, scale: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Grey levels (H, W) float of an attenuation image; air stays black.
+
+    `scale` is D in pixels: blur and edge enhancement belong to the anatomy, grain to the pixels.
+    """
+    attenuation = gaussian_filter(attenuation, exposure.blur * scale)
+    smooth = gaussian_filter(attenuation, exposure.reach * scale)
+    attenuation = attenuation + exposure.sharpen * (attenuation - smooth)
     level = np.clip(attenuation, 0, None) / 128
     film = 128 * exposure.gain * level**exposure.gamma + exposure.offset * np.clip(level * 4, 0, 1)
     film = np.where(film > 190, 190 + 60 * np.tanh((film - 190) / 60), film)

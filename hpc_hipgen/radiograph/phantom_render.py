@@ -64,10 +64,16 @@ class Canvas:
         return slice(top, bottom), slice(left, right)
 
     def shape(
-        self, outline: np.ndarray, holes: tuple[np.ndarray, ...] = ()
+        self,
+        outline: np.ndarray,
+        holes: tuple[np.ndarray, ...] = (),
+        where: tuple[slice, slice] | None = None,
     ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray] | None:
-        """Window, coverage (0..1) and depth below the edge (in D) of a filled outline (n, 2)."""
-        where = self.window(outline, 0.0)
+        """Window, coverage (0..1) and depth below the edge (in D) of a filled outline (n, 2).
+
+        The window is the outline's own unless `where` names another.
+        """
+        where = where or self.window(outline, 0.0)
         if where is None:
             return None
         n = _OVERSAMPLING
@@ -171,13 +177,14 @@ def shell(
     spongy_gain: float,
     grain: float = 0.08,
     holes: tuple[np.ndarray, ...] = (),
+    where: tuple[slice, slice] | None = None,
 ) -> tuple[tuple[slice, slice], np.ndarray] | None:
     """Window and attenuation of a bone drawn as a shell; None outside the film.
 
     `radius` is half its thickness and `cortex` that of the shell in D; the gains are grey levels
     for a path as long as the whole bone is thick. `grain` is the relative SD of spongy bone.
     """
-    found = canvas.shape(outline, holes)
+    found = canvas.shape(outline, holes, where)
     if found is None:
         return None
     where, coverage, depth = found
