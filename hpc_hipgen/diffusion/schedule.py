@@ -159,4 +159,4 @@ def lcm_timesteps(steps: int, skip: int, n: int = 1000) -> Tensor:
 def check_prediction(prediction: str) -> None:
     """Raise ValueError unless the prediction type is one of PREDICTION_TYPES."""
     if prediction not in PREDICTION_TYPES:
-        raise ValueError(f"prediction must be one of {PREDICTION_TYPES}, not {prediction!r}")
+        raise ValueError(f"prediction type must be one of {PREDICTION_TYPES}, not {prediction!r}")
