@@ -41,7 +41,7 @@ lint: env ## layout, linter, shell scripts
 	@python="$(PYTHON_OF_ENV)"
 	"$$python" -m ruff check .
 	"$$python" -m ruff format --check .
-	"$$(dirname "$$python")/shellcheck" sbatch/*.sh .ci/run
+	"$$(dirname "$$python")/shellcheck" --external-sources sbatch/*.sh .ci/run
 
 format: env
 	@python="$(PYTHON_OF_ENV)"

@@ -1,0 +1,195 @@
+"""What a job executes: one stage of one run, guarded, its failures written down.
+
+A `StageCall` is what submitit pickles. It names everything and imports late, so that submitting
+takes no time and the job sees the code and the files as they are when it starts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc_hipgen.cluster import rendezvous
+from hpc_hipgen.cluster.executors import restore_gpus
+from hpc_hipgen.pipeline import Item, Stage
+from hpc_hipgen.run import Run, write_atomic
+
+LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
+"""Process number and start time of the launcher; a local job does not outlive it."""
+
+_LOCK_SECONDS = 10.0  # more than a job of a killed launcher needs to notice and end
+
+
+@dataclass
+class StageCall:
+    """One job: a whole stage, or some items of an array stage.
+
+    `items` are given where they are known at submission; otherwise the job takes every n-th of
+    them, from the k-th on, when it starts (`share` = (k, n)).
+    """
+
+    stage: Stage
+    run: str
+    items: list[Item] | None = None
+    share: tuple[int, int] = (0, 1)
+    requeued: int = field(default=0)
+
+    def __call__(self) -> None:
+        """Runs the stage and marks it done.
+
+        Raises:
+            RuntimeError: when another process works on the same part of the stage.
+        """
+        restore_gpus()
+        _end_with_launcher()
+        ranks = rendezvous.export()
+        run = Run(self.run)
+        if ranks.rank:
+            self._call(run)
+            return
+        logs = stage_logs(run, self.stage.name)
+        part = f"-{self.share[0]}" if self.stage.items else ""
+        with _lock(logs / f"running{part}"):
+            failed = logs / f"failed{part}.json"
+            failed.unlink(missing_ok=True)
+            try:
+                info = self._call(run)
+            except Exception as error:
+                write_atomic(failed, json.dumps(_failure(error), indent=1))
+                raise
+            if self.stage.items is None and run.done(self.stage.name) is None:
+                run.mark_done(self.stage.name, **(info if isinstance(info, dict) else {}))
+
+    def checkpoint(self) -> Any:
+        """What submitit queues again after the time limit or preemption: the same call.
+
+        Stages go on from their last complete artefact by themselves.
+        """
+        import submitit
+
+        self.requeued += 1
+        return submitit.helpers.DelayedSubmission(self)
+
+    def _call(self, run: Run) -> Any:
+        function = resolve(self.stage.function)
+        if self.stage.items is None:
+            return function(run, *self.stage.arguments)
+        missing = self.stage.missing(run)
+        assert missing is not None, f"{self.stage.name}: its items are not known"
+        if self.items is None:
+            mine = (self.stage.items(run) or [])[self.share[0] :: self.share[1]]
+        else:
+            mine = self.items
+        # what an earlier start of this very job finished is left alone
+        left = set(missing)
+        todo = sorted(item for item in mine if item in left)
+        return function(run, *self.stage.arguments, todo) if todo else None
+
+
+def resolve(function: str) -> Callable[..., Any]:
+    """The function that "module:function" names."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def stage_logs(run: Run, stage: str) -> Path:
+    """Folder of a stage's logs, locks and failures."""
+    folder = run.path("logs", stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def failures(run: Run, stage: str, since: float = 0.0) -> list[dict[str, Any]]:
+    """What ended jobs of this stage later than `since` (seconds of the epoch)."""
+    files = sorted(run.path("logs", stage).glob("failed*.json"))
+    return [json.loads(f.read_text()) for f in files if f.stat().st_mtime >= since]
+
+
+def running(run: Run, stage: str) -> list[dict[str, Any]]:
+    """Who works on this stage at this moment: pid, host and start of each process."""
+    found = []
+    for path in sorted(run.path("logs", stage).glob("running*")):
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                text = file.read()
+                found.append(json.loads(text) if text else {})
+            except OSError:  # a file system without locks cannot tell
+                continue
+    return found
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Holds `path` against a second process; waits a little for one that is about to end."""
+    with path.open("a+") as file:
+        until = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    file.seek(0)
+                    raise RuntimeError(
+                        f"{path.parent.name} is being worked on already: {file.read() or path}"
+                    ) from None
+                time.sleep(0.2)
+            except OSError:  # a file system without locks: nothing to hold
+                break
+        file.seek(0)
+        file.truncate()
+        who = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+        file.write(json.dumps(who))
+        file.flush()
+        yield
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    return {"error": str(error), "kinds": kinds, "time": time.time(), "pid": os.getpid()}
+
+
+def launcher_identity() -> str:
+    """What LAUNCHER_VARIABLE holds: this process's number and start time."""
+    return f"{os.getpid()} {_started(os.getpid())}"
+
+
+def _started(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot, or None when there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _end_with_launcher(every: float = 1.0) -> None:
+    """Ends this process when its launcher is gone, so that no orphan writes beside a second start.
+
+    Artefacts are atomic, so a hard end is as good as any.
+    """
+    identity = os.environ.get(LAUNCHER_VARIABLE)
+    if not identity or not Path("/proc/self/stat").exists():
+        return
+    pid, started = identity.split()
+
+    def watch() -> None:
+        while _started(int(pid)) == started:
+            time.sleep(every)
+        print("the launcher is gone: ending", flush=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()

@@ -1,0 +1,187 @@
+"""submitit executors from a site: Slurm's and this machine's, with log folders of our own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from hpc_hipgen.cluster.site import Kind, Resources, Site
+
+ROOT = Path(__file__).resolve().parents[2]
+GPUS_VARIABLE = "HIPGEN_GPUS"
+"""Carries CUDA_VISIBLE_DEVICES past submitit, which overwrites it for jobs of this machine."""
+
+_INHERITED = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
+
+
+@contextmanager
+def clean_environment() -> Iterator[None]:
+    """Hides the variables of an enclosing job while another one is submitted from inside it.
+
+    Each of SLURM_MEM_PER_*, SLURM_NTASKS, SLURM_ARRAY_*, SLURM_CPU_BIND ... would change or break
+    the new job. SLURM_CONF stays: it says which cluster this is.
+    """
+    hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k != "SLURM_CONF"}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def job_variables(site: Site) -> dict[str, str]:
+    """Variables of every job: this clone first, no hub on compute nodes, then the site's own."""
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | offline | site.env
+
+
+def submission_folder(logs: Path) -> Path:
+    """A fresh numbered folder in `logs` for the files of one submission.
+
+    submitit names its files by job id, and ids come again (a rebuilt cluster, a process number):
+    in a folder of its own no submission can find another's result.
+    """
+    number = 1 + max((int(p.name) for p in logs.glob("[0-9]*") if p.name.isdigit()), default=0)
+    while True:
+        folder = logs / f"{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another launcher took the number between look and leap
+            number += 1
+
+
+def slurm_parameters(
+    name: str, need: Resources, site: Site, after: Sequence[str] = ()
+) -> dict[str, Any]:
+    """submitit's parameters of one Slurm job that waits for the jobs `after` to end well."""
+    extra: dict[str, Any] = {"requeue": True} | dict(need.extra)
+    if after:
+        extra["kill-on-invalid-dep"] = "yes"  # else a failed dependency pends for ever
+    variables = {"OMP_NUM_THREADS": str(need.cpus)} | job_variables(site)
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
+    parameters: dict[str, Any] = {
+        "job_name": name,
+        "nodes": need.nodes,
+        "ntasks_per_node": need.processes,
+        "cpus_per_task": need.cpus,
+        "time": ceil(need.hours * 60),
+        "signal_delay_s": site.signal_seconds,
+        "array_parallelism": site.array_parallel,
+        "stderr_to_stdout": True,
+        "setup": [*site.setup, *exports],
+        # srun does not inherit --cpus-per-task since 22.05
+        "srun_args": [f"--cpus-per-task={need.cpus}", "--kill-on-bad-exit=1"],
+        "additional_parameters": extra,
+        "wckey": None,
+    }
+    if need.gpus:
+        spelled = {"gres": need.gres.format(n=need.gpus)} if need.gres else {}
+        parameters |= spelled or {"gpus_per_node": need.gpus}
+    if need.mem_gb:
+        parameters["mem"] = f"{ceil(need.mem_gb * 1024)}M"
+    if after:
+        parameters["dependency"] = "afterok:" + ":".join(after)
+    for key in ("partition", "account", "qos", "constraint"):
+        if getattr(need, key):
+            parameters[key] = getattr(need, key)
+    return parameters
+
+
+def slurm_executor(folder: Path, site: Site, parameters: dict[str, Any]) -> submitit.SlurmExecutor:
+    """An executor whose files lie in `folder`."""
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=site.requeues)
+    executor.update_parameters(**parameters)
+    return executor
+
+
+class _Described(submitit.SlurmExecutor):
+    """A Slurm executor that can be asked for its script where there is no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+
+def sbatch_script(parameters: dict[str, Any], tasks: int = 1, folder: Path = Path("logs")) -> str:
+    """The script that would be submitted; `tasks` > 1 makes it an array."""
+    executor = _Described(folder=folder)
+    executor.update_parameters(**parameters)
+    if tasks > 1:
+        executor.parameters["map_count"] = tasks
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def local_executor(folder: Path, site: Site, processes: int) -> submitit.LocalExecutor:
+    """An executor of this machine: `processes` ranks of one job, both streams in one log."""
+    executor = submitit.LocalExecutor(folder=folder, max_num_timeout=0)
+    executor.update_parameters(
+        tasks_per_node=processes,
+        timeout_min=60 * 24 * 365,  # nobody shares this machine's hours; the default is 2 minutes
+        stderr_to_stdout=True,
+        setup=list(site.setup),
+    )
+    return executor
+
+
+@contextmanager
+def local_variables(site: Site, more: dict[str, str]) -> Iterator[None]:
+    """The environment in which local jobs are started; `more` adds to it."""
+    before = dict(os.environ)
+    os.environ.update(job_variables(site) | more)
+    os.environ[GPUS_VARIABLE] = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    try:
+        with clean_environment():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def restore_gpus() -> None:
+    """Undoes, inside a local job and before torch is imported, that submitit hides all GPUs."""
+    visible = os.environ.pop(GPUS_VARIABLE, None)
+    if visible == "all":
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    elif visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that this process may use, found without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def local_processes(kind: Kind) -> int:
+    """Ranks of a stage on this machine: training takes every GPU, all else is one process."""
+    return max(1, count_gpus()) if kind == "train" else 1
+
+
+def queued_jobs() -> dict[str, str]:
+    """Job id to state (PENDING, RUNNING ...) of this user's jobs; empty where there is no Slurm."""
+    try:
+        listed = subprocess.run(
+            ["squeue", "-h", "--me", "-o", "%F %T"], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    # an array has a line for its waiting tasks and one for each that runs: running wins
+    return dict(sorted((row for row in rows if len(row) == 2), key=lambda row: row[1] == "RUNNING"))

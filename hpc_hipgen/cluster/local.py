@@ -1,0 +1,169 @@
+"""Stages one after another on this machine: submitit local jobs whose log is shown as it grows."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from hpc_hipgen.cluster.calls import (
+    LAUNCHER_VARIABLE,
+    StageCall,
+    failures,
+    launcher_identity,
+    stage_logs,
+)
+from hpc_hipgen.cluster.executors import (
+    local_executor,
+    local_processes,
+    local_variables,
+    submission_folder,
+)
+from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.pipeline import Stage
+from hpc_hipgen.run import Run
+
+_POLL_SECONDS = 0.2
+
+
+class StageFailed(RuntimeError):
+    """A stage ended badly. `user` is True when the input was at fault rather than the program."""
+
+    def __init__(self, stage: str, reason: str, log: Path, user: bool) -> None:
+        super().__init__(f"{stage} failed: {reason}")
+        self.log = log
+        self.user = user
+
+
+def run_stages(run: Run, graph: list[Stage], site: Site) -> None:
+    """Runs what is not done yet, in order.
+
+    Raises:
+        StageFailed: at the first stage that fails; the ones before it stay done.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the running stage has been stopped.
+    """
+    with _terminable():
+        for number, stage in enumerate(graph, 1):
+            head = f"[{number}/{len(graph)}] {stage.name}"
+            if stage.done(run):
+                print(f"{head}: done before", flush=True)
+                continue
+            start = time.monotonic()
+            folder = submission_folder(stage_logs(run, stage.name))
+            print(f"{head}  (log: {folder})", flush=True)
+            _run_stage(run, stage, site, folder)
+            print(f"{head}: done in {duration(time.monotonic() - start)}", flush=True)
+
+
+def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
+    began = time.time()
+    items = stage.missing(run) if stage.items else None
+    processes = local_processes(stage.kind)
+    with local_variables(site, {LAUNCHER_VARIABLE: launcher_identity()}):
+        executor = local_executor(folder, site, processes)
+        job = executor.submit(StageCall(stage, str(run.folder), items))
+    log = job.paths.stdout if processes == 1 else job.task(0).paths.stdout
+    try:
+        follow(job, log)
+    except KeyboardInterrupt:
+        _stop(job)
+        raise
+    problem = _outcome(job)
+    if problem is None and not stage.done(run):
+        problem = "it ended well but left something undone"
+    if problem is not None:
+        raise _failed(run, stage, problem, log, began)
+
+
+def follow(job: Any, log: Path) -> None:
+    """Copies the log to the terminal while the job runs, without submitit's own lines."""
+    position, rest = 0, b""
+    while True:
+        ended = job.done()
+        if log.exists():
+            with log.open("rb") as file:
+                file.seek(position)
+                new = file.read()
+            position += len(new)
+            # keep a line that is still being written until its end comes
+            *lines, rest = (rest + new).split(b"\n")
+            if ended and rest:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                if not line.startswith(b"submitit INFO"):
+                    print("  " + line.decode(errors="replace"))
+            sys.stdout.flush()
+        if ended:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _outcome(job: Any) -> str | None:
+    """None when the job ended well, else one line."""
+    for task in [job.task(k) for k in range(job.num_tasks)]:
+        if not task.paths.result_pickle.exists():
+            return "it was ended from outside (killed, or out of memory)"
+        outcome, result = submitit.core.utils.pickle_load(task.paths.result_pickle)
+        if outcome != "success":
+            return last_line(result)
+    return None
+
+
+def last_line(text: str) -> str:
+    """The last line of a traceback: the exception and its message."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no message"
+
+
+def _failed(run: Run, stage: Stage, reason: str, log: Path, since: float) -> StageFailed:
+    written = failures(run, stage.name, since - 1)
+    if not written:
+        return StageFailed(stage.name, reason, log, user=False)
+    kinds, message = written[-1]["kinds"], written[-1]["error"]
+    # films are read by `prepare`: a ValueError there is about them, line by line
+    user = "ConfigError" in kinds or (stage.name == "prepare" and "ValueError" in kinds)
+    shown = message if user or not message else f"{kinds[0]}: {message.strip().splitlines()[0]}"
+    return StageFailed(stage.name, shown or reason, log, user)
+
+
+def _stop(job: Any) -> None:
+    """Ends the job and waits until nothing of it writes any more."""
+    with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C is no reason to leave it behind
+        job.cancel(check=False)
+    until = time.monotonic() + 10
+    while not job.done() and time.monotonic() < until:
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM (scancel, kill, a shutdown) stops the stages as Ctrl-C does."""
+    try:
+        before = signal.signal(signal.SIGTERM, _interrupt)
+    except ValueError:  # not in the main thread: whoever is there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, second = divmod(whole, 60)
+    return f"{minutes} min {second} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

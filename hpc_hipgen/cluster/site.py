@@ -1,0 +1,109 @@
+"""The site file: everything about a cluster that the code must not know.
+
+A site is one YAML file of configs/site/. It says which executor runs the stages and what each kind
+of stage asks the scheduler for; unknown keys and values out of range are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from hpc_hipgen.config import ConfigError, Section
+
+SITES = Path(__file__).resolve().parents[2] / "configs" / "site"
+Kind = Literal["cpu", "gpu", "train"]
+"""cpu: no accelerator; gpu: one process on one GPU; train: one process per GPU on whole nodes."""
+
+
+class Resources(Section):
+    """What one job asks for. None: not asked for, the scheduler's default holds."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int = Field(1, ge=1)
+    gpus: int = Field(0, ge=0)  # per node; training starts one process for each
+    gres: str | None = None  # how this site spells them, {n} for the number: "gpu:a100:{n}"
+    cpus: int = Field(4, ge=1)  # per process
+    mem_gb: float | None = Field(None, gt=0)  # per node; None: the partition's default
+    hours: float = Field(4.0, gt=0)
+    extra: dict[str, str | int | bool] = Field({})  # any other sbatch option: {"exclude": "node7"}
+
+    @property
+    def processes(self) -> int:
+        """Processes per node: one for each GPU, or one."""
+        return max(1, self.gpus)
+
+
+class Site(Section):
+    """One machine or cluster."""
+
+    executor: Literal["auto", "slurm", "local"] = "auto"
+    resources: dict[Kind, Resources] = Field({})
+    stages: dict[str, dict[str, Any]] = Field({})  # of single stages, over those of their kind
+    setup: list[str] = Field([])  # shell lines before every job: module load ..., ulimit ...
+    env: dict[str, str] = Field({})  # variables of every job: NCCL_SOCKET_IFNAME ...
+    array_tasks: int = Field(1, ge=1)  # jobs that an array is divided into
+    array_parallel: int = Field(1, ge=1)  # of these, at once
+    signal_seconds: int = Field(120, ge=10)  # warning before the time limit
+    requeues: int = Field(20, ge=0)  # times that a job cut off by its time limit may go on
+    results: Path | None = None  # parent of the run folders; default: results/ of the clone
+
+    def of(self, stage: str, kind: Kind) -> Resources:
+        """The resources of a stage: those of its kind, changed by its own entry."""
+        base = self.resources.get(kind, Resources()).model_dump(exclude_unset=True)
+        return Resources.model_validate(base | self.stages.get(stage, {}))
+
+    def uses_slurm(self) -> bool:
+        """True when jobs go to Slurm; `auto` asks whether a Slurm answers here."""
+        return self.executor == "slurm" or (self.executor == "auto" and slurm_answers())
+
+
+def slurm_answers() -> bool:
+    """True when there is an sbatch and its controller answers: installed tools say little."""
+    if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
+        return False
+    try:
+        return (
+            subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, timeout=10).returncode
+            == 0
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def load_site(name: str | None = None) -> Site:
+    """Reads a site by name (a file of configs/site/) or path; HIPGEN_SITE, then auto, by default.
+
+    Raises:
+        ConfigError: no such site, an unknown key, a value out of range; one problem a line.
+    """
+    name = name or os.environ.get("HIPGEN_SITE") or "auto"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SITES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in SITES.glob("*.yaml")))
+        raise ConfigError(f"site '{name}': no file {path}; the sites here are {known}")
+    try:
+        site = Site.model_validate(yaml.safe_load(path.read_text()) or {})
+        for stage in site.stages:
+            site.of(stage, "cpu")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problem(path, e) for e in error.errors())) from None
+    return site
+
+
+def _problem(path: Path, error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key '{key}'"
+    return f"{path}: {key}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"

@@ -1,0 +1,110 @@
+"""The whole graph submitted to Slurm at once, its jobs chained by dependencies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from hpc_hipgen.cluster.calls import StageCall, stage_logs
+from hpc_hipgen.cluster.executors import (
+    clean_environment,
+    queued_jobs,
+    sbatch_script,
+    slurm_executor,
+    slurm_parameters,
+    submission_folder,
+)
+from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.config import ConfigError
+from hpc_hipgen.pipeline import Stage
+from hpc_hipgen.run import Run, write_atomic
+
+
+def submit_stages(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:
+    """Submits what is neither done nor in the queue; returns the job id of each stage that waits.
+
+    Raises:
+        ConfigError: when Slurm refuses a job; those submitted before it are cancelled.
+    """
+    ids: dict[str, str] = {}
+    mine: list[str] = []
+    queued = queued_jobs()
+    for stage in graph:
+        if stage.done(run):
+            print(f"{stage.name:32} done before")
+            continue
+        earlier = submitted(run, stage.name)
+        if earlier and earlier["job"] in queued:
+            ids[stage.name] = earlier["job"]
+            print(f"{stage.name:32} job {earlier['job']}, in the queue already")
+            continue
+        after = [ids[name] for name in stage.after if name in ids]
+        try:
+            ids[stage.name], tasks = _submit(run, stage, site, after)
+        except Exception as error:
+            _cancel(mine)
+            raise ConfigError(f"Slurm refuses {stage.name}: {_reason(error)}") from error
+        mine.append(ids[stage.name])
+        array = f" [{tasks} tasks]" if tasks > 1 else ""
+        waits = f"  after {', '.join(after)}" if after else ""
+        print(f"{stage.name:32} job {ids[stage.name]}{array}{waits}", flush=True)
+    return ids
+
+
+def calls_of(run: Run, stage: Stage, site: Site) -> list[StageCall]:
+    """The jobs of a stage: one, or for an array at most `site.array_tasks` shares of the rest."""
+    folder = str(run.folder.resolve())
+    if stage.items is None:
+        return [StageCall(stage, folder)]
+    items = stage.missing(run)
+    if items is None:  # known only when earlier stages have run: shares are taken then
+        n = site.array_tasks
+        return [StageCall(stage, folder, None, (k, n)) for k in range(n)]
+    n = min(site.array_tasks, len(items))
+    return [StageCall(stage, folder, items[k::n], (k, n)) for k in range(n)]
+
+
+def describe(run_folder: Path, graph: list[Stage], site: Site) -> str:
+    """Every script that would be submitted, dependencies by stage name."""
+    texts = []
+    for stage in graph:
+        need = site.of(stage.name, stage.kind)
+        parameters = slurm_parameters(stage.name, need, site, [f"<{n}>" for n in stage.after])
+        tasks = site.array_tasks if stage.items else 1
+        script = sbatch_script(parameters, tasks, run_folder / "logs" / stage.name)
+        texts.append(f"##### {stage.name}\n{script}")
+    return "\n".join(texts)
+
+
+def submitted(run: Run, stage: str) -> dict[str, Any] | None:
+    """The last submission of a stage: job id, log folder, time."""
+    path = run.path("logs", stage, "submitted.json")
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _submit(run: Run, stage: Stage, site: Site, after: list[str]) -> tuple[str, int]:
+    """Submits one stage; returns its job id and the number of array tasks."""
+    logs = stage_logs(run, stage.name).resolve()
+    folder = submission_folder(logs)
+    need = site.of(stage.name, stage.kind)
+    parameters = slurm_parameters(f"{run.config.name}:{stage.name}", need, site, after)
+    calls = calls_of(run, stage, site)
+    with clean_environment():
+        executor = slurm_executor(folder, site, parameters)
+        job = executor.submit_array(calls)[0] if len(calls) > 1 else executor.submit(calls[0])
+    record = {"job": job.job_id.split("_")[0], "log": str(folder), "time": time.time()}
+    write_atomic(logs / "submitted.json", json.dumps(record, indent=1))
+    return record["job"], len(calls)
+
+
+def _cancel(ids: list[str]) -> None:
+    if ids:
+        subprocess.run(["scancel", *ids], check=False, timeout=60)
+
+
+def _reason(error: Exception) -> str:
+    """sbatch's own words, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,142 @@
+"""The stages of a run and what each waits for, as data.
+
+A stage names its function as "module:function", so that this module, which the login node imports,
+stays light. A function gets the Run, the stage's arguments and, in an array stage, its items. Items
+are (row, shard) pairs: one shard of samples of one row of the report. An item is done when its
+artefact is in place; any other stage when its marker is.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from hpc_hipgen.cluster.site import Kind
+from hpc_hipgen.config import Experiment
+from hpc_hipgen.run import Run
+
+Item = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the graph."""
+
+    name: str
+    function: str  # "module:function"
+    kind: Kind
+    after: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    items: Callable[[Run], list[Item] | None] | None = None  # of an array; None: not known yet
+    artefact: Callable[[Run, Item], Path] | None = None
+
+    def missing(self, run: Run) -> list[Item] | None:
+        """Items without their artefact, or None while the items are not known."""
+        assert self.items and self.artefact, f"{self.name} is not an array"
+        items = self.items(run)
+        if items is None:
+            return None
+        return [item for item in items if not self.artefact(run, item).is_file()]
+
+    def done(self, run: Run) -> bool:
+        """True when nothing of this stage is left to do."""
+        if self.items is None:
+            return run.done(self.name) is not None
+        return self.missing(run) == []
+
+
+def stages(config: Experiment) -> list[Stage]:
+    """The graph of an experiment, in an order in which the stages can run one after another."""
+    trained = config.trained()
+    graph = [Stage("prepare", "jobs.prepare:prepare", "cpu")]
+    for model in trained:
+        after = tuple(f"train-{needed}" for needed in _NEEDS[model] if needed in trained)
+        # the ruler is small: one GPU is enough; the others share out their batch
+        kind: Kind = "gpu" if model == "ruler" else "train"
+        graph.append(
+            Stage(f"train-{model}", "jobs.train:train", kind, ("prepare", *after), (model,))
+        )
+    generators = tuple(f"train-{model}" for model in trained if model != "ruler")
+    ruler = tuple(f"train-{model}" for model in trained if model == "ruler")
+    return [
+        *graph,
+        Stage(
+            "sample",
+            "jobs.sample:sample_items",
+            "gpu",
+            ("prepare", *generators),
+            items=report_items,
+            artefact=sample_shard,
+        ),
+        Stage(
+            "evaluate",
+            "jobs.evaluate:evaluate_items",
+            "gpu",
+            ("sample", *ruler),
+            items=score_items,
+            artefact=score_shard,
+        ),
+        Stage("report", "jobs.report:report", "cpu", ("evaluate",)),
+    ]
+
+
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "ruler": (),
+    "autoencoder": (),
+    "stable_diffusion": ("autoencoder",),
+    "stable_diffusion_caption": ("autoencoder",),
+    "llcm": ("stable_diffusion",),
+}
+"""Models that must be trained before a model can be, where this experiment trains them."""
+
+MEASURED_ROWS = ("ruler", "round_trip")
+"""Rows that hold the test films themselves: one image a film, whatever `per_caption` says."""
+
+REFERENCE_ROW = "reference"
+"""Not a row of the report: features of the training films, which distances compare with."""
+
+
+def report_items(run: Run) -> list[Item] | None:
+    """All (row, shard) pairs; None while the number of test films is not known."""
+    films = test_films(run)
+    if films is None:
+        return None
+    sampling = run.config.sampling
+    items: list[Item] = []
+    for row in run.rows():
+        images = films if row in MEASURED_ROWS else films * sampling.per_caption
+        items += [(row, shard) for shard in range(ceil(images / sampling.shard_size))]
+    return items
+
+
+def score_items(run: Run) -> list[Item] | None:
+    """What is evaluated: the training films for reference, then every shard of samples."""
+    items = report_items(run)
+    return None if items is None else [(REFERENCE_ROW, 0), *items]
+
+
+def test_films(run: Run) -> int | None:
+    """How many films the test split has: as configured for phantoms, else as prepared."""
+    if run.config.data.source == "phantom":
+        return run.config.data.test
+    manifest = run.path("data", "manifest.csv")
+    if run.done("prepare") is None or not manifest.is_file():
+        return None
+    with manifest.open(newline="") as file:
+        return sum(r["split"] == "test" and r["view"] == "0" for r in csv.DictReader(file))
+
+
+def sample_shard(run: Run, item: Item) -> Path:
+    """Where the samples of an item lie (webdataset)."""
+    row, shard = item
+    return run.path("samples", row, f"shard-{shard:05d}.tar")
+
+
+def score_shard(run: Run, item: Item) -> Path:
+    """The last file that the evaluation of an item writes: measurements, or features alone."""
+    row, shard = item
+    suffix = "npz" if row == REFERENCE_ROW else "parquet"
+    return run.path("evaluation", row, f"shard-{shard:05d}.{suffix}")

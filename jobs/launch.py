@@ -1,0 +1,215 @@
+"""Runs an experiment: every stage that is not done, here or through Slurm.
+
+    python -m jobs.launch configs/llcm.yaml                        the whole of it
+    python -m jobs.launch configs/llcm.yaml --run mine data.train=64
+    python -m jobs.launch results/llcm --redo evaluate             score an existing run again
+
+The same command again goes on where the last one stopped, and does nothing when all is done.
+Exit status: 0 done or submitted, 1 a stage failed, 2 the input is wrong (nothing was submitted),
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from hpc_hipgen.cluster.site import Site, load_site
+from hpc_hipgen.config import ConfigError, Experiment, load_experiment
+from hpc_hipgen.pipeline import Stage, stages
+from hpc_hipgen.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _launch(options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    head, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.launch",
+        description=head,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiment", help="a file of configs/, or the folder of a run")
+    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help="settings to change")
+    parser.add_argument(
+        "--run", help="name of the run (a folder of results/) or path of its folder"
+    )
+    parser.add_argument("--site", help="a file of configs/site/ (default: $HIPGEN_SITE, then auto)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be done, and where"
+    )
+    parser.add_argument("--redo", metavar="STAGE", help="do this stage and all after it again")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _launch(options: argparse.Namespace) -> int:
+    config, folder = _experiment(options)
+    site = load_site(options.site)
+    if not options.run and site.results and not Path(options.experiment).is_dir():
+        folder = site.results / config.name
+    graph = stages(config)
+    if options.redo and options.redo not in [s.name for s in graph]:
+        names = ", ".join(s.name for s in graph)
+        raise ConfigError(f"--redo {options.redo}: no such stage; this experiment has {names}")
+    if options.dry_run:
+        slurm = site.uses_slurm()
+        check_ranks(config, graph, site, slurm)
+        check_films(config, folder)
+        return _dry_run(folder, config, graph, site, slurm)
+    if (folder / "config.yaml").is_file():
+        run = Run.create(folder, config)
+        if options.redo:
+            forget(run, graph, options.redo)
+        if all(stage.done(run) for stage in graph):
+            print(f"{shown(folder)}: everything is done. {report_line(run)}")
+            return 0
+    slurm = site.uses_slurm()
+    check_ranks(config, graph, site, slurm)
+    check_films(config, folder)
+    return execute(Run.create(folder, config), graph, site, slurm)
+
+
+def _experiment(options: argparse.Namespace) -> tuple[Experiment, Path]:
+    """The settings and the run folder that the command line names."""
+    path = Path(options.experiment)
+    if path.is_dir():
+        if options.run or options.settings:
+            raise ConfigError(f"{path}: a run keeps its settings; give a file of configs/ instead")
+        return Run(path).config, path
+    config = load_experiment(path, options.settings)
+    name = options.run or config.name
+    return config, Path(name) if "/" in name else ROOT / "results" / name
+
+
+def check_films(config: Experiment, folder: Path) -> None:
+    """Reads all real films once before anything is written, so that bad ones are named at once.
+
+    Raises:
+        ConfigError: one line for each film or row that cannot be used.
+    """
+    if config.data.source != "films" or (folder / "stages" / "prepare.json").is_file():
+        return
+    from hpc_hipgen.radiograph.dataset import film_files
+
+    data = config.data
+    assert data.films is not None, "checked with the settings"
+    proportions = {"train": data.train, "validation": data.validation, "test": data.test}
+    try:
+        film_files(data.films, data.landmarks, proportions, config.seed)
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_ranks(config: Experiment, graph: list[Stage], site: Site, slurm: bool) -> None:
+    """Sees that every batch can be shared out among the processes that will train on it.
+
+    Raises:
+        ConfigError: naming the batch and the number of processes.
+    """
+    from hpc_hipgen.cluster.executors import local_processes
+
+    for stage in graph:
+        if not stage.name.startswith("train-"):
+            continue
+        need = site.of(stage.name, stage.kind)
+        ranks = need.nodes * need.processes if slurm else local_processes(stage.kind)
+        (model,) = stage.arguments
+        training = getattr(config, model).training
+        share, rest = divmod(training.batch, ranks)
+        if rest or (training.micro_batch and share % min(training.micro_batch, share)):
+            raise ConfigError(
+                f"{model}.training.batch: {training.batch} (micro_batch {training.micro_batch}) "
+                f"cannot be shared out among {ranks} processes"
+            )
+
+
+def forget(run: Run, graph: list[Stage], name: str) -> None:
+    """Unmarks a stage and all that depend on it; artefacts of arrays are removed.
+
+    Raises:
+        ConfigError: for a stage of training, whose checkpoints would make it end at once.
+    """
+    stale = {name}
+    for stage in graph:
+        if stale & set(stage.after):
+            stale.add(stage.name)
+    if any(stage.startswith("train-") for stage in stale):
+        raise ConfigError(f"--redo {name}: would train again; start another run with --run NAME")
+    for stage in graph:
+        if stage.name not in stale:
+            continue
+        run.path("stages", f"{stage.name}.json").unlink(missing_ok=True)
+        if stage.items and stage.artefact:
+            for row in {stage.artefact(run, item).parent for item in stage.items(run) or []}:
+                shutil.rmtree(row, ignore_errors=True)
+
+
+def execute(run: Run, graph: list[Stage], site: Site, slurm: bool) -> int:
+    """Runs the graph here or submits it; returns the exit status."""
+    from hpc_hipgen import provenance
+    from hpc_hipgen.cluster.local import StageFailed, run_stages
+    from hpc_hipgen.cluster.slurm import submit_stages
+
+    provenance.record_launch(run, sys.argv)
+    if slurm:
+        print(f"{shown(run.folder)}: submitting to Slurm")
+        submit_stages(run, graph, site)
+        print(f"python -m jobs.status {shown(run.folder)}   shows how far it is")
+        return 0
+    print(f"{shown(run.folder)}: {len(graph)} stages on this machine, one after another")
+    try:
+        run_stages(run, graph, site)
+    except StageFailed as error:
+        print(f"\nerror: {error}\nlog: {error.log}", file=sys.stderr)
+        print("Done stages stay done; the same command goes on from here.", file=sys.stderr)
+        return 2 if error.user else 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from the last complete artefact.")
+        return 130
+    print(f"Everything is done. {report_line(run)}")
+    return 0
+
+
+def _dry_run(folder: Path, config: Experiment, graph: list[Stage], site: Site, slurm: bool) -> int:
+    """Prints the graph, what each stage asks for and, for Slurm, the scripts; writes nothing."""
+    from hpc_hipgen.cluster.slurm import describe
+
+    run = Run(folder) if (folder / "config.yaml").is_file() else None
+    print(f"experiment {config.name}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
+    for stage in graph:
+        need = site.of(stage.name, stage.kind)
+        state = "done" if run and stage.done(run) else "to do"
+        ask = f"{need.nodes} x {need.gpus} GPU, {need.cpus} CPUs a process, {need.hours:g} h"
+        waits = f"  after {', '.join(stage.after)}" if stage.after else ""
+        print(f"  {stage.name:32} {state:6}{ask if slurm else ''}{waits}")
+    if slurm:
+        print(describe(folder.resolve(), graph, site))
+    return 0
+
+
+def report_line(run: Run) -> str:
+    """Where the results lie."""
+    return f"Report: {shown(run.path('report', 'report.html'))}"
+
+
+def shown(path: Path) -> str:
+    """A path as a person in the current folder would type it."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

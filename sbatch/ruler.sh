@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=ruler
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --mem=4G
+#SBATCH --time=01:00:00
+#SBATCH --output=slurm-%x-%j.out
+#
+# The ruler alone: trains the landmark network and reports the errors of its Norberg angles.
+#
+#   bash sbatch/ruler.sh                             on held-out phantoms
+#   FILMS=folder bash sbatch/ruler.sh                on real films: PNG, JPEG or DICOM, landmarks.csv beside
+#   FILMS=folder sbatch sbatch/ruler.sh KEY=VALUE    on a cluster; arguments are settings
+set -euo pipefail
+
+films=${FILMS:+$(realpath -m -- "$FILMS")} # before the folder changes
+# Slurm runs a copy of this script: then the clone is where sbatch was called
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+[[ -f $here/common.sh ]] || here=${HIPGEN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/sbatch
+[[ -f $here/common.sh ]] || { echo "error: call sbatch in the clone, or set HIPGEN_ROOT" >&2 && exit 2; }
+cd "$here/.."
+# shellcheck source=sbatch/common.sh
+. sbatch/common.sh
+
+settings=()
+if [[ -n $films ]]; then
+    name=ruler-$(basename -- "$films" | tr -c 'A-Za-z0-9._\n-' '-')
+    settings=(data.source=films "data.films=$films" "name=$name")
+fi
+launch "${CONFIG:-configs/ruler.yaml}" "${settings[@]}" "$@"

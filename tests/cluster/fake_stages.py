@@ -1,0 +1,57 @@
+"""Stages that take no time, for tests of what runs them. Importable in the jobs' own processes."""
+
+import os
+import time
+from pathlib import Path
+
+from hpc_hipgen.pipeline import Item, Stage
+from hpc_hipgen.run import Run, write_atomic
+
+ITEMS = [("a", 0), ("a", 1), ("b", 0)]
+
+
+def items(run: Run) -> list[Item] | None:
+    """Known only when the first stage has run."""
+    return ITEMS if run.done("first") else None
+
+
+def artefact(run: Run, item: Item) -> Path:
+    return run.path("out", f"{item[0]}-{item[1]}")
+
+
+def first(run: Run) -> dict:
+    print("first speaks")
+    return {"value": 7}
+
+
+def second(run: Run, word: str) -> None:
+    print(f"second says {word}")
+    for name in ("RANK", "WORLD_SIZE", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"):
+        print(f"{name}={os.environ.get(name)}")
+
+
+def array(run: Run, todo: list[Item]) -> None:
+    for item in todo:
+        with run.path("array.log").open("a") as file:
+            file.write(f"{item}\n")
+        write_atomic(artefact(run, item), "x")
+
+
+def broken(run: Run) -> None:
+    print("about to break")
+    raise RuntimeError("the loss is not finite")
+
+
+def slow(run: Run) -> None:
+    write_atomic(run.path("slow.pid"), str(os.getpid()))
+    print("slow is working")
+    time.sleep(60)
+
+
+GRAPH = [
+    Stage("first", "fake_stages:first", "cpu"),
+    Stage("second", "fake_stages:second", "train", ("first",), ("hello",)),
+    Stage("array", "fake_stages:array", "gpu", ("first",), items=items, artefact=artefact),
+]
+BROKEN = [GRAPH[0], Stage("broken", "fake_stages:broken", "cpu", ("first",))]
+SLOW = [GRAPH[0], Stage("slow", "fake_stages:slow", "cpu", ("first",))]

@@ -1,0 +1,103 @@
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hpc_hipgen.cluster import calls
+from hpc_hipgen.cluster.calls import StageCall, failures, running, stage_logs
+
+
+def test_a_stage_is_called_and_marked(run, fake_stages):
+    StageCall(fake_stages.GRAPH[0], str(run.folder))()
+    assert run.done("first")["value"] == 7
+    assert not running(run, "first")
+
+
+def test_a_failure_is_written_down_and_the_stage_is_not_done(run, fake_stages):
+    with pytest.raises(RuntimeError):
+        StageCall(fake_stages.BROKEN[1], str(run.folder))()
+    (failure,) = failures(run, "broken")
+    assert failure["error"] == "the loss is not finite"
+    assert failure["kinds"][0] == "RuntimeError"
+    assert run.done("broken") is None
+    assert failures(run, "broken", since=time.time() + 60) == []
+
+
+def test_only_rank_0_marks(run, fake_stages, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    StageCall(fake_stages.GRAPH[0], str(run.folder))()
+    assert run.done("first") is None
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+def test_shares_taken_at_the_start_do_every_item_once(run, fake_stages, tasks):
+    run.mark_done("first")
+    for k in range(tasks):
+        StageCall(fake_stages.GRAPH[2], str(run.folder), None, (k, tasks))()
+    done = run.path("array.log").read_text().splitlines()
+    assert sorted(done) == sorted(str(item) for item in fake_stages.ITEMS)
+    assert fake_stages.GRAPH[2].done(run)
+
+
+def test_items_that_are_there_are_left_alone(run, fake_stages):
+    run.mark_done("first")
+    there = fake_stages.artefact(run, ("a", 1))
+    there.parent.mkdir()
+    there.touch()
+    StageCall(fake_stages.GRAPH[2], str(run.folder), fake_stages.ITEMS)()
+    assert run.path("array.log").read_text().splitlines() == ["('a', 0)", "('b', 0)"]
+
+
+def test_two_processes_do_not_work_on_one_stage(run, fake_stages, monkeypatch):
+    monkeypatch.setattr(calls, "_LOCK_SECONDS", 0.3)
+    call = StageCall(fake_stages.SLOW[1], str(run.folder))
+    other = multiprocessing.get_context("fork").Process(target=call)
+    other.start()
+    try:
+        while not running(run, "slow"):
+            time.sleep(0.01)
+        assert running(run, "slow")[0]["pid"] == other.pid
+        with pytest.raises(RuntimeError, match=rf"worked on already.*{other.pid}"):
+            call()
+    finally:
+        other.kill()
+        other.join()
+    assert not running(run, "slow")  # a killed process holds nothing
+
+
+def test_a_job_does_not_outlive_its_launcher(tmp_path):
+    """The job's process ends within seconds of its launcher's end, and not before."""
+    launcher = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identity = f"{launcher.pid} {calls._started(launcher.pid)}"
+    code = (
+        "import time; from hpc_hipgen.cluster import calls\n"
+        "calls._end_with_launcher(0.05); print('up', flush=True); time.sleep(60)"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=calls.Path(__file__).parents[2],
+        env={"PATH": "/usr/bin:/bin", calls.LAUNCHER_VARIABLE: identity},
+    )
+    assert job.stdout.readline() == "up\n"
+    time.sleep(0.2)
+    assert job.poll() is None
+    launcher.communicate(b"\n")
+    assert job.wait(20) == 1
+
+
+def test_the_requeued_call_is_the_same_call(run, fake_stages):
+    call = StageCall(fake_stages.GRAPH[0], str(run.folder))
+    again = call.checkpoint()
+    assert again.function is call
+    assert call.requeued == 1
+
+
+def test_logs_hold_no_markers(run):
+    assert stage_logs(run, "report") == run.path("logs", "report")
+    assert json.loads(json.dumps(failures(run, "report"))) == []

@@ -1,0 +1,103 @@
+import os
+
+import pytest
+
+from hpc_hipgen.cluster import executors
+from hpc_hipgen.cluster.executors import (
+    clean_environment,
+    count_gpus,
+    job_variables,
+    local_processes,
+    local_variables,
+    restore_gpus,
+    sbatch_script,
+    slurm_parameters,
+    submission_folder,
+)
+from hpc_hipgen.cluster.site import Resources, Site, load_site
+
+
+def test_submission_hides_the_enclosing_job_and_keeps_the_cluster(monkeypatch):
+    for name in ("SLURM_NTASKS", "SBATCH_GRES", "SRUN_CPUS_PER_TASK", "SUBMITIT_EXECUTOR"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    with clean_environment():
+        inside = dict(os.environ)
+    hidden = [n for n in inside if n.startswith(("SLURM", "SBATCH", "SRUN", "SUBMITIT"))]
+    assert hidden == ["SLURM_CONF"]
+    assert os.environ["SLURM_NTASKS"] == os.environ["SUBMITIT_EXECUTOR"] == "1"
+
+
+def test_every_submission_has_a_folder_of_its_own(tmp_path):
+    (tmp_path / "failed.json").touch()
+    assert [submission_folder(tmp_path).name for _ in range(3)] == ["001", "002", "003"]
+
+
+def test_a_training_job_has_a_process_per_gpu():
+    site = load_site("a100")
+    script = sbatch_script(slurm_parameters("t", site.of("train-llcm", "train"), site, ["7", "8"]))
+    lines = script.splitlines()
+    for option in (
+        "--ntasks-per-node=8",
+        "--gres=gpu:a100:8",
+        "--dependency=afterok:7:8",
+        "--kill-on-invalid-dep=yes",
+        "--requeue",
+        "--time=1440",
+        "--mem=491520M",
+        "--signal=USR2@180",
+    ):
+        assert f"#SBATCH {option}" in lines
+    assert not any("gpus-per-task" in line or "wckey" in line for line in lines)
+    assert "--cpus-per-task=8" in lines[-2]  # srun does not inherit it
+
+
+def test_an_array_is_throttled():
+    site = load_site("a100")
+    script = sbatch_script(slurm_parameters("s", site.of("sample", "gpu"), site), tasks=16)
+    assert "#SBATCH --array=0-15%8" in script
+    assert "--dependency" not in script
+
+
+def test_a_site_that_names_nothing_asks_for_nothing():
+    script = sbatch_script(slurm_parameters("s", Resources(), Site()))
+    for option in ("--partition", "--account", "--qos", "--mem", "--gres", "--gpus"):
+        assert f"#SBATCH {option}" not in script
+
+
+def test_other_options_and_quoting_reach_the_script():
+    need = Resources(extra={"exclude": "node[1-2]", "exclusive": True}, gpus=2)
+    site = Site(env={"NAME": "two words"}, setup=["module load cuda"])
+    lines = sbatch_script(slurm_parameters("s", need, site)).splitlines()
+    assert "#SBATCH --exclude='node[1-2]'" in lines
+    assert "#SBATCH --exclusive" in lines
+    assert "#SBATCH --gpus-per-node=2" in lines
+    assert lines.index("module load cuda") < lines.index("export NAME='two words'")
+
+
+def test_jobs_import_this_clone_and_never_ask_the_hub(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    variables = job_variables(Site())
+    assert variables["PYTHONPATH"].split(os.pathsep) == [str(executors.ROOT), "/elsewhere"]
+    assert variables["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("visible", [None, "0,2", "GPU-8f", ""])
+def test_gpus_pass_submitit(monkeypatch, visible):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with local_variables(Site(), {}):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what submitit's local executor sets
+        restore_gpus()
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert seen == visible == os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("0", 1), ("0,1,5", 3)])
+def test_gpus_are_counted_without_torch(monkeypatch, visible, count):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_gpus() == count
+    assert local_processes("train") == max(1, count)
+    assert local_processes("gpu") == local_processes("cpu") == 1

@@ -1,0 +1,63 @@
+import shutil
+
+import pytest
+
+from hpc_hipgen.cluster.site import SITES, Resources, Site, load_site
+from hpc_hipgen.config import ConfigError
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in SITES.glob("*.yaml")))
+def test_every_site_of_the_project_is_valid(name):
+    assert isinstance(load_site(name), Site)
+
+
+def test_a_stage_changes_only_what_it_names():
+    site = load_site("a100")
+    longer, usual = site.of("train-stable_diffusion", "train"), site.of("train-llcm", "train")
+    assert longer.hours > usual.hours
+    assert longer.model_copy(update={"hours": usual.hours}) == usual
+    assert usual.processes == usual.gpus == 8
+
+
+def test_a_kind_that_is_not_named_asks_for_defaults():
+    assert Site().of("report", "cpu") == Resources()
+    assert Resources().processes == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("executer: slurm", "unknown key 'executer'"),
+        ("resources: {gpu: {gpus: -1}}", "resources.gpu.gpus"),
+        ("resources: {fpga: {gpus: 1}}", "resources.fpga"),
+        ("stages: {report: {hour: 3}}", "unknown key 'hour'"),
+        ("resources: [", "not valid YAML"),
+    ],
+)
+def test_a_bad_site_is_one_clear_line(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_site(str(path))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_site_names_those_there_are():
+    with pytest.raises(ConfigError, match="a100, auto, local"):
+        load_site("nowhere")
+
+
+def test_the_environment_names_the_site(monkeypatch):
+    monkeypatch.setenv("HIPGEN_SITE", "a100")
+    assert load_site().executor == "slurm"
+    assert load_site("local").executor == "local"
+
+
+def test_auto_is_slurm_only_where_one_answers(fake_slurm, monkeypatch):
+    assert Site().uses_slurm()
+    (fake_slurm / "bin" / "sinfo").write_text("#!/bin/bash\nexit 1\n")
+    assert not Site().uses_slurm()  # tools without a controller behind them
+    assert Site(executor="slurm").uses_slurm()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not Site().uses_slurm()
