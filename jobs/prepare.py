@@ -45,6 +45,7 @@ def prepare(run: Run) -> None:
         print("prepare: done already", flush=True)
         return
     from hpc_hipgen.radiograph.dataset import ViewSettings, write_dataset
+    from hpc_hipgen.radiograph.landmark_table import SPLITS
     from hpc_hipgen.run import atomic_folder
 
     data = run.config.data
@@ -54,8 +55,8 @@ def prepare(run: Run) -> None:
         rows, budget = write_dataset(folder, films, settings)
     films_of = Counter(film.split for film in films)
     views_of = Counter(row["split"] for row in rows)
-    for split, count in films_of.items():
-        print(f"prepare: {split}: {count} films, {views_of[split]} views")
+    for split in (split for split in SPLITS if films_of[split]):
+        print(f"prepare: {split}: {films_of[split]} films, {views_of[split]} views")
     for line in budget.lines():
         print(f"prepare: {line}", flush=True)
     run.mark_done("prepare", films=dict(films_of), views=dict(views_of))

@@ -21,7 +21,7 @@ from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
 from hpc_hipgen.radiograph.films import FILM_SUFFIXES, FilmErrors, read_film
 from hpc_hipgen.radiograph.geometry import SIDES, Landmarks
-from hpc_hipgen.radiograph.landmark_table import SPLITS, Entry, read_landmark_table
+from hpc_hipgen.radiograph.landmark_table import SPLITS, Entry, Table, read_landmark_table
 from hpc_hipgen.radiograph.layouts import write_layouts
 from hpc_hipgen.radiograph.views import make_view, resolution_budget
 
@@ -145,9 +145,9 @@ def film_files(
     Raises:
         FilmErrors: all that is wrong, one line a problem with its file and row.
     """
-    entries, problems = read_landmark_table(table or folder / "landmarks.csv")
-    for entry in progress(entries, len(entries), "checking films"):
-        problems += _image_problems(folder, entry)
+    read = read_landmark_table(table or folder / "landmarks.csv")
+    entries = read.entries
+    problems = read.problems + _film_problems(folder, read)
     if problems:
         raise FilmErrors(problems)
     dealt = split_dogs([entry.dog for entry in entries], proportions, seed)
@@ -174,13 +174,23 @@ def unlisted_films(folder: Path, films: Sequence[FilmFile]) -> list[str]:
     )
 
 
-def _image_problems(folder: Path, entry: Entry) -> list[str]:
-    """What is wrong with the image of an entry, and with its landmarks in that image."""
-    try:
-        image = read_film(folder / entry.film)
-    except ValueError as error:
-        return [f"{entry.where}: {error}"]
-    height, width = image.shape
+def _film_problems(folder: Path, table: Table) -> list[str]:
+    """What is wrong with the files of a table, and with its landmarks in these images."""
+    entries = {entry.film: entry for entry in table.entries}
+    problems = []
+    for film, where in progress(table.films.items(), len(table.films), "checking films"):
+        try:
+            image = read_film(folder / film)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        if film in entries:
+            problems += _image_problems(entries[film], *image.shape)
+    return problems
+
+
+def _image_problems(entry: Entry, height: int, width: int) -> list[str]:
+    """What is wrong with the landmarks in an image of that size, or for a caption."""
     problems = []
     for side, where in zip(SIDES, entry.sides_where, strict=True):
         hip = getattr(entry.landmarks, side)

@@ -107,15 +107,15 @@ def _read_dicom(path: Path) -> np.ndarray:
 
 def _displayed(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:
     """Grey levels 0..1 as displayed: modality, then VOI, then polarity (PS3.3 C.7.6.3.1.2)."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
+    from pydicom.pixels import apply_modality_lut
 
     values = apply_modality_lut(pixels, dataset)
     padding = np.zeros(pixels.shape, bool)
     if "PixelPaddingValue" in dataset:
         padding = pixels == dataset.PixelPaddingValue
     if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        shown = apply_voi(values, dataset) / (2**bits - 1)
+        little = dataset.file_meta.TransferSyntaxUID.is_little_endian
+        shown = _look_up(dataset.VOILUTSequence[0], values, "<u2" if little else ">u2")
     elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
         centre, width = (
             float(np.atleast_1d(dataset[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
@@ -126,6 +126,20 @@ def _displayed(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
     return np.where(padding, 0, shown)
+
+
+def _look_up(table: "Dataset", values: np.ndarray, word: str) -> np.ndarray:
+    """Grey levels 0..1 through a VOI table (PS3.3 C.11.2.1.1).
+
+    Not pydicom's `apply_voi`: version 3.0 wraps around in a table with 8 bits and over 256 entries.
+    """
+    count, first, bits = (int(value) for value in table.LUTDescriptor)
+    count = count or 2**16
+    data = table.LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, word if len(data) >= 2 * count else "u1", count)
+    index = np.clip(np.rint(values).astype(np.int64) - first, 0, count - 1)
+    return np.asarray(data)[index] / (2**bits - 1)
 
 
 def window(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:

@@ -24,7 +24,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +67,42 @@ class Entry:
     sides_where: tuple[str, str]
 
 
-def read_landmark_table(path: Path) -> tuple[list[Entry], list[str]]:
-    """Read a table; return the films without a problem, and all problems, one line each."""
+@dataclass
+class Table:
+    """What a landmark table says, right or wrong.
+
+    Attributes:
+        entries: the films whose landmarks could be read, those with a problem included.
+        problems: one line each, with file and row; the table is usable when there is none.
+        films: every film that is named, and where; so that its file can be checked in any case.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    films: dict[str, str] = field(default_factory=dict)
+
+
+def read_landmark_table(path: Path) -> Table:
+    """Read a CSV or COCO (suffix .json) table and check all that needs no image."""
     if not path.is_file():
-        return [], [f"{path}: no such landmark table"]
+        return Table(problems=[f"{path}: no such landmark table"])
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        return [], [f"{path}: not a UTF-8 text file"]
-    entries, problems = (_read_coco if path.suffix.lower() == ".json" else _read_csv)(path, text)
-    if not entries and not problems:
-        problems = [f"{path}: no film in it"]
-    return entries, problems + _split_problems(path, entries)
+        return Table(problems=[f"{path}: not a UTF-8 text file"])
+    table = (_read_coco if path.suffix.lower() == ".json" else _read_csv)(path, text)
+    if not table.films and not table.problems:
+        table.problems.append(f"{path}: no film in it")
+    table.problems += _split_problems(table.entries)
+    return table
 
 
-def _read_csv(path: Path, text: str) -> tuple[list[Entry], list[str]]:
+def _read_csv(path: Path, text: str) -> Table:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
     if missing:
         hint = "; separate the columns by commas" if ";" in text.split("\n", 1)[0] else ""
-        return [], [f"{path} row 1: no column {', '.join(missing)}{hint}"]
+        return Table(problems=[f"{path} row 1: no column {', '.join(missing)}{hint}"])
     problems: list[str] = []
     films: dict[str, dict[str, tuple[str, Hip, dict[str, str]]]] = defaultdict(dict)
     for row in reader:
@@ -100,12 +116,13 @@ def _read_csv(path: Path, text: str) -> tuple[list[Entry], list[str]]:
             hip = None if faults else Hip(*(float(row[name]) for name in _NUMBERS))
             films[film].setdefault(side, (where, hip, row))
         problems += [f"{where}: {fault}" for fault in faults]
-    entries = []
+    table = Table(problems=problems)
     for film, sides in films.items():
+        table.films[film] = next(iter(sides.values()))[0]
         entry, faults = _join_sides(film, sides)
-        problems += faults
-        entries += [entry] if entry else []
-    return entries, problems
+        table.problems += faults
+        table.entries += [entry] if entry else []
+    return table
 
 
 def _row_faults(row: Mapping[str, Any], film: str, side: str) -> list[str]:
@@ -168,10 +185,10 @@ def _join_sides(
     faults += [f"{where}: {fault}" for fault in landmark_faults(film, landmarks)]
     if not faults:
         faults = _angle_faults(landmarks, [(sides[side][0], sides[side][2]) for side in SIDES])
-    if faults:
+    if any(_film_faults(row) for row in rows):
         return None, faults
     where_sides = (sides[SIDES[0]][0], sides[SIDES[1]][0])
-    return _entry(film, landmarks, rows[0], where, where_sides), []
+    return _entry(film, landmarks, rows[0], where, where_sides), faults
 
 
 def _entry(
@@ -218,7 +235,7 @@ def _angle_faults(landmarks: Landmarks, rows: list[tuple[str, dict[str, str]]]) 
     return faults
 
 
-def _split_problems(path: Path, entries: list[Entry]) -> list[str]:
+def _split_problems(entries: list[Entry]) -> list[str]:
     """A dog in two splits, or a split for some films only."""
     problems = []
     if any(entry.split for entry in entries):
@@ -238,45 +255,51 @@ def _split_problems(path: Path, entries: list[Entry]) -> list[str]:
     return problems
 
 
-def _read_coco(path: Path, text: str) -> tuple[list[Entry], list[str]]:
+def _read_coco(path: Path, text: str) -> Table:
     try:
         tree = json.loads(text)
-        images = {image["id"]: image for image in tree["images"]}
+        images = {image["id"]: dict(image) for image in tree["images"]}
         names = {c["id"]: list(c.get("keypoints", ())) for c in tree["categories"]}
         annotations = list(map(dict, tree["annotations"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__} {error}".strip()
-        return [], [f"{path}: not COCO keypoints (images, categories, annotations): {reason}"]
-    entries: list[Entry] = []
-    problems: list[str] = []
-    seen: dict[Any, str] = {}
+        return Table(
+            problems=[f"{path}: not COCO keypoints (images, categories, annotations): {reason}"]
+        )
+    table = Table()
     for number, annotation in enumerate(annotations, 1):
         where = f"{path} annotation {number}"
-        image_id = annotation.get("image_id")
-        image = images.get(image_id)
-        if image is None or not image.get("file_name"):
-            problems.append(f"{where}: image_id {image_id!r} has no file_name in images")
-            continue
-        film = str(image["file_name"])
-        if image_id in seen:
-            problems.append(f"{where}: {film} is there twice, first in {seen[image_id]}")
-            continue
-        seen[image_id] = where
-        landmarks, faults = _coco_landmarks(
-            annotation.get("keypoints"), names.get(annotation.get("category_id"), [])
-        )
-        faults += _film_faults(image)
-        if landmarks is not None:
-            faults += landmark_faults(film, landmarks)
-        problems += [f"{where}: {film}: {fault.removeprefix(f'{film}: ')}" for fault in faults]
-        if landmarks is not None and not faults:
-            entries.append(_entry(film, landmarks, image, where, (where, where)))
-    problems += [
+        image = images.get(annotation.get("image_id"), {})
+        film = str(image.get("file_name") or "")
+        if not film:
+            fault = f"image_id {annotation.get('image_id')!r} has no file_name in images"
+            table.problems.append(f"{where}: {fault}")
+        elif film in table.films:
+            table.problems.append(f"{where}: {film} is there twice, first in {table.films[film]}")
+        else:
+            table.films[film] = where
+            keypoint_names = names.get(annotation.get("category_id"), [])
+            _add_coco_film(table, where, image, annotation.get("keypoints"), keypoint_names)
+    table.problems += [
         f"{path}: image {image.get('file_name')!r} has no annotation"
-        for image_id, image in images.items()
-        if image_id not in seen
+        for image in images.values()
+        if image.get("file_name") not in table.films
     ]
-    return entries, problems
+    return table
+
+
+def _add_coco_film(
+    table: Table, where: str, image: Mapping[str, Any], keypoints: Any, names: list[str]
+) -> None:
+    """Add one annotated image, or what is wrong with it, to the table."""
+    film = str(image["file_name"])
+    landmarks, faults = _coco_landmarks(keypoints, names)
+    film_faults = _film_faults(image)
+    table.problems += [f"{where}: {film}: {fault}" for fault in faults + film_faults]
+    if landmarks is not None:
+        table.problems += [f"{where}: {fault}" for fault in landmark_faults(film, landmarks)]
+        if not film_faults:
+            table.entries.append(_entry(film, landmarks, image, where, (where, where)))
 
 
 def _coco_landmarks(keypoints: Any, names: list[str]) -> tuple[Landmarks | None, list[str]]:

@@ -1,0 +1,97 @@
+"""The stage prepare: what it writes, that it does so once, and what it refuses."""
+
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from hpc_hipgen.radiograph.layouts import read_manifest
+from jobs.prepare import main
+
+TRAINING = {"images": 4, "batch": 1, "lr": 1e-3}
+
+
+def run_folder(folder, **data):
+    """A run folder with the given section `data`."""
+    folder.mkdir()
+    tree = {"name": "small", "seed": 5, "data": data, "ruler": {"training": TRAINING}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+def film_folder(folder, angle=""):
+    folder.mkdir()
+    with (folder / "landmarks.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow("image side head_x head_y head_radius rim_x rim_y norberg_angle".split())
+        for n in range(8):
+            Image.fromarray(np.full((90, 120), 9 * n, np.uint8)).save(folder / f"{n}.png")
+            writer.writerow([f"{n}.png", "image_left", 30, 40, 8, 28, 31, angle])
+            writer.writerow([f"{n}.png", "image_right", 90, 41, 8, 92, 32, ""])
+    return folder
+
+
+def test_phantoms_are_prepared_once(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", train=2, validation=1, test=1, resolution=32, views=2)
+    assert main(["--run", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "train: 2 films, 4 views" in said and "one pixel is" in said
+    assert (run / "stages/prepare.json").exists()
+    assert read_manifest(run / "data", "train").images.shape == (4, 32, 32)
+
+    before = (run / "data").stat().st_mtime_ns
+    assert main(["--run", str(run)]) == 0
+    assert "done already" in capsys.readouterr().out
+    assert (run / "data").stat().st_mtime_ns == before
+
+
+def test_eight_films_are_enough(tmp_path, capsys):
+    films = film_folder(tmp_path / "films")
+    (films / "extra.png").write_bytes(b"")
+    run = run_folder(tmp_path / "run", source="films", films=str(films), resolution=32, views=2)
+    assert main(["--run", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "1 films without landmarks are left out: extra.png" in said
+    counts = [len(read_manifest(run / "data", s, True)) for s in ("train", "validation", "test")]
+    assert counts == [5, 1, 2]
+
+
+def test_bad_films_end_in_status_2_and_leave_nothing(tmp_path, capsys):
+    films = film_folder(tmp_path / "films", angle="60")
+    (films / "3.png").unlink()
+    run = run_folder(tmp_path / "run", source="films", films=str(films))
+    assert main(["--run", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("the landmarks give") == 8
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
+
+
+def test_an_interrupted_stage_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    run = run_folder(tmp_path / "run", train=1, validation=1, test=1, resolution=32, views=1)
+    monkeypatch.setattr("hpc_hipgen.radiograph.dataset.write_layouts", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--run", str(run)])
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert main(["--run", str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+
+
+def test_help_teaches_without_heavy_imports():
+    code = (
+        "import sys, jobs.prepare\n"
+        "try: jobs.prepare.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'scipy', 'pydicom'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "norberg_angle" in done.stdout and done.stdout.strip().endswith("[]")

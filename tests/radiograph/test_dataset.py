@@ -1,0 +1,185 @@
+"""Data sets: splits by dog, checks of real films, the same bytes whatever the processes."""
+
+import csv
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hpc_hipgen.radiograph.captions import MIRROR_CLASSES
+from hpc_hipgen.radiograph.dataset import (
+    FilmFile,
+    ViewSettings,
+    film_files,
+    phantom_films,
+    split_dogs,
+    unlisted_films,
+    write_dataset,
+)
+from hpc_hipgen.radiograph.films import FilmErrors
+from hpc_hipgen.radiograph.geometry import Hip, Landmarks
+
+PROPORTIONS = {"train": 219, "validation": 31, "test": 84}
+LANDMARKS = Landmarks(Hip(100, 120, 20, 95, 95), Hip(260, 126, 20, 266, 99))
+SMALL = ViewSettings(resolution=64, head_distance=0.6, views=3, seed=1)
+
+
+def film_folder(folder, count=2, **columns):
+    """A folder of noise films that share their landmarks; returns the rows of its table."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in range(count):
+        Image.fromarray(rng.integers(0, 256, (300, 360), np.uint8)).save(folder / f"{n}.png")
+        for side in ("image_left", "image_right"):
+            rows.append({"image": f"{n}.png", "side": side, **vars(getattr(LANDMARKS, side))})
+            rows[-1].update({name: values[n] for name, values in columns.items()})
+    write_table(folder, rows)
+    return rows
+
+
+def write_table(folder, rows):
+    with (folder / "landmarks.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 400), st.integers(0, 5))
+def test_dogs_are_dealt_in_proportion(count, seed):
+    dogs = [f"dog-{n}" for n in range(count)]
+    dealt = split_dogs(dogs, PROPORTIONS, seed)
+    assert dealt == split_dogs(dogs[::-1] * 2, PROPORTIONS, seed)
+    counts = Counter(dealt.values())
+    assert sum(counts.values()) == count
+    if count >= 3:
+        assert len(counts) == 3  # none is empty
+    for split, share in PROPORTIONS.items():
+        assert abs(counts[split] - count * share / 334) <= 1
+
+
+def test_the_papers_split_is_exact():
+    dealt = split_dogs([str(n) for n in range(334)], PROPORTIONS, 0)
+    assert Counter(dealt.values()) == PROPORTIONS
+
+
+def test_all_films_can_go_to_one_split():
+    assert set(split_dogs(["a", "b", "c"], {"test": 1}, 0).values()) == {"test"}
+
+
+def test_films_of_a_dog_stay_together(tmp_path):
+    film_folder(tmp_path, 8, dog=[f"dog-{n // 2}" for n in range(8)])
+    films = film_files(tmp_path, None, PROPORTIONS, 0)
+    split_of = {}
+    for film in films:
+        assert split_of.setdefault(film.dog, film.split) == film.split
+    assert len(films) == 8 and set(split_of.values()) == {"train", "validation", "test"}
+
+
+def test_splits_of_the_table_are_obeyed(tmp_path):
+    film_folder(tmp_path, 3, split=["test", "train", "test"])
+    films = film_files(tmp_path, None, PROPORTIONS, 0)
+    assert [film.split for film in films] == ["test", "train", "test"]
+
+
+def test_all_that_is_wrong_is_listed_at_once(tmp_path):
+    rows = film_folder(tmp_path, 5)
+    rows[0]["rim_y"] = -0.6  # row 2
+    rows[3].update(head_x=359.6, rim_x=365.0)  # row 5
+    (tmp_path / "2.png").unlink()
+    data = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(data[: len(data) // 2])
+    rows[8]["rim_x"] = "left"  # row 10
+    rows[4]["norberg_angle"] = 60.0  # row 6, beside the missing file
+    write_table(tmp_path, [{"norberg_angle": "", **row} for row in rows])
+    with pytest.raises(FilmErrors) as caught:
+        film_files(tmp_path, None, PROPORTIONS, 0)
+    lines = [line.replace(f"{tmp_path}/", "") for line in caught.value.lines]
+    angle = LANDMARKS.norberg_angles().image_left
+    outside = "is outside the image of 360 x 300 pixels"
+    assert lines == [
+        "landmarks.csv row 10: rim_x 'left' is not a number",
+        "landmarks.csv row 6: norberg_angle of 2.png image_left is 60"
+        f" but the landmarks give {angle:.1f} degrees",
+        f"landmarks.csv row 2: 0.png image_left rim (95, -0.6) {outside}",
+        f"landmarks.csv row 5: 1.png image_right head (359.6, 126) {outside}",
+        f"landmarks.csv row 5: 1.png image_right rim (365, 99) {outside}",
+        "landmarks.csv row 6: 2.png: cannot be opened (No such file or directory)",
+        "landmarks.csv row 8: 3.png: damaged or truncated (image file is truncated)",
+    ]
+
+
+def test_an_angle_that_no_caption_can_name_is_refused(tmp_path):
+    rows = film_folder(tmp_path, 1)
+    rows[0].update(rim_x=130.0, rim_y=110.0)
+    write_table(tmp_path, rows)
+    with pytest.raises(FilmErrors, match=r"row 2: 0\.png: Norberg angle of the patient's right"):
+        film_files(tmp_path, None, PROPORTIONS, 0)
+
+
+def test_films_that_the_table_does_not_mention_are_named(tmp_path):
+    film_folder(tmp_path, 2)
+    (tmp_path / "later.PNG").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("")
+    films = film_files(tmp_path, None, PROPORTIONS, 0)
+    assert unlisted_films(tmp_path, films) == ["later.PNG"]
+
+
+def test_test_phantoms_do_not_depend_on_the_number_of_training_phantoms():
+    few, many = (
+        {f.name: f for f in phantom_films(0, {"train": n, "test": 2}, 128)} for n in (3, 30)
+    )
+    assert all(many[name] == film for name, film in few.items())
+
+
+def made(folder, films, settings=SMALL, processes=1):
+    folder.mkdir()
+    return write_dataset(folder, films, settings, processes)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms") / "data"
+    films = phantom_films(3, {"train": 6, "validation": 1, "test": 2}, 64)
+    return folder, films, *made(folder, films)
+
+
+def test_training_films_have_more_views(phantoms):
+    _, _, rows, _ = phantoms
+    assert Counter(row["split"] for row in rows) == {"train": 18, "validation": 1, "test": 2}
+    assert {row["view"] for row in rows if row["split"] == "train"} == {0, 1, 2}
+
+
+def test_flips_swap_the_sides_and_spare_the_classes_that_name_one(phantoms):
+    _, _, rows, _ = phantoms
+    nominal = {row["film"]: row for row in rows if row["view"] == 0}
+    flipped = [row for row in rows if row["flipped"]]
+    assert flipped and all(row["prompt_class"] in MIRROR_CLASSES for row in flipped)
+    for row in rows:
+        sides = ["patient_left", "patient_right"]
+        for side, origin in zip(sides, sides[:: -1 if row["flipped"] else 1], strict=True):
+            # Rounding of the landmarks to 1e-4 px moves an angle by less than this.
+            assert row[side] == pytest.approx(nominal[row["film"]][origin], abs=0.01)
+
+
+def test_the_number_of_processes_changes_no_byte(phantoms, tmp_path, monkeypatch):
+    folder, films, _, _ = phantoms
+    monkeypatch.setattr("hpc_hipgen.radiograph.dataset._POOL_FILMS", 2)
+    made(tmp_path / "data", films[::-1], processes=2)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "data" / path.relative_to(folder)).read_bytes()
+
+
+def test_the_resolution_budget_of_films_and_views(tmp_path):
+    film_folder(tmp_path, 1)
+    film = FilmFile("0.png", "0", "test", tmp_path / "0.png", LANDMARKS, 4)
+    _, budget = made(tmp_path / "data", [film])
+    arm = np.hypot(5, 25)  # the shorter one
+    assert budget.film_degrees[0] == pytest.approx(np.degrees(1 / arm))
+    ratio = 0.6 * 64 / LANDMARKS.head_distance
+    assert budget.view_degrees[0] == pytest.approx(np.degrees(1 / (arm * ratio)), rel=1e-3)
+    assert "38 px between the heads" in budget.lines()[1]

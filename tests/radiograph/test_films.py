@@ -1,0 +1,183 @@
+"""Reading films: bit depths, colour, DICOM windows and polarity, damaged files."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from hpc_hipgen.radiograph.films import FilmErrors, read_film, window
+
+RAMP = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)  # 0 .. 3071
+
+
+def write_dicom(path: Path, pixels: np.ndarray, **attributes) -> Path:
+    """A minimal uncompressed DICOM file; `attributes` override."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["film"])
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
+    dataset.PatientName = "Rex^Secret"
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    dataset.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    if pixels.ndim == 3:
+        dataset.PlanarConfiguration = 0
+    dataset.BitsAllocated = 8 * pixels.itemsize
+    dataset.BitsStored = 12 if pixels.itemsize == 2 else 8
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = 0
+    dataset.PixelData = pixels.tobytes()
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    values = values.astype(float)
+    return np.rint((values - values.min()) / np.ptp(values) * 255).astype(np.uint8)
+
+
+def test_a_grey_png_is_read_as_it_is(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "film.png")
+    np.testing.assert_array_equal(read_film(tmp_path / "film.png"), grey)
+
+
+def test_sixteen_bits_are_stretched(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "film.png")
+    np.testing.assert_array_equal(read_film(tmp_path / "film.png"), stretched(RAMP))
+
+
+def test_colour_becomes_luma_and_transparency_black(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 100, 50, 255)).save(tmp_path / "colour.png")
+    Image.new("RGBA", (8, 8), (200, 100, 50, 0)).save(tmp_path / "clear.png")
+    luma = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+    assert np.unique(read_film(tmp_path / "colour.png")) == [luma]
+    assert np.unique(read_film(tmp_path / "clear.png")) == [0]
+
+
+def test_the_orientation_of_a_jpeg_is_obeyed(tmp_path):
+    picture = Image.fromarray(np.repeat([[0] * 16 + [255] * 16], 16, 0).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by 90 degrees
+    picture.save(tmp_path / "film.jpg", exif=exif, quality=95)
+    film = read_film(tmp_path / "film.jpg")
+    assert film.shape == (32, 16)
+    assert film[:15].max() < 20 and film[17:].min() > 235
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("kept", [0.01, 0.5, 0.9])
+def test_a_truncated_picture_is_refused(tmp_path, suffix, kept):
+    path = tmp_path / f"film{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90), np.uint8)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(ValueError, match=rf"{path}: (damaged or truncated|not a PNG)"):
+        read_film(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot be opened"):
+        read_film(tmp_path / "nothing.png")
+    (tmp_path / "text.png").write_text("a hip")
+    with pytest.raises(ValueError, match="not a PNG, JPEG or DICOM"):
+        read_film(tmp_path / "text.png")
+    Image.new("L", (8, 8)).save(tmp_path / "film.gif")
+    with pytest.raises(ValueError, match="GIF files are not read"):
+        read_film(tmp_path / "film.gif")
+
+
+def test_dicom_without_a_window_is_stretched_and_needs_no_suffix(tmp_path):
+    path = write_dicom(tmp_path / "IM0001", RAMP)
+    np.testing.assert_array_equal(read_film(path), stretched(RAMP))
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    path = write_dicom(tmp_path / "film.dcm", RAMP, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(read_film(path), stretched(RAMP.max() - RAMP))
+
+
+def test_padding_is_black_and_does_not_count(tmp_path):
+    pixels = RAMP + 500
+    pixels[:5] = 4095
+    film = read_film(
+        write_dicom(
+            tmp_path / "film.dcm",
+            pixels,
+            PixelPaddingValue=4095,
+            PhotometricInterpretation="MONOCHROME1",
+        )
+    )
+    assert film[:5].max() == 0
+    np.testing.assert_array_equal(film[5:], stretched(RAMP[5:].max() - RAMP[5:]))
+
+
+def test_the_window_is_applied_after_the_rescale(tmp_path):
+    path = write_dicom(
+        tmp_path / "film.dcm",
+        RAMP,
+        RescaleSlope=2,
+        RescaleIntercept=-1000,
+        WindowCenter=[1000, 7],
+        WindowWidth=[2001, 7],
+    )
+    # LINEAR: y = (x - 999.5) / 2000 + 0.5 between 0 and 1.
+    expected = np.clip((RAMP * 2.0 - 1000 - 999.5) / 2000 + 0.5, 0, 1)
+    assert np.abs(read_film(path) - expected * 255).max() <= 0.5
+
+
+@pytest.mark.parametrize(("bits", "words"), [(8, np.uint8), (8, np.uint16), (12, np.uint16)])
+def test_a_voi_table_is_applied(tmp_path, bits, words):
+    """Indices count from the first mapped value, 100, and stop at the table's ends."""
+    curve = np.rint((2**bits - 1) * np.sqrt(np.arange(2048) / 2047)).astype(words)
+    table = Dataset()
+    table.LUTDescriptor = [2048, 100, bits]
+    table.LUTData = curve.tobytes()
+    path = write_dicom(tmp_path / "film.dcm", RAMP, VOILUTSequence=[table])
+    shown = curve[np.clip(RAMP.astype(int) - 100, 0, 2047)] / (2**bits - 1)
+    np.testing.assert_array_equal(read_film(path), np.rint(shown * 255))
+
+
+def test_window_functions_in_closed_form():
+    values = np.array([0.0, 50.0, 100.0])
+    assert window(values, 50, 100, "LINEAR_EXACT").tolist() == [0, 0.5, 1]
+    assert window(values, 50, 100, "SIGMOID")[2] == pytest.approx(1 / (1 + math.exp(-2)))
+    assert window(np.array([49.4, 49.6]), 50, 1, "LINEAR").tolist() == [0, 1]
+    with pytest.raises(ValueError, match="too small"):
+        window(values, 50, 0, "LINEAR")
+    with pytest.raises(ValueError, match="unknown VOI LUT function"):
+        window(values, 50, 100, "CUBIC")
+
+
+def test_a_colour_dicom_becomes_luma(tmp_path):
+    pixels = np.full((10, 12, 3), (200, 100, 50), np.uint8)
+    film = read_film(write_dicom(tmp_path / "film.dcm", pixels))
+    assert film.shape == (10, 12)
+    assert np.unique(film) == [round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)]
+
+
+def test_damaged_dicom_is_refused(tmp_path):
+    path = write_dicom(tmp_path / "film.dcm", RAMP)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"film\.dcm: damaged, truncated or unsupported DICOM"):
+        read_film(path)
+    path = write_dicom(tmp_path / "many.dcm", RAMP, NumberOfFrames=2)
+    with pytest.raises(ValueError, match="2 frames"):
+        read_film(path)
+
+
+def test_film_errors_list_everything():
+    error = FilmErrors(["a.csv row 2: one", "a.csv row 3: two"])
+    assert isinstance(error, ValueError)
+    assert error.lines == ["a.csv row 2: one", "a.csv row 3: two"]
+    assert str(error).splitlines()[0].startswith("2 problems")
+    assert str(error).splitlines()[1:] == error.lines

@@ -1,0 +1,193 @@
+"""Landmark tables: both formats, and one line for everything that is wrong."""
+
+import json
+
+import pytest
+
+from hpc_hipgen.radiograph.geometry import Hip, Landmarks
+from hpc_hipgen.radiograph.landmark_table import read_landmark_table
+
+HEADER = "image,side,head_x,head_y,head_radius,rim_x,rim_y,norberg_angle"
+LEFT = "a.png,image_left,100,200,20,90,170,"
+RIGHT = "a.png,image_right,300,210,20,305,180,"
+LANDMARKS = Landmarks(Hip(100, 200, 20, 90, 170), Hip(300, 210, 20, 305, 180))
+
+
+def table(folder, *rows, header=HEADER):
+    path = folder / "landmarks.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def problems(folder, *rows, header=HEADER):
+    """The lines without the folder."""
+    read = read_landmark_table(table(folder, *rows, header=header))
+    assert read.problems or read.entries
+    return [line.replace(f"{folder}/", "") for line in read.problems]
+
+
+def test_two_rows_make_a_film(tmp_path):
+    read = read_landmark_table(table(tmp_path, RIGHT, LEFT))
+    (entry,) = read.entries
+    assert read.problems == []
+    assert entry.landmarks == LANDMARKS
+    assert (entry.film, entry.dog, entry.split, entry.prompt_class) == ("a.png", "a", None, 4)
+
+
+def test_optional_columns(tmp_path):
+    header = HEADER + ",dog,split,prompt_class"
+    path = table(tmp_path, LEFT + ",rex,test,2", RIGHT + ",rex,test,2", header=header)
+    read = read_landmark_table(path)
+    (entry,) = read.entries
+    assert read.problems == []
+    assert (entry.dog, entry.split, entry.prompt_class) == ("rex", "test", 2)
+
+
+def test_a_right_angle_passes_and_a_wrong_one_does_not(tmp_path):
+    angles = LANDMARKS.norberg_angles()
+    near, far = angles.image_left + 0.49, angles.image_right - 0.51
+    assert problems(tmp_path, f"{LEFT}{near}", f"{RIGHT}{angles.image_right}") == []
+    (line,) = problems(tmp_path, f"{LEFT}{near}", f"{RIGHT}{far:.3f}")
+    assert line == (
+        f"landmarks.csv row 3: norberg_angle of a.png image_right is {float(f'{far:.3f}'):g}"
+        f" but the landmarks give {angles.image_right:.1f} degrees"
+    )
+
+
+def test_everything_is_listed_at_once_with_its_row(tmp_path):
+    lines = problems(
+        tmp_path,
+        LEFT,  # row 2
+        RIGHT,
+        RIGHT,  # row 4: twice
+        "b.png,image_left,1,2,3,x,nan,",  # row 5: two values
+        "b.png,image_right,300,2,-3,4,5,",  # row 6: radius
+        "",  # row 7: empty, skipped
+        "c.png,image_left,100,200,20,90,170,",  # row 8: no other side
+        "d.png,patient_left,100,200,20,90,170,",  # row 9
+        "e.png,image_right,1,2,3,4,5,,9,9",  # row 10
+        "f.png,image_left,300,200,20,90,170,",  # row 11: sides swapped
+        "f.png,image_right,100,200,20,100,200,",
+        ",image_left,300,200,20,90,170,hundred",  # row 13
+    )
+    expected = [
+        "row 4: a.png image_right is there twice, first in landmarks.csv row 3",
+        "row 5: rim_x 'x' is not a number",
+        "row 5: rim_y 'nan' is not a number",
+        "row 6: head_radius '-3' is not above zero",
+        "row 9: side 'patient_left' is not image_left or image_right",
+        "row 10: it has more values than there are columns",
+        "row 13: the image is missing",
+        "row 13: norberg_angle 'hundred' is not a number",
+        "row 8: c.png has no row for image_right",
+        "row 10: e.png has no row for image_left",
+        "row 11: f.png: the head of image_left (x 300.0) is not to the left of that of"
+        " image_right (x 100.0); sides are the image's, not the patient's",
+        "row 11: f.png: rim point and head centre of image_right are the same point",
+    ]
+    assert lines == [f"landmarks.csv {line}" for line in expected]
+
+
+def test_every_film_that_is_named_can_be_looked_for(tmp_path):
+    read = read_landmark_table(table(tmp_path, LEFT, RIGHT.replace("305", "x")))
+    assert len(read.problems) == 1 and read.entries == []
+    assert read.films == {"a.png": f"{tmp_path}/landmarks.csv row 2"}
+
+
+def test_splits_must_be_complete_and_keep_a_dog_together(tmp_path):
+    other = [row.replace("a.png", "b.png") for row in (LEFT, RIGHT)]
+    third = [row.replace("a.png", "c.png") for row in (LEFT, RIGHT)]
+    lines = problems(
+        tmp_path,
+        *(f"{row},rex,train" for row in (LEFT, RIGHT)),
+        *(f"{row},rex,test" for row in other),
+        *(f"{row},max," for row in third),
+        header=HEADER + ",dog,split",
+    )
+    assert lines == [
+        "landmarks.csv row 6: c.png has no split, other films have",
+        "landmarks.csv row 4: dog rex is in split test, but a.png puts it in train",
+    ]
+
+
+def test_film_columns_are_checked(tmp_path):
+    lines = problems(
+        tmp_path,
+        LEFT + ",rex,holdout,7",
+        RIGHT + ",max,,",
+        header=HEADER + ",dog,split,prompt_class",
+    )
+    assert lines == [
+        "landmarks.csv row 2: split 'holdout' is not one of train, validation, test",
+        "landmarks.csv row 2: prompt_class '7' is not one of 1, 2, 3, 4",
+    ]
+    (line,) = problems(tmp_path, LEFT + ",rex", RIGHT + ",max", header=HEADER + ",dog")
+    assert line == "landmarks.csv row 2: a.png has two different values of dog"
+
+
+def test_unreadable_tables(tmp_path):
+    assert read_landmark_table(tmp_path / "no.csv").problems == [
+        f"{tmp_path}/no.csv: no such landmark table"
+    ]
+    assert problems(tmp_path) == ["landmarks.csv: no film in it"]
+    (line,) = problems(tmp_path, header=HEADER.replace(",", ";"))
+    assert line.endswith("rim_y; separate the columns by commas")
+    (tmp_path / "latin.csv").write_bytes(b"\xff\xfe\xe4")
+    assert read_landmark_table(tmp_path / "latin.csv").problems == [
+        f"{tmp_path}/latin.csv: not a UTF-8 text file"
+    ]
+
+
+NAMES = [
+    f"{side}_{part}"
+    for side in ("image_left", "image_right")
+    for part in ("head", "head_edge", "rim")
+]
+KEYPOINTS = [100, 200, 2, 112, 216, 2, 90, 170, 2, 300, 210, 2, 300, 190, 1, 305, 180, 2]
+
+
+def coco(folder, keypoints=KEYPOINTS, annotations=None, **image):
+    path = folder / "landmarks.json"
+    annotation = {"id": 5, "image_id": 7, "category_id": 1, "keypoints": keypoints}
+    tree = {
+        "images": [{"id": 7, "file_name": "a.png", "width": 400, "height": 300, **image}],
+        "categories": [{"id": 1, "name": "hips", "keypoints": NAMES}],
+        "annotations": [annotation] if annotations is None else annotations(annotation),
+    }
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def test_coco_keypoints_give_the_same_landmarks(tmp_path):
+    read = read_landmark_table(coco(tmp_path, dog="rex", split="test", prompt_class=1))
+    (entry,) = read.entries
+    assert read.problems == []
+    assert entry.landmarks == LANDMARKS
+    assert (entry.film, entry.dog, entry.split, entry.prompt_class) == ("a.png", "rex", "test", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keypoints": KEYPOINTS[:-1]}, "annotation 1: a.png: keypoints are not 6 triples"),
+        (
+            {"keypoints": [0, 0, 0, *KEYPOINTS[3:]]},
+            "annotation 1: a.png: keypoint image_left_head is not labelled",
+        ),
+        ({"split": "holdout"}, "annotation 1: a.png: split 'holdout' is not one of"),
+        ({"annotations": lambda a: [a, a]}, "annotation 2: a.png is there twice"),
+        ({"annotations": lambda a: [{**a, "image_id": 8}]}, "annotation 1: image_id 8 has no"),
+        ({"annotations": lambda a: [3]}, ": not COCO keypoints"),
+        ({"keypoints": [*KEYPOINTS[9:], *KEYPOINTS[:9]]}, "annotation 1: a.png: the head of"),
+    ],
+)
+def test_what_is_wrong_with_a_coco_file(tmp_path, change, message):
+    lines = read_landmark_table(coco(tmp_path, **change)).problems
+    assert message in lines[0]
+
+
+def test_an_image_without_annotation_and_broken_json(tmp_path):
+    lines = read_landmark_table(coco(tmp_path, annotations=lambda a: [])).problems
+    assert lines == [f"{tmp_path}/landmarks.json: image 'a.png' has no annotation"]
+    (tmp_path / "landmarks.json").write_text("{")
+    assert "not COCO keypoints" in read_landmark_table(tmp_path / "landmarks.json").problems[0]
