@@ -14,11 +14,21 @@ from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import Angles, Landmarks
 from hpc_hipgen.radiograph.phantom_anatomy import Anatomy, sample_anatomy
 from hpc_hipgen.radiograph.phantom_organs import draw_half, draw_soft_tissue, draw_spine
-from hpc_hipgen.radiograph.phantom_overlays import Exposure, draw_overlays, expose, sample_exposure
+from hpc_hipgen.radiograph.phantom_overlays import (
+    Exposure,
+    collimate,
+    draw_objects,
+    draw_overlays,
+    expose,
+    sample_exposure,
+)
 from hpc_hipgen.radiograph.phantom_render import Canvas, textures
 
 # Independent random streams, so that a change in one part leaves the others as they are.
-_STREAMS = ("class", "anatomy", "position", "tissue", "texture", "exposure", "noise", "overlays")
+_STREAMS = (
+    "class", "anatomy", "position", "tissue", "texture", "exposure", "noise", "overlays", "objects",
+    "collimation",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,11 +108,13 @@ def draw_phantom(
     (height, width), matrix = _position(_stream(seed, index, "position"), chosen, size)
     canvas = Canvas(height, width, matrix)
     texture = textures(_stream(seed, index, "texture"), canvas)
-    draw_soft_tissue(canvas, anatomy, _stream(seed, index, "tissue"), texture)
+    draw_soft_tissue(canvas, anatomy, _stream(seed, index, "tissue"))
     draw_spine(canvas, anatomy, texture)
     for sign, hip in ((-1.0, anatomy.left), (1.0, anatomy.right)):
         draw_half(canvas, hip, anatomy, sign, texture)
+    draw_objects(canvas, _stream(seed, index, "objects"))
     film = expose(canvas.image, exposure, canvas.scale, _stream(seed, index, "noise"))
-    film = draw_overlays(film, chosen, _stream(seed, index, "overlays"))
+    film = collimate(film, canvas, _stream(seed, index, "collimation"))
+    film = draw_overlays(film, canvas, chosen, _stream(seed, index, "overlays"))
     image = np.clip(np.round(film), 0, 255).astype(np.uint8)
     return Phantom(image, anatomy.landmarks(matrix), chosen)

@@ -77,6 +77,12 @@ class Anatomy:
     """Scale of the pelvis along the body, 1 for the mean."""
     tilt: float
     """Axial roll, -1..1: one foramen grows and the other shrinks."""
+    ischium: float
+    """Scale of what lies caudal of the foramina, 1 for the mean."""
+    arch: float
+    """Shift of the ischial arch's apex in D, positive when shallow."""
+    flare: float
+    """Lateral lean of the iliac wings, D per D of height."""
     spine_shift: float
     spine_bend: float
     tail_angle: float
@@ -158,9 +164,12 @@ def sample_anatomy(rng: np.random.Generator, angles: Angles | None = None) -> An
         inlet=float(np.clip(rng.normal(1.0, 0.025), 0.94, 1.06)),
         length=float(np.clip(rng.normal(1.0, 0.05), 0.88, 1.12)),
         tilt=float(np.clip(rng.normal(0.0, 0.35), -1.0, 1.0)),
+        ischium=float(np.clip(rng.normal(0.97, 0.09), 0.78, 1.15)),
+        arch=float(np.clip(rng.normal(0.0, 0.025), -0.06, 0.06)),
+        flare=float(np.clip(rng.normal(0.0, 0.07), -0.16, 0.16)),
         spine_shift=float(np.clip(rng.normal(0.0, 0.02), -0.06, 0.06)),
         spine_bend=float(np.clip(rng.normal(0.0, 0.03), -0.08, 0.08)),
-        tail_angle=float(rng.normal(0.0, 6.0)),
+        tail_angle=float(rng.normal(0.0, 4.0)),
     )
 
 
@@ -312,23 +321,33 @@ def hemipelvis(
     lateral = _LATERAL_ILIUM.copy()
     wing = np.clip(-(lateral[:, 1] + 0.25), 0, 1)
     lateral[:, 0] += 0.10 * roll * wing
+    lateral[:, 0] += anatomy.flare * wing
     lateral = np.vstack([_fit(lateral, hip, anatomy, pull=0.14), hip.rim])
-    ischium = spline(_fit(_LATERAL_ISCHIUM, hip, anatomy))
-    medial = spline(_fit(_MEDIAL, hip, anatomy))
+    caudal, medial = _LATERAL_ISCHIUM.copy(), _MEDIAL.copy()
+    caudal[:, 1] += np.clip(caudal[:, 1] - 0.40, 0, None) * (anatomy.ischium - 1)
+    caudal[:, 1] += anatomy.arch * np.clip(1 - caudal[:, 0] / 0.25, 0, 1)
+    medial[:, 0] += 0.6 * anatomy.flare * np.clip(-(medial[:, 1] + 0.35), 0, 1)
+    ischium = spline(_fit(caudal, hip, anatomy))
+    medial = spline(_fit(medial, hip, anatomy))
     foramen = _OBTURATOR.copy()
     foramen[:, 0] = 0.316 + (foramen[:, 0] - 0.316) * (1 - 0.14 * roll)
     outline = np.vstack([spline(lateral), roof(hip)[1:], ischium, medial])
     return outline, spline(_fit(foramen, hip, anatomy), closed=True), medial
 
 
-def dorsal_wall(hip: HipShape) -> np.ndarray:
-    """Dorsal rim (n, 2) in lateral coordinates, from the rim point across the head to caudal."""
+def acetabulum(hip: HipShape, anatomy: Anatomy) -> tuple[np.ndarray, np.ndarray]:
+    """Dorsal rim (n, 2) and the outline (m, 2) of the wall between it and the roof.
+
+    Lateral coordinates. The rim runs from the landmark across the head and ends on the body of
+    the ischium; a loose head is covered less.
+    """
     r, head = hip.radius, np.array([HEAD_X, 0.0])
     cover = np.clip(hip.dorsal_cover, -0.55, 0.4)
-    end = roof(hip)[-1] + np.array([0.035, 0.02])
-    way = np.array([(0.5 * (cover + (hip.rim[0] - HEAD_X) / r) + 0.03, -0.62), (cover, -0.1)])
-    way = np.vstack([way, [(0.55 * cover - 0.32, 0.55)]])
-    return spline(np.vstack([hip.rim, head + r * way, end]))
+    upper = 0.5 * (cover + (hip.rim[0] - HEAD_X) / r) + 0.03
+    way = head + r * np.array([(upper, -0.62), (cover, -0.1), (0.55 * cover - 0.30, 0.55)])
+    ischium = _fit(_LATERAL_ISCHIUM[:3], hip, anatomy)
+    rim = spline(np.vstack([hip.rim, way, ischium[:1] + np.array([0.022, 0.025]), ischium[1:2]]))
+    return rim, np.vstack([rim, ischium[:1] - [0.02, 0.0], roof(hip)[::-1]])
 
 
 def femur(hip: HipShape) -> np.ndarray:
@@ -346,10 +365,16 @@ def femur(hip: HipShape) -> np.ndarray:
     def shaft(side: float, down: float, width: float) -> np.ndarray:
         return root + side * width * across + down * axis
 
-    upper = [(0.5, -0.55 * r), (0.5 + 0.84 * r, -0.62 * r), (tx - 0.222, ty - 0.105)]
-    upper += [(tx - 0.190, ty - 0.098), (tx - 0.165, ty - 0.140), (tx - 0.125, ty - 0.170)]
-    upper += [(tx - 0.082, ty - 0.155), (tx - 0.040, ty - 0.095), (tx - 0.004, ty - 0.025)]
-    upper += [(tx, ty + 0.012), (tx - 0.030, ty + 0.045), (tx - 0.062, ty + 0.09)]
+    notch = 0.5 + 1.18 * r
+
+    def toward_tip(share: float, y: float) -> tuple[float, float]:
+        return notch + share * (tx - notch), ty + y
+
+    upper = [(0.5, -0.55 * r), (0.5 + 0.52 * r, -0.90 * r), (0.5 + 0.92 * r, -0.66 * r)]
+    upper += [toward_tip(0.02, -0.098), toward_tip(0.16, -0.102), toward_tip(0.29, -0.138)]
+    upper += [toward_tip(0.46, -0.158), toward_tip(0.66, -0.138), toward_tip(0.85, -0.085)]
+    upper += [toward_tip(0.97, -0.03), toward_tip(1.0, 0.010), toward_tip(0.90, 0.048)]
+    upper += [toward_tip(0.74, 0.095)]
     outer = [shaft(1, 0.14, 1.02 * w), shaft(1, 0.3, w), shaft(1, 0.55, w), shaft(1, 0.9, 1.06 * w)]
     outer += [shaft(1, 1.5, 1.3 * w)]
     inner = [shaft(-1, 1.5, 1.3 * w), shaft(-1, 0.9, 1.06 * w), shaft(-1, 0.55, w)]

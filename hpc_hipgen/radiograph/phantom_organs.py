@@ -13,7 +13,7 @@ from hpc_hipgen.radiograph.phantom_anatomy import (
     HEAD_X,
     Anatomy,
     HipShape,
-    dorsal_wall,
+    acetabulum,
     femur,
     hemipelvis,
     roof,
@@ -27,6 +27,7 @@ from hpc_hipgen.radiograph.phantom_render import (
     mirrored,
     shell,
     smoothstep,
+    textures,
 )
 
 Textures = dict[str, np.ndarray]
@@ -59,12 +60,22 @@ def _flank(canvas: Canvas, rng: np.random.Generator, sign: float, texture: Textu
         turn = sign * (turn + rng.normal(0, 6))
         return _blob(canvas, (sign * x, y), (a, b), turn, soft, lumpy)
 
-    tissue = rng.uniform(4, 11) * draw(0.72, -0.50, 0.26, 0.48, 8, rng.uniform(0.04, 0.16))
-    tissue += rng.uniform(2, 8) * draw(0.56, -0.42, 0.14, 0.42, -12, rng.uniform(0.08, 0.25))
-    tissue += rng.uniform(3, 10) * draw(0.78, 0.75, 0.36, 0.75, -6, rng.uniform(0.04, 0.2))
-    tissue += rng.uniform(3, 8) * draw(0.60, 0.80, 0.22, 0.60, 4, rng.uniform(0.05, 0.2))
-    tissue -= rng.uniform(2, 8) * draw(0.93, 0.05, 0.05, 0.45, -4, 0.5)
-    tissue -= rng.uniform(1, 6) * draw(0.50, 0.30, 0.07, 0.14, 10, 0.5)
+    tissue = rng.uniform(5, 20) * draw(0.72, -0.50, 0.26, 0.48, 8, rng.uniform(0.04, 0.16))
+    tissue += rng.uniform(2, 13) * draw(0.56, -0.42, 0.14, 0.42, -12, rng.uniform(0.08, 0.25))
+    tissue += rng.uniform(4, 17) * draw(0.78, 0.75, 0.36, 0.75, -6, rng.uniform(0.04, 0.2))
+    tissue += rng.uniform(3, 13) * draw(0.60, 0.80, 0.22, 0.60, 4, rng.uniform(0.05, 0.2))
+    tissue -= rng.uniform(3, 14) * draw(0.93, 0.05, 0.05, 0.45, -4, 0.5)
+    tissue -= rng.uniform(2, 10) * draw(0.50, 0.30, 0.07, 0.14, 10, 0.5)
+    for _ in range(rng.integers(0, 4)):  # skin folds: a thin line with a step of thickness
+        x, y, turn = rng.uniform(0.62, 1.05), rng.uniform(-0.7, 0.7), rng.uniform(-40, 40)
+        cos, sin = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+        across = cos * (sign * canvas.x - x) + sin * (canvas.y - y) + 0.02 * texture["cloud"]
+        along = cos * (canvas.y - y) - sin * (sign * canvas.x - x)
+        near = np.exp(-((along / rng.uniform(0.2, 0.5)) ** 2)) * smoothstep(
+            sign * canvas.x, 0.45, 0.6
+        )
+        step = smoothstep(across, -0.01, 0.01) * np.exp(-np.clip(across, 0, None) / 0.15)
+        tissue += rng.uniform(-9, 9) * step * near
     return tissue
 
 
@@ -73,14 +84,14 @@ def _skin(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     y = canvas.y
     mask = np.zeros_like(y)
     for sign in (-1.0, 1.0):
-        trunk = rng.uniform(0.95, 1.30)
-        thigh = trunk + rng.uniform(-0.02, 0.16)
-        fold = rng.uniform(-0.25, 0.25)
-        edge = trunk + (thigh - trunk) * smoothstep(y, fold - 0.35, fold + 0.5)
+        trunk = rng.uniform(0.80, 1.22)
+        thigh = max(0.98, trunk) + rng.uniform(0.0, 0.22)
+        fold = rng.uniform(-0.35, 0.0)
+        edge = trunk + (thigh - trunk) * smoothstep(y, fold - 0.30, fold + 0.30)
         edge = edge + 0.015 * np.sin(5 * y + rng.uniform(0, 6.28))
         depth = edge - sign * canvas.x
         # A rounded flank: thickness grows like a chord from the skin inwards.
-        side = chord(np.clip(depth, 0, 0.45), 0.45) / 0.9
+        side = chord(np.clip(depth, 0, 0.36), 0.36) / 0.72
         mask += np.where(sign * canvas.x >= 0, side, 0)
     return mask
 
@@ -92,11 +103,11 @@ def _between_thighs(canvas: Canvas, rng: np.random.Generator, texture: Textures)
     soft = rng.uniform(0.006, 0.02)
     start = smoothstep(y, rng.uniform(0.30, 0.45), rng.uniform(0.55, 0.75))
     x = canvas.x - rng.normal(0, 0.02) + 0.012 * texture["cloud"]
-    perineum = rng.uniform(4, 16) * smoothstep(half - np.abs(x), -soft, soft) * start
+    perineum = rng.uniform(5, 26) * smoothstep(half - np.abs(x), -soft, soft) * start
     groove = np.exp(-0.5 * ((np.abs(x) - half - 0.015) / 0.014) ** 2) * start
     tail = rng.uniform(0.075, 0.11)
     tail = rng.uniform(2, 8) * smoothstep(tail - np.abs(x), -0.015, 0.015) * smoothstep(y, 0.3, 0.6)
-    return perineum - rng.uniform(0, 7) * groove + tail
+    return perineum - rng.uniform(0, 12) * groove + tail
 
 
 def _bowel(canvas: Canvas, rng: np.random.Generator, texture: Textures) -> np.ndarray:
@@ -119,23 +130,23 @@ def _bowel(canvas: Canvas, rng: np.random.Generator, texture: Textures) -> np.nd
     return column * level
 
 
-def draw_soft_tissue(
-    canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator, texture: Textures
-) -> None:
-    """Add body, muscles, bowel and what lies between the thighs; air outside."""
-    x = np.abs(canvas.x)
-    body = _skin(canvas, rng)
-    level = (
-        56 + 11 * smoothstep(x, 0.75, 0.30) + rng.uniform(-5, 5) * smoothstep(canvas.y, 0.8, -0.8)
-    )
-    tissue = level + 1.8 * texture["cloud"] + 1.3 * texture["lump"]
-    streaks = 0.9 * texture["streak"] * smoothstep(x, 0.35, 0.55)
-    inlet = _blob(canvas, (0.0, -0.26), (0.33 * anatomy.inlet, 0.40), 0.0, 0.08)
-    tissue += streaks - rng.uniform(2, 15) * inlet
+def draw_soft_tissue(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> None:
+    """Add body, muscles, bowel and what lies between the thighs; air outside.
+
+    Flesh has no sharp edges: it is drawn at half the resolution and enlarged.
+    """
+    small = canvas.halved()
+    texture = textures(rng, small)
+    x = np.abs(small.x)
+    level = 64 + 6 * smoothstep(x, 0.75, 0.30) + rng.uniform(-6, 6) * smoothstep(small.y, 0.8, -0.8)
+    tissue = level + rng.uniform(1.5, 4.5) * texture["cloud"] + 1.6 * texture["lump"]
+    tissue += rng.uniform(0.8, 2.4) * texture["streak"] * smoothstep(x, 0.35, 0.55)
+    inlet = _blob(small, (0.0, -0.26), (0.33 * anatomy.inlet, 0.40), 0.0, 0.08)
+    tissue -= rng.uniform(2, 15) * inlet
     for sign in (-1.0, 1.0):
-        tissue += _flank(canvas, rng, sign, texture)
-    tissue += _between_thighs(canvas, rng, texture) + _bowel(canvas, rng, texture)
-    canvas.image += body * np.maximum(tissue, 6)
+        tissue += _flank(small, rng, sign, texture)
+    tissue += _between_thighs(small, rng, texture) + _bowel(small, rng, texture)
+    canvas.enlarge(_skin(small, rng) * np.maximum(tissue, 6))
 
 
 # ------------------------------------------------------------------------------------------ spine
@@ -143,7 +154,7 @@ def draw_soft_tissue(
 
 def vertebra(centre: np.ndarray, width: float, height: float, angle: float) -> np.ndarray:
     """Outline (n, 2) of a vertebral body with flared ends; `angle` in radians from the y axis."""
-    side = [(0.50, -0.5), (0.47, -0.36), (0.39, -0.1), (0.39, 0.12), (0.45, 0.38), (0.47, 0.5)]
+    side = [(0.50, -0.5), (0.47, -0.36), (0.425, -0.1), (0.42, 0.12), (0.45, 0.38), (0.47, 0.5)]
     half = np.array([*side, (0.0, 0.46)])
     points = np.vstack([half, half[-2::-1] * [-1, 1], [(0.0, -0.46)]]) * [width, height]
     cos, sin = np.cos(angle), np.sin(angle)
@@ -173,11 +184,13 @@ def draw_spine(canvas: Canvas, anatomy: Anatomy, texture: Textures) -> None:
 
     wings = [(0.075, -0.20), (0.10, -0.33), (0.125, -0.46), (0.19, -0.56), (0.30, -0.62)]
     wings += [(0.33, -0.72), (0.24, -0.78), (0.12, -0.76)]
-    sacrum = spline(side_and_mirror(np.array(wings)), closed=True)
-    draw_bone(
-        canvas, sacrum, texture["coarse"], radius=0.07, cortex=0.012, cortex_gain=46,
-        spongy_gain=30, grain=0.16,
+    found = shell(
+        canvas, spline(side_and_mirror(np.array(wings)), closed=True), texture["coarse"],
+        radius=0.07, cortex=0.012, cortex_gain=58, spongy_gain=33, grain=0.18,
     )  # fmt: skip
+    if found is not None:
+        where, bone = found  # the wings thin out under the ilium
+        canvas.image[where] += bone * (1 - 0.7 * smoothstep(np.abs(canvas.x[where]), 0.17, 0.32))
     lumbar = [
         (0.13, -0.80),
         (0.14, -0.90),
@@ -207,7 +220,7 @@ def draw_spine(canvas: Canvas, anatomy: Anatomy, texture: Textures) -> None:
     for i, (centre, width, height, angle) in enumerate(spine(anatomy)):
         draw_bone(
             canvas, vertebra(centre, width, height, angle), texture["fine"], radius=0.05,
-            cortex=0.009, cortex_gain=52, spongy_gain=15, grain=0.2,
+            cortex=0.009, cortex_gain=46, spongy_gain=13, grain=0.2,
         )  # fmt: skip
         if i < 3:  # transverse processes
             reach = 0.13 - 0.02 * i
@@ -228,8 +241,8 @@ def _head(
     coverage = smoothstep(depth, -0.75 * pixel, 0.75 * pixel)
     whole = chord(np.maximum(depth, 0), hip.radius)
     hollow = chord(np.maximum(depth - 0.011, 0), hip.radius - 0.011)
-    spongy = 46 * hollow * (1 + 0.07 * texture["fine"][where])
-    return coverage * (9 + (spongy + 125 * (whole - hollow)) / (2 * hip.radius))
+    spongy = 43 * hollow * (1 + 0.07 * texture["fine"][where])
+    return coverage * (7 + (spongy + 100 * (whole - hollow)) / (2 * hip.radius))
 
 
 def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> None:
@@ -237,8 +250,8 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
     outline, reach = mirrored(femur(hip), sign), 1.05 * hip.radius
     corners = np.array([[sign * HEAD_X - reach, -reach], [sign * HEAD_X + reach, reach]])
     found = shell(
-        canvas, outline, texture["fine"], radius=hip.shaft_half_width, cortex=0.027,
-        cortex_gain=112, spongy_gain=26, grain=0.16,
+        canvas, outline, texture["fine"], radius=hip.shaft_half_width, cortex=0.025,
+        cortex_gain=122, spongy_gain=19, grain=0.22,
         where=canvas.window(np.vstack([outline, corners]), 0.0),
     )  # fmt: skip
     if found is None:
@@ -248,7 +261,7 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
     from_head = np.hypot(x - sign * HEAD_X, y)
     # Cortex is thin on neck and trochanters and thick along the shaft.
     thin = smoothstep(y, 0.34, 0.10)
-    bone = bone * (1 - 0.30 * thin) * smoothstep(from_head, 0.35 * hip.radius, 1.0 * hip.radius)
+    bone = bone * (1 - 0.16 * thin) * smoothstep(from_head, 0.35 * hip.radius, 1.0 * hip.radius)
     fossa = np.hypot(sign * x - hip.trochanter_x + 0.185, y - hip.trochanter_y + 0.02)
     bone = bone * (1 - 0.18 * np.exp(-0.5 * (fossa / 0.035) ** 2))
     ball = _head(canvas, hip, sign, where, texture)
@@ -262,43 +275,68 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
         canvas.stroke(mirrored(spline(collar), sign), 0.010, 22 * hip.osteophyte)
 
 
+def _innominate(
+    canvas: Canvas, outline: np.ndarray, foramen: np.ndarray, sign: float, texture: Textures
+) -> None:
+    """Add ilium, ischium and pubis of one side; the outlines are in film coordinates."""
+    grain = 0.8 * texture["fine"] + 0.6 * texture["coarse"]
+    found = shell(
+        canvas, outline, grain, radius=0.050, cortex=0.012, cortex_gain=95, spongy_gain=44,
+        grain=0.10, holes=(foramen,),
+    )  # fmt: skip
+    if found is None:
+        return
+    where, bone = found
+    x, y = sign * canvas.x[where], canvas.y[where]
+    # The flat bones around the foramen are thinner than the ilium and the ischium's body, and the
+    # iliac wing is seen obliquely: thick along its medial border only.
+    body = (0.18 + 0.30 * smoothstep(x, 0.24, 0.34)) * smoothstep(y, 0.46, 0.22)
+    thick = 0.33 + body + 0.24 * smoothstep(y, 0.12, -0.1)
+    thick += 0.10 * smoothstep(x, 0.45, 0.62) * smoothstep(y, 0.2, 0.4)
+    wing = smoothstep(y, -0.40, -0.75) * smoothstep(x, 0.35, 0.46)
+    canvas.image[where] += bone * np.clip(thick, 0, 1) * (1 - 0.35 * wing)
+
+
+def _acetabular_wall(
+    canvas: Canvas, hip: HipShape, outline: np.ndarray, sign: float, texture: Textures
+) -> None:
+    """Add the bone that the head is seen through: thin at the dorsal rim, thick medially."""
+    found = shell(
+        canvas, mirrored(outline, sign), texture["fine"], radius=0.03, cortex=0.006,
+        cortex_gain=30, spongy_gain=24, grain=0.06,
+    )  # fmt: skip
+    if found is None:
+        return
+    where, bone = found
+    x, y = sign * canvas.x[where] - HEAD_X, canvas.y[where]
+    medial = smoothstep(-x / hip.radius, 0.3, 1.15)
+    # The joint space itself, between roof and head, is crossed by hardly any bone.
+    cranial = smoothstep(-y / hip.radius, 0.55, 0.95)
+    canvas.image[where] += bone * (0.62 + 1.0 * medial) * (1 - 0.75 * cranial)
+
+
 def draw_half(
     canvas: Canvas, hip: HipShape, anatomy: Anatomy, sign: float, texture: Textures
 ) -> None:
     """Add one half of the pelvis and its femur; `sign` is -1 at the image's left."""
     outline, foramen, medial = hemipelvis(hip, anatomy, sign)
-    found = shell(
-        canvas, mirrored(outline, sign), texture["fine"], radius=0.050, cortex=0.013,
-        cortex_gain=92, spongy_gain=44, grain=0.13, holes=(mirrored(foramen, sign),),
-    )  # fmt: skip
-    if found is not None:
-        where, bone = found
-        y = canvas.y[where]
-        # The flat bones around the foramen are thinner than the ilium and the ischium's body.
-        lateral = smoothstep(sign * canvas.x[where], 0.24, 0.34)
-        thin = (
-            0.50
-            + (0.12 + 0.22 * lateral) * smoothstep(y, 0.42, 0.25)
-            + 0.16 * smoothstep(y, 0.1, -0.1)
-        )
-        canvas.image[where] += bone * thin
-    surface, wall = roof(hip), dorsal_wall(hip)
-    draw_bone(
-        canvas, mirrored(np.vstack([wall, surface[::-1]]), sign), texture["fine"], radius=0.03,
-        cortex=0.007, cortex_gain=34, spongy_gain=19,
-    )  # fmt: skip
+    _innominate(canvas, mirrored(outline, sign), mirrored(foramen, sign), sign, texture)
+    surface, (rim, wall) = roof(hip), acetabulum(hip, anatomy)
+    _acetabular_wall(canvas, hip, wall, sign, texture)
     _femur(canvas, hip, sign, texture)
     subchondral = (surface - [HEAD_X, 0.0]) * (1 + 0.010 / hip.radius) + [HEAD_X, 0.0]
     canvas.stroke(
-        mirrored(subchondral[: len(surface) * 3 // 5], sign), 0.010, 34, taper=(0.0, 0.45)
+        mirrored(subchondral[: len(surface) * 3 // 5], sign), 0.010, 36, taper=(0.0, 0.45)
     )
-    canvas.stroke(mirrored(subchondral[len(surface) // 3 :], sign), 0.008, 15, taper=(0.3, 0.2))
-    canvas.stroke(mirrored(wall, sign), 0.006, 11, taper=(0.0, 0.2))
+    canvas.stroke(mirrored(subchondral[len(surface) // 3 :], sign), 0.008, 13, taper=(0.3, 0.2))
+    canvas.stroke(mirrored(rim, sign), 0.006, 10, taper=(0.0, 0.2))
     if hip.osteophyte > 0.1:
         canvas.stroke(mirrored(surface[:4], sign), 0.012, 18 * hip.osteophyte)
     inner = medial[(medial[:, 1] < 0.02) & (medial[:, 1] > -1.0)]
-    canvas.stroke(mirrored(inner + [0.016, 0.0], sign), 0.013, 38, taper=(0.2, 0.3))
+    canvas.stroke(mirrored(inner + np.array([0.016, 0.0]), sign), 0.013, 38, taper=(0.2, 0.3))
     edge = foramen[(foramen[:, 0] > 0.27) & (foramen[:, 1] < 0.33)]
     edge = edge[np.argsort(edge[:, 1])]
-    line = np.vstack([inner[inner[:, 1] > -0.16][::-1][-1:] + [0.02, 0], edge + [0.012, 0.0]])
+    line = np.vstack(
+        [inner[inner[:, 1] > -0.16][::-1][-1:] + np.array([0.02, 0]), edge + np.array([0.012, 0.0])]
+    )
     canvas.stroke(mirrored(line, sign), 0.010, 26, taper=(0.0, 0.4))

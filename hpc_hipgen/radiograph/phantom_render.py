@@ -8,6 +8,8 @@ edge-on, and the medulla is dark.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt, gaussian_filter
@@ -47,6 +49,17 @@ class Canvas:
         self.x = (inverse[0, 0] * columns + inverse[0, 1] * rows + offset[0]).astype(np.float32)
         self.y = (inverse[1, 0] * columns + inverse[1, 1] * rows + offset[1]).astype(np.float32)
         self.image = np.zeros((height, width), dtype=np.float32)
+
+    def halved(self) -> Canvas:
+        """An empty canvas of the same place with half as many pixels a side."""
+        height, width = (-(-n // 2) + 1 for n in self.image.shape)
+        return Canvas(height, width, self.matrix / 2)
+
+    def enlarge(self, small: np.ndarray) -> None:
+        """Add an image drawn on the `halved` canvas."""
+        height, width = self.image.shape
+        wide = _lerp(small.T, np.arange(width) / 2).T
+        self.image += _lerp(wide, np.arange(height) / 2)
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
         """Anatomical points (n, 2) in pixels."""
@@ -102,7 +115,7 @@ class Canvas:
         x, y = self.x[where], self.y[where]
         best = np.full(x.shape, np.inf, dtype=np.float32)
         place = np.zeros_like(best)
-        for i, (start, end) in enumerate(zip(line[:-1], line[1:], strict=True)):
+        for i, (start, end) in enumerate(pairwise(line)):
             along = (end - start).astype(np.float32)
             norm = float(along @ along) or 1.0
             dx, dy = x - np.float32(start[0]), y - np.float32(start[1])
@@ -117,6 +130,7 @@ class Canvas:
         self, line: np.ndarray, sigma: float, gain: float, taper: tuple[float, float] = (0.0, 0.0)
     ) -> None:
         """Add a soft line of `gain` levels; `taper` fades a share of its two ends."""
+        line = line[:: max(1, len(line) // 12)] if len(line) > 16 else line
         where = self.window(line, 3 * sigma)
         if where is None:
             return
