@@ -49,7 +49,7 @@ def test_a_training_job_has_a_process_per_gpu():
     ):
         assert f"#SBATCH {option}" in lines
     assert not any("gpus-per-task" in line or "wckey" in line for line in lines)
-    assert "--cpus-per-task=8" in lines[-2]  # srun does not inherit it
+    assert "--cpus-per-task=8" in lines[-1]  # srun does not inherit it
 
 
 def test_an_array_is_throttled():

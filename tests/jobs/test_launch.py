@@ -1,0 +1,260 @@
+"""The launcher on graphs of stages that take no time; jobs run in processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.config import Experiment
+from hpc_hipgen.pipeline import sample_shard, score_shard, stages
+from hpc_hipgen.run import Run
+from jobs import launch
+
+ROOT = Path(__file__).parents[2]
+FAKES = ROOT / "tests" / "cluster"
+LOCAL = Site(executor="local")
+TRAINING = {"images": 64, "batch": 16, "lr": 1e-3}
+SETTINGS = {"name": "tiny", "ruler": {"training": TRAINING}}
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    monkeypatch.syspath_prepend(str(FAKES))
+    monkeypatch.setenv("PYTHONPATH", str(FAKES))
+    import fake_stages
+
+    return fake_stages
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.create(tmp_path / "tiny", Experiment.model_validate(SETTINGS))
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS))
+    return path
+
+
+def command(*arguments, **more):
+    """python -m jobs.launch in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.launch", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **more,
+    )
+
+
+def test_stages_run_in_order_and_their_words_are_shown(run, fakes, capfd):
+    assert launch.execute(run, fakes.GRAPH, LOCAL, slurm=False) == 0
+    said = capfd.readouterr().out
+    words = ["[1/3] first", "first speaks", "second says hello", "[3/3] array: done in"]
+    places = [said.index(word) for word in words]
+    assert places == sorted(places)
+    for line in ("RANK=0", "WORLD_SIZE=1", "HF_HUB_OFFLINE=1", "SLURM_JOB_ID=None"):
+        assert f"  {line}\n" in said
+    assert "submitit INFO" not in said
+    assert run.path("array.log").read_text().splitlines() == [str(i) for i in fakes.ITEMS]
+    assert run.path("provenance", "launches.jsonl").is_file()
+
+
+def test_a_second_start_does_only_what_is_left(run, fakes, capfd):
+    for name in ("first", "second"):
+        run.mark_done(name)
+    assert launch.execute(run, fakes.GRAPH, LOCAL, slurm=False) == 0
+    said = capfd.readouterr().out
+    assert "first: done before" in said and "second: done before" in said
+    assert "first speaks" not in said
+
+
+def test_a_failure_names_the_error_and_the_log(run, fakes, capfd):
+    assert launch.execute(run, fakes.BROKEN, LOCAL, slurm=False) == 1
+    said = capfd.readouterr()
+    assert "error: broken failed: RuntimeError: the loss is not finite" in said.err
+    log = Path(said.err.partition("log: ")[2].splitlines()[0])
+    assert "about to break" in log.read_text()
+    assert run.done("first") and not run.done("broken")
+
+
+def start(run, graph):
+    """A launcher in a process of its own whose slow stage is at work; and that stage's pid."""
+    code = (
+        "import sys; from fake_stages import *; from jobs.launch import *\n"
+        f"sys.exit(execute(Run({str(run.folder)!r}), {graph}, Site(executor='local'), False))"
+    )
+    path = os.pathsep.join([str(FAKES), str(ROOT)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    pid = run.path("slow.pid")
+    for _ in range(300):
+        if pid.is_file():
+            return process, int(pid.read_text())
+        time.sleep(0.1)
+    raise AssertionError("the slow stage did not start")
+
+
+def ended(pid, seconds=20):
+    """True when the process is gone within the time."""
+    for _ in range(seconds * 10):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_launch_takes_its_stage_along(run, number):
+    process, pid = start(run, "SLOW")
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "The same command goes on" in said
+    assert ended(pid)
+    assert run.done("first") and not run.done("slow")
+
+
+def test_a_killed_launch_leaves_nothing_running(run):
+    process, pid = start(run, "SLOW")
+    process.kill()
+    process.wait()
+    assert ended(pid)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.trian=3", "unknown key 'data.trian'"),
+        ("data.train=1 data.views=8", "batch: 16 is more than the data set has"),
+        ("ruler.training.lr=-1", "ruler.training.lr"),
+        ("data.train", "expected key.sub=value"),
+        ("data.source=films", "data.films"),
+        ("ruler.pretrained=/nowhere", "/nowhere does not exist"),
+    ],
+)
+def test_bad_settings_end_before_anything_is_written(
+    experiment, tmp_path, capsys, setting, message
+):
+    folder = tmp_path / "runs" / "x"
+    assert launch.main([str(experiment), "--run", str(folder), *setting.split()]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1
+    assert said.out == ""
+    assert not folder.parent.exists()
+
+
+def test_bad_films_end_before_anything_is_written(experiment, tmp_path, capsys):
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "landmarks.csv").write_text("image,side,head_x\n")
+    folder = tmp_path / "runs" / "x"
+    arguments = ["data.source=films", f"data.films={films}"]
+    assert launch.main([str(experiment), "--run", str(folder), *arguments]) == 2
+    assert "landmarks.csv" in capsys.readouterr().err
+    assert not folder.parent.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--site", "nowhere"], ["--redo", "prepaer"]])
+def test_bad_options_end_before_anything_is_written(experiment, tmp_path, capsys, arguments):
+    folder = tmp_path / "runs" / "x"
+    assert launch.main([str(experiment), "--run", str(folder), *arguments]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not folder.parent.exists()
+
+
+def test_a_batch_that_the_gpus_cannot_share_is_refused(tmp_path):
+    path = tmp_path / "site.yaml"
+    path.write_text("{executor: slurm, resources: {gpu: {gpus: 3}}}")
+    config = Experiment.model_validate(SETTINGS)
+    with pytest.raises(launch.ConfigError, match=r"16 .* among 3 processes"):
+        launch.check_ranks(config, stages(config), launch.load_site(str(path)), slurm=True)
+
+
+def test_a_run_keeps_its_settings(experiment, run, capsys):
+    assert launch.main([str(experiment), "--run", str(run.folder), "seed=3"]) == 2
+    assert "other settings (seed: 0 there, 3 now)" in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing(experiment, tmp_path, capsys):
+    folder = tmp_path / "runs" / "x"
+    assert launch.main([str(experiment), "--run", str(folder), "--dry-run"]) == 0
+    assert launch.main([str(experiment), "--run", str(folder), "--dry-run", "--site", "a100"]) == 0
+    assert "#SBATCH --gres=gpu:a100:1" in capsys.readouterr().out
+    assert not folder.parent.exists()
+
+
+def complete(run):
+    """Makes a run look finished."""
+    for stage in stages(run.config):
+        if stage.items is None:
+            run.mark_done(stage.name)
+            continue
+        for item in stage.items(run):
+            path = stage.artefact(run, item)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+
+def test_a_finished_run_says_so_without_torch(experiment, run):
+    complete(run)
+    code = (
+        "import sys; from jobs import launch; status = launch.main(sys.argv[1:])\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'matplotlib', 'submitit'} & set(sys.modules)\n"
+        "print(sorted(heavy)); sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(experiment), "--run", str(run.folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "everything is done" in done.stdout and "report.html" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_redo_forgets_a_stage_and_what_follows(run):
+    complete(run)
+    graph = stages(run.config)
+    launch.forget(run, graph, "evaluate")
+    state = {stage.name: stage.done(run) for stage in graph}
+    assert state.pop("evaluate") is state.pop("report") is False
+    assert all(state.values())
+    assert sample_shard(run, ("ruler", 0)).is_file()
+    assert not score_shard(run, ("ruler", 0)).exists()
+    with pytest.raises(launch.ConfigError, match="another run"):
+        launch.forget(run, graph, "prepare")
+
+
+@pytest.mark.parametrize("module", ["launch", "status", "prepare", "evaluate"])
+def test_help_is_light(module):
+    code = (
+        "import sys, importlib\n"
+        f"module = importlib.import_module('jobs.{module}')\n"
+        "try: module.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'diffusers', 'deepspeed', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert f"usage: python -m jobs.{module}" in done.stdout

