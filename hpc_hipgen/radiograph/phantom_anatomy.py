@@ -151,7 +151,7 @@ def sample_anatomy(rng: np.random.Generator, angles: Angles | None = None) -> An
                 raise ValueError(f"cannot draw a hip of {value} degrees ({side}): 40 to 140 only")
         drawn = angles
     mean_radius = np.clip(rng.normal(0.113, 0.0075), 0.097, 0.131)
-    abducted = rng.random() < 0.25
+    abducted = rng.random() < 0.33
     shared = rng.uniform(8.0, 24.0) if abducted else rng.normal(3.0, 2.5)
     hips = []
     for side in SIDES:
@@ -335,19 +335,19 @@ def hemipelvis(
     return outline, spline(_fit(foramen, hip, anatomy), closed=True), medial
 
 
-def acetabulum(hip: HipShape, anatomy: Anatomy) -> tuple[np.ndarray, np.ndarray]:
+def acetabulum(hip: HipShape) -> tuple[np.ndarray, np.ndarray]:
     """Dorsal rim (n, 2) and the outline (m, 2) of the wall between it and the roof.
 
-    Lateral coordinates. The rim runs from the landmark across the head and ends on the body of
-    the ischium; a loose head is covered less.
+    Lateral coordinates. The rim runs from the landmark across the head and ends at the
+    roof's caudal end; a loose head is covered less.
     """
     r, head = hip.radius, np.array([HEAD_X, 0.0])
     cover = np.clip(hip.dorsal_cover, -0.55, 0.4)
     upper = 0.5 * (cover + (hip.rim[0] - HEAD_X) / r) + 0.03
-    way = head + r * np.array([(upper, -0.62), (cover, -0.1), (0.55 * cover - 0.30, 0.55)])
-    ischium = _fit(_LATERAL_ISCHIUM[:3], hip, anatomy)
-    rim = spline(np.vstack([hip.rim, way, ischium[:1] + np.array([0.022, 0.025]), ischium[1:2]]))
-    return rim, np.vstack([rim, ischium[:1] - [0.02, 0.0], roof(hip)[::-1]])
+    way = head + r * np.array([(upper, -0.62), (cover, -0.1)])
+    lower, surface = hip.cup + r * np.array([(0.45 * cover - 0.34, 0.62)]), roof(hip)
+    rim = spline(np.vstack([hip.rim, way, lower, surface[-1:] + 0.003]))
+    return rim, np.vstack([rim, surface[::-1]])
 
 
 def femur(hip: HipShape) -> np.ndarray:
@@ -378,9 +378,9 @@ def femur(hip: HipShape) -> np.ndarray:
     outer = [shaft(1, 0.14, 1.02 * w), shaft(1, 0.3, w), shaft(1, 0.55, w), shaft(1, 0.9, 1.06 * w)]
     outer += [shaft(1, 1.5, 1.3 * w)]
     inner = [shaft(-1, 1.5, 1.3 * w), shaft(-1, 0.9, 1.06 * w), shaft(-1, 0.55, w)]
-    inner += [shaft(-1, 0.3, w), shaft(-1, 0.16, 1.06 * w), shaft(-1, 0.105, 1.38 * w)]
-    inner += [shaft(-1, 0.065, 1.62 * w), shaft(-1, 0.02, 1.52 * w), shaft(-1, -0.03, 1.25 * w)]
-    lower = [(0.5 + 0.62 * r, 0.86 * r), (0.5, 0.55 * r)]
+    inner += [shaft(-1, 0.3, w), shaft(-1, 0.18, 1.06 * w), shaft(-1, 0.125, 1.36 * w)]
+    inner += [shaft(-1, 0.085, 1.60 * w), shaft(-1, 0.04, 1.50 * w), shaft(-1, -0.02, 1.30 * w)]
+    lower = [(0.5 + 0.56 * r, 0.97 * r), (0.5 + 0.30 * r, 0.88 * r), (0.5, 0.55 * r)]
     return spline(np.array(upper + outer + inner + lower))
 
 

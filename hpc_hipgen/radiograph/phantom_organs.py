@@ -139,7 +139,8 @@ def draw_soft_tissue(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator)
     texture = textures(rng, small)
     x = np.abs(small.x)
     level = 64 + 6 * smoothstep(x, 0.75, 0.30) + rng.uniform(-6, 6) * smoothstep(small.y, 0.8, -0.8)
-    tissue = level + rng.uniform(1.5, 4.5) * texture["cloud"] + 1.6 * texture["lump"]
+    tissue = level + rng.uniform(1.5, 4.5) * texture["cloud"] + 2.2 * texture["lump"]
+    tissue += rng.uniform(0.4, 1.6) * texture["coarse"]
     tissue += rng.uniform(0.8, 2.4) * texture["streak"] * smoothstep(x, 0.35, 0.55)
     inlet = _blob(small, (0.0, -0.26), (0.33 * anatomy.inlet, 0.40), 0.0, 0.08)
     tissue -= rng.uniform(2, 15) * inlet
@@ -241,7 +242,7 @@ def _head(
     coverage = smoothstep(depth, -0.75 * pixel, 0.75 * pixel)
     whole = chord(np.maximum(depth, 0), hip.radius)
     hollow = chord(np.maximum(depth - 0.011, 0), hip.radius - 0.011)
-    spongy = 43 * hollow * (1 + 0.07 * texture["fine"][where])
+    spongy = 43 * hollow * (1 + 0.09 * texture["fine"][where])
     return coverage * (7 + (spongy + 100 * (whole - hollow)) / (2 * hip.radius))
 
 
@@ -249,9 +250,11 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
     """Add head, neck, trochanters and shaft; where head and neck overlap they are one bone."""
     outline, reach = mirrored(femur(hip), sign), 1.05 * hip.radius
     corners = np.array([[sign * HEAD_X - reach, -reach], [sign * HEAD_X + reach, reach]])
+    # Cortex is thin on neck and trochanters and thick along the shaft.
+    cortex = 0.012 + 0.014 * smoothstep(canvas.y, 0.08, 0.36) * (1 + 0.12 * texture["cloud"])
     found = shell(
-        canvas, outline, texture["fine"], radius=hip.shaft_half_width, cortex=0.025,
-        cortex_gain=122, spongy_gain=19, grain=0.22,
+        canvas, outline, texture["fine"], radius=hip.shaft_half_width, cortex=cortex,
+        cortex_gain=118, spongy_gain=19, grain=0.14,
         where=canvas.window(np.vstack([outline, corners]), 0.0),
     )  # fmt: skip
     if found is None:
@@ -259,9 +262,11 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
     where, bone = found
     x, y = canvas.x[where], canvas.y[where]
     from_head = np.hypot(x - sign * HEAD_X, y)
-    # Cortex is thin on neck and trochanters and thick along the shaft.
-    thin = smoothstep(y, 0.34, 0.10)
-    bone = bone * (1 - 0.16 * thin) * smoothstep(from_head, 0.35 * hip.radius, 1.0 * hip.radius)
+    bone = (
+        bone
+        * (1 + 0.18 * smoothstep(y, 0.34, 0.10))
+        * smoothstep(from_head, 0.35 * hip.radius, 1.0 * hip.radius)
+    )
     fossa = np.hypot(sign * x - hip.trochanter_x + 0.185, y - hip.trochanter_y + 0.02)
     bone = bone * (1 - 0.18 * np.exp(-0.5 * (fossa / 0.035) ** 2))
     ball = _head(canvas, hip, sign, where, texture)
@@ -280,9 +285,10 @@ def _innominate(
 ) -> None:
     """Add ilium, ischium and pubis of one side; the outlines are in film coordinates."""
     grain = 0.8 * texture["fine"] + 0.6 * texture["coarse"]
+    cortex = 0.0115 * (1 + 0.14 * texture["lump"] + 0.10 * texture["coarse"])
     found = shell(
-        canvas, outline, grain, radius=0.050, cortex=0.012, cortex_gain=95, spongy_gain=44,
-        grain=0.10, holes=(foramen,),
+        canvas, outline, grain, radius=0.050, cortex=cortex, cortex_gain=82, spongy_gain=50,
+        grain=0.11, holes=(foramen,),
     )  # fmt: skip
     if found is None:
         return
@@ -321,7 +327,7 @@ def draw_half(
     """Add one half of the pelvis and its femur; `sign` is -1 at the image's left."""
     outline, foramen, medial = hemipelvis(hip, anatomy, sign)
     _innominate(canvas, mirrored(outline, sign), mirrored(foramen, sign), sign, texture)
-    surface, (rim, wall) = roof(hip), acetabulum(hip, anatomy)
+    surface, (rim, wall) = roof(hip), acetabulum(hip)
     _acetabular_wall(canvas, hip, wall, sign, texture)
     _femur(canvas, hip, sign, texture)
     subchondral = (surface - [HEAD_X, 0.0]) * (1 + 0.010 / hip.radius) + [HEAD_X, 0.0]

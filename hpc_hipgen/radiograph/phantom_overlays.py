@@ -34,7 +34,7 @@ def sample_exposure(rng: np.random.Generator, prompt_class: int) -> Exposure:
     """Draw an exposure; class 2 has strong contrast and is never flat."""
     kind = str(rng.choice(["good", "flat", "dark"], p=[0.78, 0.12, 0.10]))
     gain, offset, gamma = rng.normal(1.05, 0.09), rng.normal(0, 5), rng.normal(1.0, 0.08)
-    blur, noise = rng.uniform(0.002, 0.005), rng.uniform(1.0, 3.0)
+    blur, noise = rng.uniform(0.002, 0.005), rng.uniform(1.2, 3.0)
     sharpen, reach = rng.uniform(0.15, 0.85), rng.uniform(0.02, 0.06)
     if prompt_class == 2:
         kind, gain, gamma = "good", gain * 1.12, gamma + 0.35
@@ -75,7 +75,7 @@ def _write(
     ImageDraw.Draw(layer).text((float(at[0]), float(at[1])), text, 255, font=font, anchor=anchor)
     ink = np.asarray(layer, dtype=np.float32) / 255
     if ink.max() > 0:  # legible on whatever lies below
-        level = min(255.0, max(level, float(film[ink > 0.3].mean()) + 45))
+        level = min(255.0, max(level, float(np.percentile(film[ink > 0.3], 80)) + 50))
     return film * (1 - ink) + level * ink
 
 
@@ -151,12 +151,13 @@ def draw_overlays(
     text, level = _date(rng), float(rng.choice([235, 180, 128, 76]) + rng.uniform(-15, 15))
     size, jitter = canvas.scale * rng.uniform(0.062, 0.080), rng.uniform(0, 0.04, 2)
     origin = canvas.pixels(np.zeros((1, 2)))[0]
+    x = min(origin[0] + (0.80 - jitter[0]) * canvas.scale, 0.985 * width)
+    y = max(origin[1] - (0.755 - jitter[1]) * canvas.scale, 0.015 * height)
     if prompt_class in (1, 2, 3):
-        x = min(origin[0] + (0.80 - jitter[0]) * canvas.scale, 0.985 * width)
-        y = max(origin[1] - (0.755 - jitter[1]) * canvas.scale, 0.015 * height)
         film = _write(film, text, np.array([x, y]), size, level, "ra")
-    place = np.array([rng.uniform(0.68, 0.75), rng.uniform(-0.58, -0.28)]) * canvas.scale
+    place = np.array([rng.uniform(0.68, 0.75), rng.uniform(-0.56, -0.28)]) * canvas.scale
     mark_size, other = canvas.scale * rng.uniform(0.12, 0.16), rng.random() < 0.15
+    place[1] = max(place[1], y + 1.3 * size + 0.5 * mark_size - origin[1])  # below the date
     if prompt_class == 3:
         film = _write(film, "L", origin + place, mark_size, 252, "mm")
     elif prompt_class in (2, 4) and other:

@@ -23,7 +23,7 @@ def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def chord(depth: np.ndarray, radius: float) -> np.ndarray:
+def chord(depth: np.ndarray, radius: float | np.ndarray) -> np.ndarray:
     """Length that a ray `depth` inside the edge of a tube of `radius` travels within it."""
     inner = radius - np.clip(depth, 0, radius)
     return 2 * np.sqrt(np.maximum(radius**2 - inner**2, 0))
@@ -186,7 +186,7 @@ def shell(
     texture: np.ndarray,
     *,
     radius: float,
-    cortex: float,
+    cortex: float | np.ndarray,
     cortex_gain: float,
     spongy_gain: float,
     grain: float = 0.08,
@@ -195,13 +195,16 @@ def shell(
 ) -> tuple[tuple[slice, slice], np.ndarray] | None:
     """Window and attenuation of a bone drawn as a shell; None outside the film.
 
-    `radius` is half its thickness and `cortex` that of the shell in D; the gains are grey levels
+    `radius` is half its thickness and `cortex` that of the shell in D,
+    one number or a map (H, W); the gains are grey levels
     for a path as long as the whole bone is thick. `grain` is the relative SD of spongy bone.
     """
     found = canvas.shape(outline, holes, where)
     if found is None:
         return None
     where, coverage, depth = found
+    if isinstance(cortex, np.ndarray):
+        cortex = cortex[where]
     whole = chord(depth, radius)
     hollow = chord(depth - cortex, radius - cortex)
     spongy = hollow * (1 + grain * texture[where])
