@@ -221,7 +221,7 @@ def draw_spine(canvas: Canvas, anatomy: Anatomy, texture: Textures) -> None:
     for i, (centre, width, height, angle) in enumerate(spine(anatomy)):
         draw_bone(
             canvas, vertebra(centre, width, height, angle), texture["fine"], radius=0.05,
-            cortex=0.009, cortex_gain=46, spongy_gain=13, grain=0.2,
+            cortex=0.009, cortex_gain=40, spongy_gain=4, grain=0.2,
         )  # fmt: skip
         if i < 3:  # transverse processes
             reach = 0.13 - 0.02 * i
@@ -242,7 +242,7 @@ def _head(
     coverage = smoothstep(depth, -0.75 * pixel, 0.75 * pixel)
     whole = chord(np.maximum(depth, 0), hip.radius)
     hollow = chord(np.maximum(depth - 0.011, 0), hip.radius - 0.011)
-    spongy = 43 * hollow * (1 + 0.09 * texture["fine"][where])
+    spongy = 41 * hollow * (1 + 0.09 * texture["fine"][where])
     return coverage * (7 + (spongy + 100 * (whole - hollow)) / (2 * hip.radius))
 
 
@@ -254,7 +254,7 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
     cortex = 0.012 + 0.014 * smoothstep(canvas.y, 0.08, 0.36) * (1 + 0.12 * texture["cloud"])
     found = shell(
         canvas, outline, texture["fine"], radius=hip.shaft_half_width, cortex=cortex,
-        cortex_gain=118, spongy_gain=19, grain=0.14,
+        cortex_gain=114, spongy_gain=6, grain=0.14,
         where=canvas.window(np.vstack([outline, corners]), 0.0),
     )  # fmt: skip
     if found is None:
@@ -264,7 +264,7 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
     from_head = np.hypot(x - sign * HEAD_X, y)
     bone = (
         bone
-        * (1 + 0.18 * smoothstep(y, 0.34, 0.10))
+        * (1 + 0.20 * smoothstep(y, 0.34, 0.10))
         * smoothstep(from_head, 0.35 * hip.radius, 1.0 * hip.radius)
     )
     fossa = np.hypot(sign * x - hip.trochanter_x + 0.185, y - hip.trochanter_y + 0.02)
@@ -287,7 +287,7 @@ def _innominate(
     grain = 0.8 * texture["fine"] + 0.6 * texture["coarse"]
     cortex = 0.0115 * (1 + 0.14 * texture["lump"] + 0.10 * texture["coarse"])
     found = shell(
-        canvas, outline, grain, radius=0.050, cortex=cortex, cortex_gain=82, spongy_gain=50,
+        canvas, outline, grain, radius=0.050, cortex=cortex, cortex_gain=82, spongy_gain=46,
         grain=0.11, holes=(foramen,),
     )  # fmt: skip
     if found is None:
@@ -297,7 +297,7 @@ def _innominate(
     # The flat bones around the foramen are thinner than the ilium and the ischium's body, and the
     # iliac wing is seen obliquely: thick along its medial border only.
     body = (0.18 + 0.30 * smoothstep(x, 0.24, 0.34)) * smoothstep(y, 0.46, 0.22)
-    thick = 0.33 + body + 0.24 * smoothstep(y, 0.12, -0.1)
+    thick = 0.40 + body + 0.17 * smoothstep(y, 0.12, -0.1)
     thick += 0.10 * smoothstep(x, 0.45, 0.62) * smoothstep(y, 0.2, 0.4)
     wing = smoothstep(y, -0.40, -0.75) * smoothstep(x, 0.35, 0.46)
     canvas.image[where] += bone * np.clip(thick, 0, 1) * (1 - 0.35 * wing)
@@ -339,7 +339,7 @@ def draw_half(
     if hip.osteophyte > 0.1:
         canvas.stroke(mirrored(surface[:4], sign), 0.012, 18 * hip.osteophyte)
     inner = medial[(medial[:, 1] < 0.02) & (medial[:, 1] > -1.0)]
-    canvas.stroke(mirrored(inner + np.array([0.016, 0.0]), sign), 0.013, 38, taper=(0.2, 0.3))
+    canvas.stroke(mirrored(inner + np.array([0.016, 0.0]), sign), 0.013, 32, taper=(0.2, 0.3))
     edge = foramen[(foramen[:, 0] > 0.27) & (foramen[:, 1] < 0.33)]
     edge = edge[np.argsort(edge[:, 1])]
     line = np.vstack(

@@ -31,15 +31,17 @@ class Exposure:
 
 
 def sample_exposure(rng: np.random.Generator, prompt_class: int) -> Exposure:
-    """Draw an exposure; class 2 has strong contrast and is never flat."""
-    kind = str(rng.choice(["good", "flat", "dark"], p=[0.78, 0.12, 0.10]))
+    """Draw an exposure: class 2 has strong contrast, class 3 is never grey, class 4 is sharp."""
+    kind = str(rng.choice(["good", "flat", "dark"], p=[0.70, 0.15, 0.15]))
     gain, offset, gamma = rng.normal(1.05, 0.09), rng.normal(0, 5), rng.normal(1.0, 0.08)
     blur, noise = rng.uniform(0.002, 0.005), rng.uniform(1.2, 3.0)
     sharpen, reach = rng.uniform(0.15, 0.85), rng.uniform(0.02, 0.06)
     if prompt_class == 2:
-        kind, gain, gamma = "good", gain * 1.12, gamma + 0.35
+        kind, gain, gamma = "good", gain * 1.15, gamma + 0.60
     if prompt_class == 4:
         kind, blur, sharpen = "good", 0.75 * blur, sharpen + 0.2
+    if prompt_class == 3:
+        kind, gamma = "dark" if kind == "flat" else kind, gamma + 0.12
     if kind == "flat":
         gain, offset, sharpen = 0.5 * gain, 22 + offset, 0.3 * sharpen
     if kind == "dark":
