@@ -96,7 +96,7 @@ def follow(job: Any, log: Path) -> None:
             if ended and rest:
                 lines, rest = [*lines, rest], b""
             for line in lines:
-                if not line.startswith(b"submitit INFO"):
+                if not line.startswith(b"submitit "):
                     print("  " + line.decode(errors="replace"))
             sys.stdout.flush()
         if ended:
