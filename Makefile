@@ -22,28 +22,28 @@ help: ## this text
 	echo
 	echo "On a cluster: sbatch sbatch/llcm.sh (after \`make env\` on the login node). The same script, the same run folder."
 
-env: ## the environment of requirements.lock
+env: ## the environment of requirements.lock (the other targets build it too)
 	@bash sbatch/environment.sh
 
-demo: env ## the whole main job
+demo: ## the whole main job
 	@bash sbatch/llcm.sh $(ARGS)
 
-ruler: env ## ingest real films and measure them
+ruler: ## ingest real films and measure them
 	@FILMS="$(FILMS)" bash sbatch/ruler.sh $(ARGS)
 
-status: env ## stages, images seen, speed
+status: ## stages, images seen, speed
 	@"$(PYTHON_OF_ENV)" -m jobs.status $(ARGS)
 
 test: lint ## lint and every test
 	@"$(PYTHON_OF_ENV)" -m pytest $(ARGS)
 
-lint: env ## layout, linter, shell scripts
+lint: ## layout, linter, shell scripts
 	@python="$(PYTHON_OF_ENV)"
 	"$$python" -m ruff check .
 	"$$python" -m ruff format --check .
 	"$$(dirname "$$python")/shellcheck" --external-sources sbatch/*.sh .ci/run
 
-format: env
+format:
 	@python="$(PYTHON_OF_ENV)"
 	"$$python" -m ruff check --fix .
 	"$$python" -m ruff format .
