@@ -370,7 +370,7 @@ def femur(hip: HipShape) -> np.ndarray:
     def toward_tip(share: float, y: float) -> tuple[float, float]:
         return notch + share * (tx - notch), ty + y
 
-    upper = [(0.5, -0.55 * r), (0.5 + 0.52 * r, -0.90 * r), (0.5 + 0.92 * r, -0.66 * r)]
+    upper = [(0.5, -0.55 * r), (0.5 + 0.50 * r, -0.76 * r), (0.5 + 0.90 * r, -0.56 * r)]
     upper += [toward_tip(0.02, -0.098), toward_tip(0.16, -0.102), toward_tip(0.29, -0.138)]
     upper += [toward_tip(0.46, -0.158), toward_tip(0.66, -0.138), toward_tip(0.85, -0.085)]
     upper += [toward_tip(0.97, -0.03), toward_tip(1.0, 0.010), toward_tip(0.90, 0.048)]
@@ -380,7 +380,7 @@ def femur(hip: HipShape) -> np.ndarray:
     inner = [shaft(-1, 1.5, 1.3 * w), shaft(-1, 0.9, 1.06 * w), shaft(-1, 0.55, w)]
     inner += [shaft(-1, 0.3, w), shaft(-1, 0.18, 1.06 * w), shaft(-1, 0.125, 1.36 * w)]
     inner += [shaft(-1, 0.085, 1.60 * w), shaft(-1, 0.04, 1.50 * w), shaft(-1, -0.02, 1.30 * w)]
-    lower = [(0.5 + 0.56 * r, 0.97 * r), (0.5 + 0.30 * r, 0.88 * r), (0.5, 0.55 * r)]
+    lower = [(0.5 + 0.60 * r, 0.92 * r), (0.5 + 0.28 * r, 0.80 * r), (0.5, 0.55 * r)]
     return spline(np.array(upper + outer + inner + lower))
 
 
