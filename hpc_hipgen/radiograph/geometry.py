@@ -129,12 +129,14 @@ class Landmarks:
         matrix = np.asarray(matrix, dtype=np.float64)
         if matrix.shape != (2, 3):
             raise ValueError(f"a similarity has shape (2, 3), not {matrix.shape}")
+        if not np.isfinite(matrix).all():
+            raise ValueError(f"a similarity must be finite: {matrix.tolist()}")
         linear = matrix[:, :2]
         determinant = float(np.linalg.det(linear))
         scale = float(np.sqrt(abs(determinant)))
         deviation = np.abs(linear @ linear.T - scale**2 * np.eye(2)).max()
-        if not np.isfinite(matrix).all() or scale == 0:
-            raise ValueError("a similarity must be finite and of full rank")
+        if scale == 0:
+            raise ValueError(f"a similarity must be of full rank: {linear.tolist()}")
         if deviation > _ISOTROPY_TOLERANCE * scale**2:
             raise ValueError(f"not a similarity, it would change angles: {linear.tolist()}")
         points = self.to_array()

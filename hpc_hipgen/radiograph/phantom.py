@@ -77,7 +77,7 @@ def _position(
 def sample_parameters(
     seed: int, index: int, prompt_class: int | None = None, angles: Angles | None = None
 ) -> tuple[int, Anatomy, Exposure]:
-    """Prompt class, pelvis and exposure of a phantom without drawing it (about 0.1 ms).
+    """Prompt class, pelvis and exposure of a phantom without drawing it.
 
     Raises ValueError for an unknown class or an angle outside 40..140 degrees.
     """

@@ -221,7 +221,7 @@ def draw_spine(canvas: Canvas, anatomy: Anatomy, texture: Textures) -> None:
     for i, (centre, width, height, angle) in enumerate(spine(anatomy)):
         draw_bone(
             canvas, vertebra(centre, width, height, angle), texture["fine"], radius=0.05,
-            cortex=0.009, cortex_gain=40, spongy_gain=4, grain=0.2,
+            cortex=0.009, cortex_gain=46, spongy_gain=15, grain=0.2,
         )  # fmt: skip
         if i < 3:  # transverse processes
             reach = 0.13 - 0.02 * i
@@ -254,7 +254,7 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
     cortex = 0.012 + 0.014 * smoothstep(canvas.y, 0.08, 0.36) * (1 + 0.12 * texture["cloud"])
     found = shell(
         canvas, outline, texture["fine"], radius=hip.shaft_half_width, cortex=cortex,
-        cortex_gain=114, spongy_gain=6, grain=0.14,
+        cortex_gain=92, spongy_gain=8, grain=0.14,
         where=canvas.window(np.vstack([outline, corners]), 0.0),
     )  # fmt: skip
     if found is None:
@@ -264,7 +264,7 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
     from_head = np.hypot(x - sign * HEAD_X, y)
     bone = (
         bone
-        * (1 + 0.20 * smoothstep(y, 0.34, 0.10))
+        * (1 + 0.25 * smoothstep(y, 0.34, 0.10))
         * smoothstep(from_head, 0.35 * hip.radius, 1.0 * hip.radius)
     )
     fossa = np.hypot(sign * x - hip.trochanter_x + 0.185, y - hip.trochanter_y + 0.02)
@@ -332,7 +332,7 @@ def draw_half(
     _femur(canvas, hip, sign, texture)
     subchondral = (surface - [HEAD_X, 0.0]) * (1 + 0.010 / hip.radius) + [HEAD_X, 0.0]
     canvas.stroke(
-        mirrored(subchondral[: len(surface) * 3 // 5], sign), 0.010, 36, taper=(0.0, 0.45)
+        mirrored(subchondral[: len(surface) * 3 // 5], sign), 0.010, 24, taper=(0.0, 0.45)
     )
     canvas.stroke(mirrored(subchondral[len(surface) // 3 :], sign), 0.008, 13, taper=(0.3, 0.2))
     canvas.stroke(mirrored(rim, sign), 0.006, 10, taper=(0.0, 0.2))
