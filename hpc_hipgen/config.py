@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+
 class ConfigError(ValueError):
     """What is wrong with an experiment file, one problem a line."""
 

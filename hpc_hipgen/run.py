@@ -20,6 +20,7 @@ import yaml
 
 from hpc_hipgen.config import ConfigError, Experiment, parse_experiment
 
+
 class Run:
     """One run folder. Cheap to make: reads config.yaml and nothing else."""
 

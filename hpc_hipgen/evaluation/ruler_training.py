@@ -1,0 +1,162 @@
+"""Training of the ruler, on the training split only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpc_hipgen.config import Experiment
+from hpc_hipgen.evaluation.faithfulness import faithfulness
+from hpc_hipgen.evaluation.ruler import (
+    Ruler,
+    RulerNetwork,
+    read_points,
+    save_ruler,
+    standardise,
+)
+from hpc_hipgen.radiograph.layouts import Films, read_manifest
+from hpc_hipgen.training.average import WeightAverage
+from hpc_hipgen.training.clock import ImageRandom
+
+HEAT_SIGMA = 1.5
+"""Width of the target heat maps, in their pixels."""
+
+RADIUS_WEIGHT, HEAT_WEIGHT, ANGLE_WEIGHT = 0.2, 0.2, 0.05
+
+
+class RulerLoss(nn.Module):
+    """The network with its loss."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        """See `RulerNetwork`."""
+        super().__init__()
+        self.network = RulerNetwork(channels)
+
+    def forward(self, images: Tensor, points: Tensor, radii: Tensor) -> tuple[Tensor, dict]:
+        """Per-image losses of views (b, 1, h, w), points (b, 4, 2) and radii (b, 2), in pixels."""
+        logits, log_radii = self.network(images)
+        found, found_radii, _ = read_points(logits, log_radii)
+        distance = (found - points).norm(dim=-1)
+        angles = norberg_angles(found)
+        off = (angles - norberg_angles(points)).abs()
+        losses = (
+            distance.mean(1)
+            + HEAT_WEIGHT * _heat_loss(logits, points)
+            + RADIUS_WEIGHT * (found_radii / radii).log().abs().mean(1) * 10
+            + ANGLE_WEIGHT * off.mean(1)
+        )
+        return losses, {"pixels": distance.mean(), "degrees": off.mean()}
+
+
+def norberg_angles(points: Tensor) -> Tensor:
+    """Both angles in degrees, (b, 2), of points (b, 4, 2) in the order of `ruler.POINTS`."""
+    heads, rims = points[:, [0, 2]], points[:, [1, 3]]
+    across, arm = heads.flip(1) - heads, rims - heads
+    cross = (across[..., 0] * arm[..., 1] - across[..., 1] * arm[..., 0]).abs()
+    dot = (across * arm).sum(-1)
+    return torch.rad2deg(torch.atan2(cross, dot))
+
+
+def _heat_loss(logits: Tensor, points: Tensor) -> Tensor:
+    """Cross-entropy to Gaussians of `HEAT_SIGMA`: heat maps stay compact, not only centred."""
+    b, _, h, w = logits.shape
+    centres = (points - 0.5) / 2
+    ys = torch.arange(h, device=logits.device) - centres[..., 1:]
+    xs = torch.arange(w, device=logits.device) - centres[..., :1]
+    target = -(ys[..., :, None] ** 2 + xs[..., None, :] ** 2) / (2 * HEAT_SIGMA**2)
+    target = target.flatten(2).softmax(-1)
+    return -(target * logits.flatten(2).float().log_softmax(-1)).sum(-1).mean(1)
+
+
+class RulerTask:
+    """The ruler for the training loop."""
+
+    def __init__(self, config: Experiment, data: Path) -> None:
+        """Reads the training split of a prepared data folder."""
+        self.config = config
+        self.films = read_manifest(data, "train")
+        self.held_out = read_manifest(data, "validation")
+        self.module = RulerLoss(config.ruler.channels)
+        self.size = len(self.films.ids)
+        training = config.ruler.training
+        decay = 1 - training.batch / training.ema_images if training.ema_images else 0.0
+        self.averages = {"export": WeightAverage(self.module, max(0.0, decay), warmup=True)}
+
+    def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
+        """Views of the films with their landmarks, augmented."""
+        views = torch.from_numpy(self.films.images[indices]).float()[:, None] / 255
+        landmarks = torch.from_numpy(self.films.landmarks[indices]).float()
+        views, points, radii = move(views, landmarks, random)
+        return {"images": standardise(expose(views, random)), "points": points, "radii": radii}
+
+    def describe(self, indices: np.ndarray) -> list[str]:
+        """Names of the views."""
+        return [self.films.ids[i] for i in indices]
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes the averaged network, and its error on the validation split."""
+        network = self.averages["export"].module.network.float().cpu()
+        resolution = self.config.data.resolution
+        error = ruler_error(Ruler(network, resolution), self.held_out)
+        settings = {"channels": list(self.config.ruler.channels), "resolution": resolution}
+        save_ruler(network, folder, {**settings, "validation": error})
+        return {f"validation_{k}": v for k, v in error.items()}
+
+
+def ruler_error(ruler: Ruler, films: Films) -> dict[str, float]:
+    """Mean absolute error in degrees by patient side, on views of known angles."""
+    measured = ruler.measure(films.images)
+    left = faithfulness(films.patient_left, np.array([m.image_right for m in measured]))
+    right = faithfulness(films.patient_right, np.array([m.image_left for m in measured]))
+    return {
+        "mae_left": left["mae"],
+        "mae_right": right["mae"],
+        "refused": sum(bool(m.reason) for m in measured),
+    }
+
+
+def move(views: Tensor, landmarks: Tensor, random: ImageRandom) -> tuple[Tensor, Tensor, Tensor]:
+    """Turns, shifts, zooms and mirrors views (b, 1, n, n) with their landmarks (b, 2, 5).
+
+    Similarities only, so the angles stay. Rotation up to 10 degrees, zoom 0.85 to 1.18, shift up
+    to 6 % of the width.
+
+    Returns:
+        views, points (b, 4, 2) in the order of `ruler.POINTS`, radii (b, 2).
+    """
+    b, _, n, _ = views.shape
+    u = random.uniform("move", 5) * 2 - 1
+    angle, zoom = torch.deg2rad(u[:, 0] * 10), torch.exp(u[:, 1] * 0.166)
+    shift = u[:, 2:4] * 0.06 * n
+    mirror = torch.where(u[:, 4] < 0, -1.0, 1.0)
+    cosine, sine = angle.cos() * zoom, angle.sin() * zoom
+    # Forward map: p -> R p + shift about the centre, after mirroring x.
+    rotate = torch.stack([cosine, -sine, sine, cosine], -1).view(b, 2, 2)
+    forward = rotate.clone()
+    forward[:, :, 0] *= mirror[:, None]
+    backward = torch.linalg.inv(forward)
+    # affine_grid works in units of half the image.
+    offset = -(backward @ shift[:, :, None]) / (n / 2)
+    grid = F.affine_grid(torch.cat([backward, offset], -1), list(views.shape), align_corners=False)
+    views = F.grid_sample(views, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    middle = (n - 1) / 2
+    points = torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2) - middle
+    points = (forward @ points.mT).mT + shift[:, None] + middle
+    swapped = mirror < 0
+    points = torch.where(swapped[:, None, None], points[:, [2, 3, 0, 1]], points)
+    radii = landmarks[..., 2] * zoom[:, None]
+    return views.clamp(0, 1), points, torch.where(swapped[:, None], radii.flip(1), radii)
+
+
+def expose(views: Tensor, random: ImageRandom) -> Tensor:
+    """Varies exposure, sharpness and noise of views (b, 1, n, n) in 0..1."""
+    u = random.uniform("expose", 4)[:, :, None, None, None]
+    views = views.clamp_min(1e-4) ** torch.exp((u[:, 0] - 0.5) * 1.4)
+    blurred = F.avg_pool2d(F.pad(views, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    views = torch.lerp(views, blurred, (u[:, 1] * 1.5 - 0.25).clamp(0, 1))
+    noise = random.normal("grain", *views.shape[1:])
+    return views * (0.4 + 0.6 * u[:, 2]) + noise * 0.04 * u[:, 3] ** 2

@@ -1,0 +1,1 @@
+"""The generators, one file each, and the parts that they share."""

@@ -1,0 +1,155 @@
+"""The KL autoencoder that all latent diffusion models here share (diffusers AutoencoderKL)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from hpc_hipgen.config import Autoencoder, Experiment
+from hpc_hipgen.diffusion.consistency import spatial_mean
+from hpc_hipgen.generators.focus import hip_focus
+from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.training.average import WeightAverage
+from hpc_hipgen.training.clock import ImageRandom
+
+
+def build_autoencoder(config: Autoencoder, resolution: int) -> AutoencoderKL:
+    """A small autoencoder of Stable Diffusion's class, with random weights."""
+    levels = len(config.block_out_channels)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=8,
+        sample_size=resolution,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def stride(autoencoder: AutoencoderKL) -> int:
+    """Pixels per latent."""
+    return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+
+
+def to_pixels(images: np.ndarray) -> Tensor:
+    """Grey views (b, n, n) uint8 to (b, 3, n, n) float32 in -1..1."""
+    pixels = torch.from_numpy(images).float().div(127.5).sub(1)[:, None]
+    # Three contiguous channels: one channel would count as channels-last, which is slow on CPUs.
+    return pixels.expand(-1, 3, -1, -1).contiguous()
+
+
+def to_images(pixels: Tensor) -> np.ndarray:
+    """The inverse of `to_pixels`: mean of the channels, clipped, (b, n, n) uint8."""
+    grey = pixels.float().mean(1).add(1).mul(127.5).round().clamp(0, 255)
+    return grey.to(torch.uint8).cpu().numpy()
+
+
+class AutoencoderLoss(nn.Module):
+    """The autoencoder with its loss."""
+
+    def __init__(self, autoencoder: AutoencoderKL, kl_weight: float) -> None:
+        """`kl_weight` multiplies the divergence, summed over a latent's elements."""
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.kl_weight = kl_weight
+
+    def forward(self, pixels: Tensor, noise: Tensor, weight: Tensor) -> tuple[Tensor, dict]:
+        """Per-image losses of pixels (b, 3, n, n) with weight (b, 1, n, n) and latent noise."""
+        posterior = self.autoencoder.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        error = (self.autoencoder.decode(latents).sample.float() - pixels).abs()
+        divergence = posterior.kl()
+        losses = spatial_mean(error, weight) + self.kl_weight * divergence
+        return losses, {"l1": error.mean(), "kl": divergence.mean()}
+
+
+class AutoencoderTask:
+    """The autoencoder for the training loop."""
+
+    def __init__(self, config: Experiment, films: Films) -> None:
+        """`films`: the training split."""
+        self.films = films
+        self.section = config.autoencoder
+        self.resolution = config.data.resolution
+        self.autoencoder = build_autoencoder(self.section, self.resolution)
+        self.module = AutoencoderLoss(self.autoencoder, self.section.kl_weight)
+        self.size = len(films.ids)
+        training = self.section.training
+        decay = 1 - training.batch / training.ema_images if training.ema_images else 0.0
+        self.averages = {"export": WeightAverage(self.autoencoder, max(0.0, decay), warmup=True)}
+        self.latent_shape = (
+            self.section.latent_channels,
+            *(self.resolution // stride(self.autoencoder),) * 2,
+        )
+
+    def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
+        """Pixels, latent noise and focus of the views."""
+        landmarks = torch.from_numpy(self.films.landmarks[indices])
+        return {
+            "pixels": to_pixels(self.films.images[indices]),
+            "noise": random.normal("posterior", *self.latent_shape),
+            "weight": hip_focus(
+                landmarks, self.resolution, self.resolution, self.section.hip_weight
+            ),
+        }
+
+    def describe(self, indices: np.ndarray) -> list[str]:
+        """Names of the views."""
+        return [self.films.ids[i] for i in indices]
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes a diffusers folder whose latents have mean 0 and variance 1 in each channel."""
+        autoencoder = self.averages["export"].module.float().cpu()
+        sample = encode(autoencoder, self.films.images[:: max(1, self.size // 256)])
+        mean, std = sample.mean((0, 2, 3)), sample.std((0, 2, 3))
+        standardise_latents(autoencoder, mean, std)
+        autoencoder.save_pretrained(folder)
+        return {"latent_std_before": float(std.mean())}
+
+
+@torch.no_grad()
+def standardise_latents(autoencoder: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    """Folds (z - mean) / std into the 1x1 convolutions at both ends of the latent space.
+
+    Diffusion assumes latents of unit variance; a stock pipeline knows one scaling factor for all
+    channels. The images that the autoencoder makes stay the same.
+    """
+    into, out = autoencoder.quant_conv, autoencoder.post_quant_conv
+    channels = len(mean)
+    out.bias += (out.weight[:, :, 0, 0] * mean).sum(1)
+    out.weight *= std[None, :, None, None]
+    into.bias[:channels] = (into.bias[:channels] - mean) / std
+    into.weight[:channels] /= std[:, None, None, None]
+    into.bias[channels:] -= 2 * std.log()
+
+
+@torch.no_grad()
+def encode(autoencoder: AutoencoderKL, images: np.ndarray, batch: int = 32) -> Tensor:
+    """Scaled latents (n, c, h, w) float32 on the CPU of views (n, r, r) uint8; no noise."""
+    device = autoencoder.device
+    parts = []
+    for start in range(0, len(images), batch):
+        pixels = to_pixels(images[start : start + batch]).to(device, autoencoder.dtype)
+        parts.append(autoencoder.encode(pixels).latent_dist.mode().float().cpu())
+    return torch.cat(parts) * autoencoder.config.scaling_factor
+
+
+@torch.no_grad()
+def round_trip(autoencoder: AutoencoderKL, images: np.ndarray, batch: int = 32) -> np.ndarray:
+    """Views (n, r, r) uint8 after encoding and decoding."""
+    parts = []
+    for start in range(0, len(images), batch):
+        latents = encode(autoencoder, images[start : start + batch], batch)
+        latents = latents.to(autoencoder.device, autoencoder.dtype)
+        latents = latents / autoencoder.config.scaling_factor
+        parts.append(to_images(autoencoder.decode(latents).sample))
+    return np.concatenate(parts)

@@ -1,0 +1,183 @@
+"""The text side: CLIP tokenizer and encoder, and captions that carry a number.
+
+`caption` conditioning leaves the digits of an angle to the tokenizer, as the paper did. With
+`measurement` conditioning the phrase "left 102.5 degrees" of a prompt is one token, and its
+embedding is a smooth function of the angle: Fourier features (Tancik et al. 2020, arXiv
+2006.10739) through a small network. What is learnt at one angle thus holds at its neighbours. At
+export the function is evaluated for every token and written into a plain embedding table, so a
+stock CLIPTokenizer and CLIPTextModel do the same from a plain prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from hpc_hipgen.config import Text
+from hpc_hipgen.radiograph.captions import ANGLE_MAX, ANGLE_MIN, ANGLE_STEP, PROMPT_CLASSES, caption
+from hpc_hipgen.radiograph.geometry import Angles
+
+SIDES = ("left", "right")
+FREQUENCIES = (0.5, 1.0, 2.0, 4.0)
+"""Of the Fourier features, in periods over the range of angles: the fastest has 17.5 degrees."""
+
+
+def measurement_phrases() -> list[tuple[str, float, int]]:
+    """All phrases that become tokens: (text, angle in degrees, side index).
+
+    "left 102.5 degrees" in half-degree steps as captions have them, and "left 102 degrees" for
+    people who leave out the decimal.
+    """
+    angles = np.arange(ANGLE_MIN, ANGLE_MAX + ANGLE_STEP / 2, ANGLE_STEP)
+    phrases = []
+    for side, name in enumerate(SIDES):
+        phrases += [(f"{name} {a:.1f} degrees", float(a), side) for a in angles]
+        phrases += [(f"{name} {a:.0f} degrees", float(a), side) for a in angles if a == int(a)]
+    return phrases
+
+
+def build_tokenizer(config: Text) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte pairs are learnt from the captions themselves.
+
+    Digits stay single tokens, as CLIP's pre-tokenizer has it. Deterministic: it depends on the
+    caption grammar and on nothing else.
+    """
+    tokenizer = CLIPTokenizer()
+    backend = tokenizer.backend_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    corpus = [
+        caption(Angles.of_patient(left=left, right=right), prompt_class)
+        for prompt_class in PROMPT_CLASSES
+        for left, right in zip(
+            np.arange(60.0, 120.0, 7.5), np.arange(120.0, 60.0, -7.5), strict=True
+        )
+    ]
+    backend.train_from_iterator(corpus, trainer)
+    state = backend.model.__getstate__()
+    import json
+
+    model = json.loads(state)
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    return CLIPTokenizer(
+        vocab=model["vocab"], merges=merges, model_max_length=config.max_length
+    )
+
+
+def add_measurement_tokens(tokenizer: CLIPTokenizer) -> int:
+    """Adds a token per phrase of `measurement_phrases`, in that order; returns the first's id."""
+    first = len(tokenizer)
+    tokens = [AddedToken(t, single_word=True, normalized=True) for t, *_ in measurement_phrases()]
+    added = tokenizer.add_tokens(tokens)
+    assert added == len(tokens), "a phrase was in the vocabulary already"
+    return first
+
+
+class MeasurementEmbedding(nn.Module):
+    """A token embedding whose rows for measurements are computed from their value."""
+
+    def __init__(self, words: nn.Embedding, first: int) -> None:
+        """`words` holds the ordinary rows, `first` is the id of the first measurement token."""
+        super().__init__()
+        assert words.num_embeddings == first
+        self.words = words
+        values = torch.tensor([value for _, value, _ in measurement_phrases()])
+        sides = torch.tensor([side for *_, side in measurement_phrases()])
+        self.register_buffer("features", self._features(values, sides), persistent=False)
+        hidden = 128
+        self.network = nn.Sequential(
+            nn.Linear(self.features.shape[1], hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, words.embedding_dim),
+        )
+        scale = float(words.weight.detach().std())
+        nn.init.normal_(self.network[2].weight, std=2 * scale / math.sqrt(hidden))
+        nn.init.zeros_(self.network[2].bias)
+
+    @staticmethod
+    def _features(values: Tensor, sides: Tensor) -> Tensor:
+        """Features (m, 2 (1 + 2 f)): those of the own side, zeros for the other."""
+        x = (values - (ANGLE_MIN + ANGLE_MAX) / 2) / (ANGLE_MAX - ANGLE_MIN)
+        phase = 2 * math.pi * x[:, None] * torch.tensor(FREQUENCIES)
+        wave = torch.cat([2 * x[:, None], phase.sin(), phase.cos()], 1)
+        own = F.one_hot(sides, len(SIDES)).float()
+        return (own[:, :, None] * wave[:, None, :]).flatten(1)
+
+    def table(self) -> Tensor:
+        """The plain embedding table, (words + measurements, width)."""
+        return torch.cat([self.words.weight, self.network(self.features).to(self.words.weight)])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeds ids (b, n) to (b, n, width)."""
+        return F.embedding(ids, self.table())
+
+
+def build_text_encoder(config: Text, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A small CLIP text encoder with random weights for the tokenizer's vocabulary."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=4 * config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.max_length,
+            projection_dim=config.hidden_size,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def install_measurements(encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    """Gives tokenizer and encoder the measurement tokens, to be trained."""
+    words = encoder.get_input_embeddings()
+    first = add_measurement_tokens(tokenizer)
+    if words.num_embeddings != first:  # a checkpoint whose table was padded or cut
+        raise ValueError(
+            f"text encoder has {words.num_embeddings} embeddings, its tokenizer {first} tokens"
+        )
+    encoder.set_input_embeddings(MeasurementEmbedding(words, first))
+
+
+@torch.no_grad()
+def bake_measurements(encoder: CLIPTextModel) -> None:
+    """Writes the measurement embeddings into a plain table, in place."""
+    embedding = encoder.get_input_embeddings()
+    if isinstance(embedding, MeasurementEmbedding):
+        table = embedding.table().clone()
+        plain = nn.Embedding(*table.shape, dtype=table.dtype, device=table.device)
+        plain.weight.copy_(table)
+        encoder.set_input_embeddings(plain)
+        encoder.config.vocab_size = len(table)
+
+
+def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Ids (b, model_max_length) int64, padded and cut as a stock pipeline does."""
+    return tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+def load_text(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """Tokenizer and text encoder of a diffusers folder."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    return tokenizer, encoder

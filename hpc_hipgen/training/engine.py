@@ -1,0 +1,124 @@
+"""DeepSpeed, set up the same way on CPU and GPU, on one rank and on many."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpc_hipgen.config import Training
+
+
+def device() -> torch.device:
+    """The device of this rank: its GPU where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def init_distributed() -> None:
+    """Joins the process group; a single process needs no launcher and no environment.
+
+    The launcher (hpc_hipgen/cluster/rendezvous.py) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
+    and MASTER_PORT; without them this is a world of one.
+    """
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    if torch.distributed.is_initialized():
+        return
+    # Without LOCAL_RANK DeepSpeed looks for MPI.
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, value)
+    if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        os.environ["MASTER_PORT"] = str(_free_port())
+    # Its shared-memory all-reduce for CPUs is compiled at first use, and gains nothing here.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(device())
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30), verbose=False
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def rank() -> int:
+    """This process's rank, 0 outside a process group."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of ranks."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def micro_batch(training: Training) -> int:
+    """Images that one rank holds at once.
+
+    Raises:
+        ValueError: when the batch cannot be shared out evenly among the ranks.
+    """
+    share, rest = divmod(training.batch, world_size())
+    if rest:
+        raise ValueError(f"batch {training.batch} does not divide among {world_size()} ranks")
+    size = min(training.micro_batch or share, share)
+    if share % size:
+        raise ValueError(f"{share} images per rank are not a multiple of micro_batch {size}")
+    return size
+
+
+def deepspeed_settings(training: Training) -> dict[str, Any]:
+    """The DeepSpeed configuration of a training run.
+
+    bf16 means torch autocast with fp32 master weights: the same arithmetic at every ZeRO stage,
+    and none of the false first step of DeepSpeed 0.19's bf16 optimizer at stage 0.
+    """
+    return {
+        "train_batch_size": training.batch,
+        "train_micro_batch_size_per_gpu": micro_batch(training),
+        "gradient_clipping": training.clip,
+        "zero_optimization": {
+            "stage": training.zero_stage,
+            "overlap_comm": training.zero_stage > 0 and torch.cuda.is_available(),
+            "contiguous_gradients": True,
+        },
+        "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
+        # torch's AdamW instead of a fused one that would be compiled on first use.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def build_engine(module: nn.Module, training: Training) -> Any:
+    """Wraps the module for training; `init_distributed` comes first."""
+    import deepspeed
+
+    optimizer = torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=training.lr,
+        betas=training.betas,
+        weight_decay=training.weight_decay,
+        fused=torch.cuda.is_available() or None,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=module.to(device()),
+        optimizer=optimizer,
+        config=deepspeed_settings(training),
+        dist_init_required=False,
+    )
+    return engine

@@ -1,0 +1,149 @@
+"""The training loop, one for every model."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc_hipgen.config import Training
+from hpc_hipgen.training import checkpoint
+from hpc_hipgen.training.clock import ImageRandom, data_order, learning_rate
+from hpc_hipgen.training.engine import (
+    build_engine,
+    device,
+    init_distributed,
+    micro_batch,
+    rank,
+    world_size,
+)
+from hpc_hipgen.training.interruption import Interrupted, StopRequest
+from hpc_hipgen.training.record import Record
+from hpc_hipgen.training.task import Task
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is not a number; nothing was applied to the weights."""
+
+
+def train(task: Task, training: Training, folder: Path, *, seed: int, title: str) -> dict[str, Any]:
+    """Trains until `training.images` were seen, from the last complete checkpoint if there is one.
+
+    Args:
+        task: the model; its weights and averages hold the result afterwards.
+        training: the settings.
+        folder: receives checkpoints/ and metrics.jsonl.
+        seed: of the data order and all random numbers.
+        title: name of the model in messages.
+
+    Returns:
+        Figures for the record: images, seconds and images/s of this start, last loss.
+
+    Raises:
+        Interrupted: after SIGTERM or SIGUSR2, once the state is saved.
+        NonFiniteLossError: before the optimizer step; names the images.
+    """
+    init_distributed()
+    if training.batch > task.size:
+        raise ValueError(f"{title}: batch {training.batch} is above the {task.size} data items")
+    for average in task.averages.values():
+        average.module.to(device())
+    engine = build_engine(task.module, training)
+    checkpoints = folder / "checkpoints"
+    images = start = checkpoint.restore(engine, task, checkpoints)
+    record = Record(folder, title, training, images) if rank() == 0 else None
+    stop = StopRequest()
+    total = math.ceil(training.images / training.batch) * training.batch
+    began, saved = time.monotonic(), images
+    loss = math.nan
+    try:
+        while images < total:
+            lr = _set_learning_rate(engine, training, images)
+            values = _optimizer_step(engine, task, training, images, seed, title)
+            images += training.batch
+            loss = values["loss"]
+            if record:
+                record.step(images, {**values, "lr": lr})
+            asked = stop.agreed(device())
+            due = images - saved >= training.checkpoint_images
+            if due or asked or (images >= total and images > saved):
+                checkpoint.save(engine, task, checkpoints, images)
+                saved = images
+            if asked and images < total:
+                raise Interrupted(f"{title}: stopped at {images} images; start again to go on")
+    finally:
+        stop.close()
+        if record:
+            record.close()
+        engine.destroy()
+    seconds = time.monotonic() - began
+    return {
+        "images": images,
+        "seconds": round(seconds, 1),
+        "images_per_second": round((images - start) / seconds, 2) if images > start else None,
+        "last_loss": loss if math.isfinite(loss) else None,
+    }
+
+
+def _set_learning_rate(engine: Any, training: Training, images: int) -> float:
+    lr = learning_rate(
+        images,
+        lr=training.lr,
+        total=training.images,
+        warmup=training.warmup_images,
+        schedule=training.schedule,
+    )
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def _optimizer_step(
+    engine: Any, task: Task, training: Training, images: int, seed: int, title: str
+) -> dict[str, float]:
+    """One optimizer step at the clock time `images`; returns the means over the whole batch."""
+    size = micro_batch(training)
+    share = training.batch // world_size()
+    first = images + rank() * share
+    sums: dict[str, Tensor] = {}
+    for offset in range(0, share, size):
+        clock = np.arange(first + offset, first + offset + size)
+        indices = data_order(seed, int(clock[0]), size, task.size)
+        batch = task.batch(indices, ImageRandom(seed, clock))
+        losses, scalars = engine(**{k: v.to(device()) for k, v in batch.items()})
+        _check_finite(losses, task, indices, images, title)
+        engine.backward(losses.mean())
+        engine.step()
+        for name, value in {"loss": losses.detach().mean(), **scalars}.items():
+            sums[name] = sums.get(name, torch.zeros((), device=device())) + value.detach().float()
+    for average in task.averages.values():
+        average.update()
+    names = sorted(sums)
+    means = torch.stack([sums[n] for n in names]) * size / share
+    if world_size() > 1:
+        torch.distributed.all_reduce(means)
+        means /= world_size()
+    return dict(zip(names, means.tolist(), strict=True))
+
+
+def _check_finite(
+    losses: Tensor, task: Task, indices: np.ndarray, images: int, title: str
+) -> None:
+    """Stops all ranks before the optimizer step when any loss of any rank is not finite."""
+    bad = ~torch.isfinite(losses.detach())
+    flag = bad.any().int()
+    if world_size() > 1:
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    if not flag.item():
+        return
+    names = [n for n, b in zip(task.describe(indices), bad.tolist(), strict=True) if b]
+    raise NonFiniteLossError(
+        f"{title}: the loss is not finite at {images} images seen"
+        + (f", on {', '.join(names)}" if names else ", on another rank")
+        + "; no weights were changed. Lower the learning rate or look at these images."
+    )

@@ -1,0 +1,72 @@
+"""What a training run says while it runs: metrics.jsonl, TensorBoard and progress lines."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from hpc_hipgen.config import Training
+from hpc_hipgen.run import write_atomic
+
+
+class Record:
+    """Averages the values of the steps and writes them every `log_images` images (rank 0)."""
+
+    def __init__(self, folder: Path, title: str, training: Training, images: int) -> None:
+        """Goes on at `images`; lines of metrics.jsonl past it, from before a crash, are dropped."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            lines = self.path.read_text().splitlines()
+            kept = [x for x in lines if x.endswith("}") and json.loads(x)["images"] <= images]
+            write_atomic(self.path, "".join(f"{x}\n" for x in kept))
+        self.title = title
+        self.training = training
+        self.first = self.logged = images
+        self.began = self.logged_at = time.monotonic()
+        self.values: dict[str, list[float]] = defaultdict(list)
+        self.writer = SummaryWriter(
+            folder.parent / "tensorboard" / folder.name, purge_step=images or None
+        )
+        if images:
+            self._say(f"goes on from {images} images")
+
+    def step(self, images: int, values: dict[str, float]) -> None:
+        """Takes the values of one optimizer step that ended at `images`."""
+        for name, value in values.items():
+            self.values[name].append(value)
+        if images - self.logged >= self.training.log_images or images >= self.training.images:
+            self._write(images)
+
+    def _write(self, images: int) -> None:
+        now = time.monotonic()
+        rate = (images - self.logged) / max(now - self.logged_at, 1e-9)
+        means = {name: sum(v) / len(v) for name, v in self.values.items()}
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        line = {"images": images, **means, "images_per_second": rate, "memory_gib": memory}
+        with self.path.open("a") as file:
+            file.write(json.dumps({k: float(f"{v:.6g}") for k, v in line.items()}) + "\n")
+        for name, value in line.items():
+            if name != "images":
+                self.writer.add_scalar(name, value, images)
+        overall = (images - self.first) / max(now - self.began, 1e-9)
+        left = max(0, self.training.images - images) / overall
+        self._say(
+            f"{images:>8,} / {self.training.images:,} images  {images / self.training.images:4.0%}"
+            f"  loss {means['loss']:.5f}  {rate:6.1f} images/s  {left / 60:5.1f} min left"
+        )
+        self.logged, self.logged_at = images, now
+        self.values.clear()
+
+    def _say(self, text: str) -> None:
+        print(f"{self.title}: {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Flushes TensorBoard."""
+        self.writer.close()
