@@ -1,0 +1,265 @@
+"""Figures of the report, made without pyplot: no global state, no display.
+
+Colours tell the patient's sides apart (left blue, right orange; chosen to differ for colour-blind
+readers too), and so do the marker shapes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from hpc_hipgen.run import write_atomic
+
+SIDES = ("left", "right")
+COLOURS = {"left": "#1f6fb4", "right": "#d9731a"}
+MARKERS = {"left": "o", "right": "s"}
+INK, FAINT = "#23303d", "#9aa5b1"
+STYLE = {
+    "font.size": 9,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.hashsalt": "hpc_hipgen",  # the same figure gives the same bytes
+    "legend.frameon": False,
+    "grid.color": "#e4e8ec",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+}
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A white figure of so many inches; to be used inside ``rc_context(STYLE)``."""
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes every time."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, base: Path, dpi: int = 130) -> list[Path]:
+    """Writes ``base``.svg and ``base``.png atomically and returns both paths."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    paths = [base.with_suffix(".svg"), base.with_suffix(".png")]
+    write_atomic(paths[0], svg(figure))
+    write_atomic(paths[1], buffer.getvalue())
+    return paths
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for a label, with a true minus sign; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def angle_limits(tables: Sequence[Any]) -> tuple[float, float]:
+    """Common axis limits in degrees: all requests, and measurements at most 12 degrees beyond."""
+    asked = np.concatenate([t[f"asked_{s}"].to_numpy(float) for t in tables for s in SIDES])
+    drawn = np.concatenate([t[f"measured_{s}"].to_numpy(float) for t in tables for s in SIDES])
+    low, high = float(asked.min()), float(asked.max())
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn):
+        low = min(low, max(low - 12, float(drawn.min())))
+        high = max(high, min(high + 12, float(drawn.max())))
+    return low - 2, high + 2
+
+
+def _dots(
+    axes: Axes, table: Any, side: str, scores: Mapping[str, Any], limits: tuple[float, float]
+) -> None:
+    """One panel: measured against asked; what lies outside is drawn as a triangle at the edge."""
+    x = table[f"asked_{side}"].to_numpy(float)
+    y = table[f"measured_{side}"].to_numpy(float)
+    low, high = limits
+    axes.plot(limits, limits, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=1)
+    inside = (y >= low) & (y <= high)
+    style = {"color": COLOURS[side], "alpha": 0.65, "linewidths": 0, "zorder": 2}
+    axes.scatter(x[inside], y[inside], s=15, marker=MARKERS[side], **style)
+    for outside, edge, marker in ((y > high, high, "^"), (y < low, low, "v")):
+        axes.scatter(x[outside], np.full(outside.sum(), edge), s=28, marker=marker, **style)
+    if scores.get("slope") is not None and len(x[np.isfinite(y)]):
+        middle_x, middle_y = x[np.isfinite(y)].mean(), y[np.isfinite(y)].mean()
+        ends = np.array([x.min(), x.max()])
+        axes.plot(ends, middle_y + scores["slope"] * (ends - middle_x), color=COLOURS[side], lw=1.2)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    text = f"r {number(scores.get('r'))}   MAE {number(scores.get('mae'), 1)}°"
+    if scores.get("failed"):
+        text += f"   failed {scores['failed']}"
+    axes.set_title(text, fontsize=9)
+
+
+def dot_plot(
+    table: Any, scores: Mapping[str, Mapping[str, Any]], limits: tuple[float, float]
+) -> Figure:
+    """Left and right of one row side by side, with the identity line and the fitted one."""
+    with mpl.rc_context(STYLE):
+        figure = _figure(5.6, 2.95)
+        for side, axes in zip(SIDES, figure.subplots(1, 2, sharey=True), strict=True):
+            _dots(axes, table, side, scores[side], limits)
+            axes.set_xlabel(f"{side}, asked (°)")
+            if side == "left":
+                axes.set_ylabel("measured (°)")
+    return figure
+
+
+def dot_plots(
+    tables: Mapping[str, Any],
+    labels: Mapping[str, str],
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> Figure:
+    """All rows on one page: a column per row of the report, left above right."""
+    limits = angle_limits(list(tables.values()))
+    columns = min(4, len(tables))
+    bands = -(-len(tables) // columns)
+    with mpl.rc_context(STYLE):
+        figure = _figure(2.6 * columns, 5.4 * bands)
+        grid = figure.subplots(2 * bands, columns, sharex=True, sharey=True, squeeze=False)
+        for axes in grid.flat:
+            axes.set_visible(False)
+        for i, (row, table) in enumerate(tables.items()):
+            band, column = divmod(i, columns)
+            for k, side in enumerate(SIDES):
+                axes = grid[2 * band + k, column]
+                axes.set_visible(True)
+                _dots(axes, table, side, scores[row][side], limits)
+                axes.tick_params(labelbottom=k == 1, labelleft=column == 0)
+                if k == 0:
+                    axes.set_title(f"{labels[row]}\n{axes.get_title('left')}", fontsize=9)
+                if column == 0:
+                    axes.set_ylabel(f"{side}, measured (°)")
+            axes.set_xlabel("asked (°)")
+    return figure
+
+
+def chain(
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    labels: Mapping[str, str],
+    constant_mae: float | None,
+    paper_best: float,
+) -> Figure:
+    """The chain of errors: mean absolute error of each row, and r with its 95 % interval."""
+    rows = list(scores)
+    with mpl.rc_context(STYLE):
+        figure = _figure(8.2, 1.15 + 0.42 * len(rows))
+        errors, correlations = figure.subplots(1, 2, sharey=True)
+        for k, side in enumerate(SIDES):
+            y = np.arange(len(rows)) + (k - 0.5) * 0.26
+            style = {"color": COLOURS[side], "marker": MARKERS[side], "ls": "", "ms": 5}
+            mae = [_float(scores[row][side]["mae"]) for row in rows]
+            errors.hlines(y, 0, mae, color=COLOURS[side], lw=1.4, alpha=0.45)
+            errors.plot(mae, y, label=f"patient's {side}", **style)
+            r, low, high = (
+                np.array([_float(scores[row][side][key]) for row in rows])
+                for key in ("r", "r_low", "r_high")
+            )
+            correlations.hlines(y, low, high, color=COLOURS[side], lw=1.8, alpha=0.55)
+            correlations.plot(r, y, **style)
+        if constant_mae is not None:
+            errors.axvline(constant_mae, color=INK, lw=0.9, ls=(0, (4, 3)))
+            errors.text(constant_mae, -0.75, " always the mean", fontsize=8, va="bottom")
+        correlations.axvline(paper_best, color=INK, lw=0.9, ls=(0, (4, 3)))
+        correlations.text(paper_best, -0.75, " paper's best", fontsize=8, va="bottom")
+        errors.set_yticks(range(len(rows)), [labels[row] for row in rows])
+        errors.set(xlabel="mean absolute error (°)", ylim=(len(rows) - 0.4, -0.8))
+        errors.set_xlim(left=0)
+        lowest = [_float(scores[row][side]["r_low"]) for row in rows for side in SIDES]
+        correlations.set(xlabel="r, asked against measured", xlim=(_floor(lowest), 1.03))
+        for axes in (errors, correlations):
+            axes.grid(axis="y", visible=False)
+        figure.legend(*errors.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return figure
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _floor(values: Sequence[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return min([0.0, *(value - 0.05 for value in finite)])
+
+
+def smooth(values: np.ndarray, span: float) -> np.ndarray:
+    """Exponential average over about ``span`` entries, without the bias of its first ones."""
+    keep, total, weight = np.exp(-1.0 / max(span, 1e-9)), 0.0, 0.0
+    result = np.empty(len(values))
+    for i, value in enumerate(values):
+        if np.isfinite(value):
+            total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        result[i] = total / weight if weight else np.nan
+    return result
+
+
+def loss_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """One panel per training stage: every logged loss faint, its running mean strong."""
+    columns = min(3, len(logs))
+    bands = -(-len(logs) // columns)
+    with mpl.rc_context(STYLE):
+        figure = _figure(3.0 * columns + 0.4, 2.3 * bands)
+        grid = figure.subplots(bands, columns, squeeze=False)
+        for axes in grid.flat[len(logs) :]:
+            axes.set_visible(False)
+        for (stage, lines), axes in zip(logs.items(), grid.flat, strict=False):
+            names = sorted({k for line in lines for k in line if k.endswith("loss")})
+            for number_, name in enumerate(names[:4]):
+                pairs = [(line["images"], line[name]) for line in lines if name in line]
+                x, y = np.array(pairs, dtype=float).T
+                colour = ("#1f6fb4", "#d9731a", "#3b8f5a", "#8a5fb0")[number_]
+                axes.plot(x, y, color=colour, lw=0.7, alpha=0.3)
+                axes.plot(x, smooth(y, len(y) / 25), color=colour, lw=1.5, label=name)
+                if (y[np.isfinite(y)] > 0).all():
+                    axes.set_yscale("log")
+            if len(names) > 1:
+                axes.legend(fontsize=7)
+            axes.set_title(stage.replace("_", " "))
+            axes.set_xlabel("training images seen")
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 4), useMathText=True)
+    return figure
+
+
+def sample_grid(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str]) -> Figure:
+    """Films side by side: a line per row of the report, a column per caption.
+
+    rows: (label, cells), a cell None or a mapping with ``image`` (h, w) uint8, ``left`` and
+    ``right`` measured angles (None when refused). The patient's right is printed at the image's
+    left, under its own hip. columns: what was asked for.
+    """
+    with mpl.rc_context(STYLE):
+        figure = _figure(1.5 * len(columns) + 1.1, 1.72 * len(rows) + 0.35)
+        grid = figure.subplots(len(rows), len(columns), squeeze=False)
+        for line, (label, cells) in zip(grid, rows, strict=True):
+            for axes, cell in zip(line, cells, strict=True):
+                axes.set(xticks=[], yticks=[])
+                axes.grid(False)
+                for spine in axes.spines.values():
+                    spine.set_visible(False)
+                if cell is None:
+                    continue
+                axes.imshow(cell["image"], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                text = f"R {number(cell['right'], 1)}    L {number(cell['left'], 1)}"
+                axes.set_xlabel(text, fontsize=8, labelpad=2)
+            line[0].set_ylabel(label, fontsize=8)
+        for axes, text in zip(grid[0], columns, strict=True):
+            axes.set_title(text, fontsize=8, loc="center")
+    return figure

@@ -1,0 +1,271 @@
+"""The report of a run: one self-contained page, its numbers, its figures, TensorBoard events."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image, PngImagePlugin
+
+from hpc_hipgen.evaluation import figures, samples
+from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
+from hpc_hipgen.evaluation.results import REAL_ROWS, SIDES, Results, collect, row_label
+from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
+from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS
+from hpc_hipgen.run import Run, atomic_folder, write_atomic
+
+GRID_FILMS = 6
+GRID_PIXELS = 256  # larger films are shrunk for the page
+TABLE_1_COLUMNS = (
+    "row", "name", "source", "side", "r", "r_low", "r_high", "r2", "r2_identity", "mae", "bias",
+    "slope", "n", "failed", "permutation_null",
+)  # fmt: skip
+
+
+def write_report(run: Run) -> Path:
+    """Computes and writes the whole report of a run; returns the path of report.html.
+
+    Raises ValueError when nothing was evaluated, or a sample shard was left out.
+    """
+    results = collect(run)
+    labels = {row: row_label(row, run) for row in results.tables}
+    grid = choose_grid(run, results)
+    with atomic_folder(run.path("report")) as folder:
+        drawn = _figures(results, labels, grid, folder / "figures")
+        table = table_1(results, labels)
+        write_atomic(folder / "table1.csv", _csv(table))
+        write_atomic(folder / "report.html", _render(run, results, labels, grid, drawn, table))
+        # last: whoever finds metrics.json finds the rest
+        text = json.dumps(results.metrics, indent=1, allow_nan=False)
+        write_atomic(folder / "metrics.json", text + "\n")
+    _tensorboard(run, results)
+    return run.path("report", "report.html")
+
+
+def table_1(results: Results, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Lines of Table 1, two (left, right) per generator: this run's, then the paper's."""
+    lines = [
+        {"row": row, "name": labels[row], "source": "this run", "side": side, **sides[side]}
+        for row, sides in results.metrics["faithfulness"].items()
+        for side in SIDES
+    ]
+    for paper in PAPER_TABLE_1:
+        for side in SIDES:
+            r = getattr(paper, side)
+            low, high = fisher_interval(r, PAPER_TEST_FILMS)
+            line: dict[str, Any] = dict.fromkeys(TABLE_1_COLUMNS)
+            line |= {"row": "", "name": paper.name, "source": "paper", "side": side, "r": r}
+            lines.append({**line, "r_low": low, "r_high": high, "r2": r * r})
+    return lines
+
+
+def _csv(lines: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, TABLE_1_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def choose_grid(run: Run, results: Results) -> list[dict[str, Any]]:
+    """The films of the sample grid with their images from every row.
+
+    They are picked before looking at any result: the generators' test films sorted by the mean
+    of the two angles asked for, at even steps from the lowest to the highest. One entry per film:
+    film, prompt_class, asked (dict of sides) and cells (dict of rows; None where there is none).
+    """
+    tables = results.tables
+    first = {row: table.drop_duplicates("film").set_index("film") for row, table in tables.items()}
+    main = next((row for row in tables if row not in REAL_ROWS), next(iter(tables)))
+    order = first[main].assign(mean=first[main][["asked_left", "asked_right"]].mean(axis=1))
+    order = order.sort_values(["mean", "index"])
+    picks = np.unique(np.linspace(0, len(order) - 1, GRID_FILMS).round().astype(int))
+    grid = [
+        {
+            "film": film,
+            "prompt_class": int(order.loc[film, "prompt_class"]),
+            "asked": {side: float(order.loc[film, f"asked_{side}"]) for side in SIDES},
+            "cells": {},
+        }
+        for film in order.index[picks]
+    ]
+    for row in tables:
+        wanted = {f: first[row].loc[f] for f in (g["film"] for g in grid) if f in first[row].index}
+        images = _images(run, row, wanted)
+        for entry in grid:
+            entry["cells"][row] = _cell(wanted.get(entry["film"]), images)
+    return grid
+
+
+def _images(run: Run, row: str, wanted: Mapping[str, pd.Series]) -> dict[str, np.ndarray]:
+    """Images of a row by key, from the shards that hold the wanted ones."""
+    keys = {str(line["key"]) for line in wanted.values()}
+    found: dict[str, np.ndarray] = {}
+    for shard in sorted({int(line["shard"]) for line in wanted.values()}):
+        path = run.path("samples", row, f"{samples.SHARD.format(shard)}.tar")
+        if path.is_file():
+            found |= {s.key: s.image for s in samples.read_samples(path) if s.key in keys}
+    return found
+
+
+def _cell(line: pd.Series | None, images: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    """One image of the grid: pixels, measured angles and errors (None if refused), landmarks."""
+    if line is None or line["key"] not in images:
+        return None
+    cell: dict[str, Any] = {"image": images[line["key"]], "reason": line["reason"]}
+    for side in SIDES:
+        measured = float(line[f"measured_{side}"])
+        known = np.isfinite(measured)
+        cell[side] = measured if known else None
+        cell[f"{side}_error"] = measured - float(line[f"asked_{side}"]) if known else None
+    marks = None
+    if all(column in line.index for column in LANDMARK_COLUMNS):
+        points = line[list(LANDMARK_COLUMNS)].to_numpy(float).reshape(2, 5)
+        marks = points if np.isfinite(points).all() and not line["reason"] else None
+    cell["marks"] = marks
+    return cell
+
+
+def _figures(
+    results: Results, labels: Mapping[str, str], grid: list[dict[str, Any]], folder: Path
+) -> dict[str, Any]:
+    """Draws and saves every figure; returns those of the page as SVG bytes by name."""
+    scores, tables = results.metrics["faithfulness"], results.tables
+    baseline = results.metrics["baseline"]
+    maes = [baseline[side]["mae"] for side in SIDES] if baseline else []
+    best = max(abs(value) for p in PAPER_TABLE_1 for value in (p.left, p.right))
+    limits = figures.angle_limits(list(tables.values()))
+    chain = figures.chain(scores, labels, float(np.mean(maes)) if maes else None, best)
+    page: dict[str, Any] = {"chain": figures.svg(chain), "dots": {}}
+    figures.save(chain, folder / "chain_of_errors")
+    for row, table in tables.items():
+        figure = figures.dot_plot(table, scores[row], limits)
+        figures.save(figure, folder / f"dots_{row}")
+        page["dots"][row] = figures.svg(figure)
+    figures.save(figures.dot_plots(tables, labels, scores), folder / "dots")
+    lines = [(labels[row], [entry["cells"][row] for entry in grid]) for row in tables]
+    asked = [
+        f"asked\nR {entry['asked']['right']:.1f}    L {entry['asked']['left']:.1f}"
+        for entry in grid
+    ]
+    figures.save(figures.sample_grid(lines, asked), folder / "samples")
+    if results.logs:
+        losses = figures.loss_curves(results.logs)
+        figures.save(losses, folder / "losses")
+        page["losses"] = figures.svg(losses)
+    return page
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _picture(cell: Mapping[str, Any], generated: bool) -> dict[str, Any]:
+    """An image of the grid for the page, and the ruler's lines in its pixels."""
+    image = Image.fromarray(cell["image"])
+    width, height = image.size
+    if max(image.size) > GRID_PIXELS:
+        image.thumbnail((GRID_PIXELS, GRID_PIXELS), Image.Resampling.LANCZOS)
+    notes = PngImagePlugin.PngInfo()
+    if generated:
+        notes.add_text("synthetic", "hpc_hipgen")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True, pnginfo=notes)
+    picture = {**cell, "uri": _uri(buffer.getvalue(), "png"), "width": width, "height": height}
+    if cell["marks"] is not None:
+        # SVG puts the corner of the first pixel at the origin, we its centre
+        (ax, ay, ar, px, py), (bx, by, br, qx, qy) = cell["marks"] + np.array(
+            [0.5, 0.5, 0, 0.5, 0.5]
+        )
+        picture["line"] = f"{px:.1f},{py:.1f} {ax:.1f},{ay:.1f} {bx:.1f},{by:.1f} {qx:.1f},{qy:.1f}"
+        picture["circles"] = [tuple(f"{v:.1f}" for v in c) for c in ((ax, ay, ar), (bx, by, br))]
+    return picture
+
+
+def _headline(results: Results) -> tuple[str, Mapping[str, Any]] | None:
+    """The row to put at the top: LLCM with 4 steps, else the last generator of the report."""
+    drawn = [row for row in results.tables if row not in REAL_ROWS]
+    if not drawn:
+        return None
+    row = "llcm_4" if "llcm_4" in drawn else drawn[-1]
+    return row, results.metrics["faithfulness"][row]
+
+
+def _render(
+    run: Run,
+    results: Results,
+    labels: Mapping[str, str],
+    grid: list[dict[str, Any]],
+    drawn: Mapping[str, Any],
+    table: list[dict[str, Any]],
+) -> str:
+    """The page, one file without any link to another."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["num"] = figures.number
+    environment.filters["signed"] = _signed
+    environment.filters["svg"] = lambda data: _uri(data, "svg+xml")
+    for entry in grid:
+        entry["pictures"] = {
+            row: None if cell is None else _picture(cell, row not in REAL_ROWS)
+            for row, cell in entry["cells"].items()
+        }
+    stages = sorted(results.metrics["runtime"].items(), key=lambda s: s[1].get("finished", "~"))
+    return environment.get_template("report.html.j2").render(
+        run=run.config,
+        metrics=results.metrics,
+        labels=labels,
+        missing=[row_label(row, run) for row in results.missing],
+        headline=_headline(results),
+        real_rows=REAL_ROWS,
+        table=table,
+        grid=grid,
+        figures=drawn,
+        classes=PROMPT_CLASSES,
+        stages=stages,
+        settings=yaml.safe_dump(results.metrics["settings"], sort_keys=False),
+    )
+
+
+def _signed(value: float | None, digits: int = 1) -> str:
+    """A number with its sign, for biases and errors; a dash for None."""
+    if value is None:
+        return "–"
+    text = figures.number(value, digits)
+    return text if text.startswith("−") else f"+{text}"
+
+
+def _tensorboard(run: Run, results: Results) -> None:
+    """Scalars, figures and the sample grid as an event file in tensorboard/report, made anew."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with atomic_folder(run.path("tensorboard", "report")) as folder:
+        writer = SummaryWriter(str(folder))
+        for row, sides in results.metrics["faithfulness"].items():
+            for side, score in sides.items():
+                for key in ("r", "r2_identity", "mae", "bias", "slope", "failed"):
+                    if score[key] is not None:
+                        writer.add_scalar(f"faithfulness_{side}_{key}/{row}", score[key])
+        for row, groups in (results.metrics["frechet"] or {"rows": {}})["rows"].items():
+            for group, distance in groups.items():
+                if distance["frechet"] is not None:
+                    writer.add_scalar(f"frechet_class_{group}/{row}", distance["frechet"])
+        for path in sorted(run.path("report", "figures").glob("*.png")):
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            writer.add_image(path.stem, pixels, dataformats="HWC")
+        writer.close()

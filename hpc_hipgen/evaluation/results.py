@@ -1,0 +1,284 @@
+"""The numbers of a run: everything that metrics.json holds, computed from the run folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hpc_hipgen.evaluation import distances, samples
+from hpc_hipgen.evaluation.faithfulness import (
+    PAPER_TABLE_1,
+    PAPER_TEST_FILMS,
+    constant_mean_baseline,
+    faithfulness,
+    paired_bootstrap,
+    permutation_null,
+    ruler_ceiling,
+)
+from hpc_hipgen.run import Run
+
+SIDES = ("left", "right")
+REAL_ROWS = ("ruler", "round_trip")  # made from test films, not drawn by a generator
+TEACHER = "stable_diffusion"
+
+
+@dataclass
+class Results:
+    """What a report is made from.
+
+    tables: evaluation table per row of the report, in the report's order, only rows that exist;
+    missing: configured rows without samples; metrics: the content of metrics.json; logs: lines of
+    each training stage's metrics.jsonl.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    missing: list[str]
+    metrics: dict[str, Any]
+    logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+def row_label(row: str, run: Run) -> str:
+    """Name of a row for people."""
+    steps = run.config.sampling.steps
+    if found := re.fullmatch(r"llcm_(\d+)", row):
+        return f"LLCM, {found[1]} step{'s' if found[1] != '1' else ''}"
+    known = {
+        "ruler": "Test films (ruler alone)",
+        "round_trip": "Autoencoder round trip",
+        "stable_diffusion": f"Stable Diffusion, {steps} steps",
+        "stable_diffusion_caption": f"Stable Diffusion, caption digits only, {steps} steps",
+    }
+    return known.get(row, row.replace("_", " "))
+
+
+def read_table(run: Run, row: str) -> pd.DataFrame:
+    """Evaluation table of a row, all shards, sorted by index.
+
+    Raises ValueError naming the first sample shard that was not evaluated, or a duplicated image.
+    """
+    folder = run.path("evaluation", row)
+    numbers = samples.shard_numbers(run.path("samples", row), "tar")
+    there = samples.shard_numbers(folder, "parquet")
+    absent = sorted(set(numbers) - set(there))
+    if absent:
+        shard = run.path("samples", row, samples.SHARD.format(absent[0]))
+        raise ValueError(
+            f"{shard}.tar is not evaluated; run "
+            f"python -m jobs.evaluate --run {run.folder} --row {row} --shard {absent[0]}"
+        )
+    parts = []
+    for number in there:
+        path = folder / f"{samples.SHARD.format(number)}.parquet"
+        parts.append(pd.read_parquet(path).assign(shard=number))
+    table = pd.concat(parts).sort_values("index", kind="stable").reset_index(drop=True)
+    twice = table["key"][table["key"].duplicated()]
+    if len(twice):
+        raise ValueError(f"{folder}: image {twice.iloc[0]} is in two shards")
+    return table
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl in order of images seen; a cut-off last line is left out.
+
+    After a resume the same image count can stand twice: the later line is the one that counts.
+    """
+    lines: dict[float, dict[str, Any]] = {}
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("images"), int | float):
+            lines[line["images"]] = {**lines.get(line["images"], {}), **line}
+    return [lines[images] for images in sorted(lines)]
+
+
+def collect(run: Run) -> Results:
+    """Reads the evaluation of all rows that exist and computes every number of the report.
+
+    Raises ValueError when no row was evaluated, or a shard was left out.
+    """
+    found = {
+        row: read_table(run, row)
+        for row in run.rows()
+        if samples.shard_numbers(run.path("samples", row), "tar")
+        or samples.shard_numbers(run.path("evaluation", row), "parquet")
+    }
+    if not found:
+        raise ValueError(f"{run.path('evaluation')}: nothing evaluated yet")
+    manifest = _manifest(run)
+    logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
+    scores = {row: _sides(table, run) for row, table in found.items()}
+    metrics = {
+        "name": run.config.name,
+        "synthetic": True,
+        "sides": "left and right are the patient's; the patient's left is at the image's right",
+        "faithfulness": scores,
+        "baseline": _baseline(found, manifest),
+        "against_teacher": _comparisons(found, manifest),
+        "ruler": _ruler(scores, found),
+        "frechet": _frechet(run, found),
+        "paper": {
+            "test_films": PAPER_TEST_FILMS,
+            "table_1": [{"name": p.name, "left": p.left, "right": p.right} for p in PAPER_TABLE_1],
+            "dalle_fid": {str(k): v for k, v in distances.PAPER_FID.items()},
+        },
+        "runtime": _runtime(run, logs),
+        "settings": run.config.model_dump(mode="json"),
+    }
+    missing = [row for row in run.rows() if row not in found]
+    return Results(found, missing, metrics, {k: v for k, v in logs.items() if v})
+
+
+def _sides(table: pd.DataFrame, run: Run) -> dict[str, dict[str, Any]]:
+    """Faithfulness of one row: both sides, each with its permutation null."""
+    result = {}
+    for side in SIDES:
+        asked, measured = table[f"asked_{side}"], table[f"measured_{side}"]
+        result[side] = faithfulness(asked, measured)
+        count = run.config.evaluation.permutations
+        null = (
+            permutation_null(asked, measured, permutations=count, seed=run.config.seed)
+            if count
+            else None
+        )
+        result[side]["permutation_null"] = null
+    return result
+
+
+def _manifest(run: Run) -> pd.DataFrame | None:
+    path = run.path("data", "manifest.csv")
+    return pd.read_csv(path, dtype={"film": str, "dog": str}) if path.is_file() else None
+
+
+def _baseline(
+    tables: Mapping[str, pd.DataFrame], manifest: pd.DataFrame | None
+) -> dict[str, Any] | None:
+    """Always drawing the training films' mean angle; None without a manifest."""
+    if manifest is None:
+        return None
+    drawn = [row for row in tables if row not in REAL_ROWS] or list(tables)
+    table = tables[drawn[0]]
+    train = manifest[(manifest["split"] == "train") & (manifest["view"] == 0)]
+    result: dict[str, Any] = {}
+    for side in SIDES:
+        mean = float(train[f"patient_{side}"].mean())
+        if not np.isfinite(mean):
+            return None
+        result[side] = {"mean": mean, **constant_mean_baseline(mean, table[f"asked_{side}"])}
+    return result
+
+
+def _comparisons(
+    tables: Mapping[str, pd.DataFrame], manifest: pd.DataFrame | None
+) -> dict[str, Any]:
+    """MAE of each generator minus the teacher's, on the same captions, bootstrap over dogs."""
+    if TEACHER not in tables:
+        return {}
+    dogs = {} if manifest is None else dict(zip(manifest["film"], manifest["dog"], strict=True))
+    result = {}
+    for row, table in tables.items():
+        if row in (*REAL_ROWS, TEACHER):
+            continue
+        both = table.merge(tables[TEACHER], on=["index", "film"], suffixes=("", "_teacher"))
+        asked, first, second = (
+            both[[f"{name}_{side}{end}" for side in SIDES]].to_numpy(float)
+            for name, end in (("asked", ""), ("measured", ""), ("measured", "_teacher"))
+        )
+        names = [str(dogs.get(film, film)) for film in both["film"]]
+        result[row] = paired_bootstrap(asked, first, second, names)
+    return result
+
+
+def _ruler(
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]], tables: Mapping[str, pd.DataFrame]
+) -> dict[str, Any] | None:
+    """The ruler's own error on held-out real films, and the r it allows a perfect generator."""
+    if "ruler" not in scores:
+        return None
+    result: dict[str, Any] = {"split": "test"}
+    for side in SIDES:
+        score, sd = scores["ruler"][side], float(tables["ruler"][f"asked_{side}"].std())
+        known = score["mae"] is not None and np.isfinite(sd) and sd > 0
+        ceiling = ruler_ceiling(sd, score["mae"]) if known else None
+        result[side] = {k: score[k] for k in ("mae", "bias", "r", "n", "failed")}
+        result[side] |= {"population_sd": sd if np.isfinite(sd) else None, "r_ceiling": ceiling}
+    maes = [result[side]["mae"] for side in SIDES if result[side]["mae"] is not None]
+    result["mae"] = float(np.mean(maes)) if maes else None
+    return result
+
+
+def _row_features(run: Run, row: str, table: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Features of a row in the order of its table, and the backbone's name."""
+    by_key: dict[str, np.ndarray] = {}
+    names = set()
+    for number in sorted(set(table["shard"])):
+        path = run.path("evaluation", row, f"{samples.SHARD.format(number)}.npz")
+        keys, features, name = samples.read_features(path)
+        by_key |= dict(zip(keys, features, strict=True))
+        names.add(name)
+    if len(names) > 1:
+        raise ValueError(f"{run.path('evaluation', row)}: features of {sorted(names)} are mixed")
+    return np.stack([by_key[key] for key in table["key"]]), names.pop()
+
+
+def _frechet(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | None:
+    """Distances to the training films, per row and prompt class; None without the reference.
+
+    The floor is the test films themselves (row ``ruler``) against the same reference.
+    """
+    path = run.path("evaluation", "reference", "shard-00000.npz")
+    if not path.is_file():
+        return None
+    _, reference, backbone = samples.read_features(path)
+    with np.load(path) as stored:
+        classes = stored["prompt_class"]
+    features = {}
+    for row, table in tables.items():
+        features[row], name = _row_features(run, row, table)
+        if name != backbone:
+            raise ValueError(
+                f"{run.path('evaluation', row)}: features of {name}, but the reference has "
+                f"{backbone}; remove evaluation/ and evaluate again"
+            )
+    result: dict[str, Any] = {
+        "name": distances.distance_name(backbone),
+        "backbone": backbone,
+        "reference": "training films, nominal views, of the same prompt class",
+        "floor": "test films of the same class against the same reference, same number of images",
+        "rows": {},
+    }
+    for row, table in tables.items():
+        result["rows"][row] = {}
+        for group in ["all", *sorted({int(c) for c in classes})]:
+            pick = slice(None) if group == "all" else table["prompt_class"].to_numpy() == group
+            against = reference if group == "all" else reference[classes == group]
+            real = None
+            if "ruler" in tables:
+                test = tables["ruler"]["prompt_class"].to_numpy()
+                real = features["ruler"][slice(None) if group == "all" else test == group]
+            compared = distances.compare_sets(features[row][pick], against, real)
+            result["rows"][row][str(group)] = compared
+    return result
+
+
+def _runtime(run: Run, logs: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What each stage noted when it was done, and the speed of each training."""
+    stages = {}
+    for path in sorted(run.path("stages").glob("*.json")):
+        stages[path.stem] = json.loads(path.read_text())
+    for stage, lines in logs.items():
+        speeds = [line["images_per_s"] for line in lines if line.get("images_per_s")]
+        entry = stages.setdefault(stage, {})
+        if lines:
+            entry["images"] = lines[-1]["images"]
+        if speeds:
+            entry["images_per_s_median"] = float(np.median(speeds))
+    return stages

@@ -1,0 +1,93 @@
+"""Reading of sample shards and of the tables that evaluation makes from them.
+
+A sample shard is a webdataset tar: <key>.png the image, <key>.txt the prompt, <key>.json what was
+asked for. Side names ``left`` and ``right`` are the patient's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SHARD = "shard-{:05d}"
+_SHARD_NAME = re.compile(r"shard-(\d{5,})\.(tar|parquet)")
+REQUIRED = ("row", "index", "seed", "film", "prompt_class", "asked_left", "asked_right")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a sample shard: ``image`` (h, w) uint8, ``info`` the fields of its JSON."""
+
+    key: str
+    image: np.ndarray
+    prompt: str
+    info: dict[str, Any]
+
+
+def shard_numbers(folder: Path, suffix: str) -> list[int]:
+    """Numbers of the shards ``shard-NNNNN.<suffix>`` in a folder, in order; empty without it."""
+    if not folder.is_dir():
+        return []
+    found = (_SHARD_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(m[1]) for m in found if m and m[2] == suffix)
+
+
+def _members(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Members of a webdataset tar, grouped by the name up to its first dot."""
+    key, group = None, {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if not member.isfile():
+                continue
+            name, _, extension = member.name.partition(".")
+            if name != key and key is not None:
+                yield key, group
+                group = {}
+            key = name
+            group[extension] = tar.extractfile(member).read()
+    if key is not None:
+        yield key, group
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """All samples of a shard, in the order of the file.
+
+    Raises ValueError naming the file, and the sample and field, when the shard is missing, cut
+    off, or lacks a part that evaluation needs.
+    """
+    samples = []
+    try:
+        for key, group in _members(path):
+            absent = [e for e in ("png", "txt", "json") if e not in group]
+            if absent:
+                raise ValueError(f"{path}: sample {key} has no {absent[0]}")
+            info = json.loads(group["json"])
+            absent = [name for name in REQUIRED if name not in info]
+            if absent:
+                raise ValueError(f"{path}: sample {key}: its json lacks '{absent[0]}'")
+            with Image.open(io.BytesIO(group["png"])) as image:
+                pixels = np.asarray(image.convert("L"))
+            samples.append(Sample(key, pixels, group["txt"].decode(), info))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such sample shard; run the sample stage first") from None
+    except (tarfile.TarError, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: unreadable sample shard ({error})") from None
+    shapes = {sample.image.shape for sample in samples}
+    if len(shapes) > 1:
+        raise ValueError(f"{path}: images of different sizes: {sorted(shapes)}")
+    return samples
+
+
+def read_features(path: Path) -> tuple[list[str], np.ndarray, str]:
+    """Keys, features (n, d) float32 and the backbone's name of a stored feature file."""
+    with np.load(path, allow_pickle=False) as stored:
+        return [str(k) for k in stored["keys"]], stored["features"], str(stored["backbone"])

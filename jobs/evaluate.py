@@ -1,0 +1,203 @@
+"""The evaluation stage: measures the angles of sample shards and extracts image features.
+
+    python -m jobs.evaluate --run results/llcm --row llcm_4 --shard 0    one shard (an array task)
+    python -m jobs.evaluate --run results/llcm --row llcm_4              all shards of a row
+    python -m jobs.evaluate --run results/llcm                           everything that is missing
+
+Writes evaluation/<row>/shard-NNNNN.npz (features), then shard-NNNNN.parquet (one line per image),
+which marks the shard as done. The row ``reference`` holds features of the nominal training views:
+what the Fréchet distances compare with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc_hipgen.run import Run, write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+
+REFERENCE = "reference"
+Item = tuple[str, int]
+
+
+def items(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
+    """(row, shard) of all sample shards that exist, the reference features first."""
+    from hpc_hipgen.evaluation.samples import shard_numbers
+
+    rows = [REFERENCE, *run.rows()] if rows is None else list(rows)
+    found: list[Item] = []
+    for row in rows:
+        numbers = [0] if row == REFERENCE else shard_numbers(run.path("samples", row), "tar")
+        found += [(row, number) for number in numbers]
+    return found
+
+
+def output(run: Run, row: str, shard: int) -> Path:
+    """The file that marks a shard as evaluated."""
+    suffix = "npz" if row == REFERENCE else "parquet"
+    return run.path("evaluation", row, f"shard-{shard:05d}.{suffix}")
+
+
+def pending(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
+    """The items that are not evaluated yet."""
+    return [item for item in items(run, rows) if not output(run, *item).is_file()]
+
+
+def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
+    """Evaluates sample shards in one process; returns how many were done now.
+
+    Loads the ruler and the feature network once, and neither when nothing is missing. Raises
+    ValueError naming the file for a shard that cannot be read.
+    """
+    todo = [item for item in todo if not output(run, *item).is_file()]
+    if not todo:
+        return 0
+    import torch
+
+    from hpc_hipgen.evaluation.distances import load_backbone
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = load_backbone(run.config.evaluation.inception).to(device)
+    ruler = _ruler(run, device) if any(row != REFERENCE for row, _ in todo) else None
+    for number, (row, shard) in enumerate(todo, 1):
+        if row == REFERENCE:
+            line = _evaluate_reference(run, backbone)
+        else:
+            line = _evaluate_shard(run, row, shard, ruler, backbone)
+        print(f"evaluate {number}/{len(todo)}  {row} shard {shard}: {line}", flush=True)
+    return len(todo)
+
+
+def _ruler(run: Run, device: str) -> Any:
+    from hpc_hipgen.evaluation.ruler import load_ruler
+
+    folder = run.config.ruler.pretrained or run.path("ruler", "export")
+    ruler = load_ruler(folder, run.config.evaluation.min_confidence)
+    ruler.network.to(device)
+    return ruler
+
+
+def _store_features(path: Path, keys: list[str], features: np.ndarray, **more: Any) -> None:
+    """One npz with plain arrays, written atomically (read without pickle)."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(buffer, keys=np.array(keys, dtype=str), features=features, **more)
+    write_atomic(path, buffer.getvalue())
+
+
+def _evaluate_reference(run: Run, backbone: Any) -> str:
+    """Features and prompt classes of the training films' nominal views."""
+    import numpy as np
+
+    from hpc_hipgen.radiograph.layouts import read_manifest
+
+    films = read_manifest(run.path("data"), "train", nominal_only=True)
+    features = backbone.extract(films.images, run.config.evaluation.batch)
+    _store_features(
+        output(run, REFERENCE, 0),
+        list(films.ids),
+        features,
+        backbone=np.array(backbone.name),
+        prompt_class=np.asarray(films.prompt_class, dtype=np.int64),
+    )
+    return f"features of {len(features)} training films"
+
+
+def _evaluate_shard(run: Run, row: str, shard: int, ruler: Any, backbone: Any) -> str:
+    """Measures one sample shard, extracts its features and writes both."""
+    import numpy as np
+    import pandas as pd
+
+    from hpc_hipgen.evaluation.samples import read_samples
+
+    source = run.path("samples", row, f"shard-{shard:05d}.tar")
+    samples = read_samples(source)
+    if not samples:
+        raise ValueError(f"{source}: holds no samples")
+    images = np.stack([sample.image for sample in samples])
+    batch = run.config.evaluation.batch
+    measured = [
+        m for i in range(0, len(images), batch) for m in ruler.measure(images[i : i + batch])
+    ]
+    assert len(measured) == len(samples), "the ruler answers once per image"
+    table = pd.DataFrame([_line(row, s, m) for s, m in zip(samples, measured, strict=True)])
+    path = output(run, row, shard)
+    keys = [sample.key for sample in samples]
+    features = backbone.extract(images, batch)
+    _store_features(path.with_suffix(".npz"), keys, features, backbone=np.array(backbone.name))
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    write_atomic(path, buffer.getvalue())
+    failed = int(table[["measured_left", "measured_right"]].isna().any(axis=1).sum())
+    return f"{len(table)} images, {failed} not measured"
+
+
+def _line(row: str, sample: Any, measurement: Any) -> dict[str, Any]:
+    """One line of the table; ``reason`` says why an angle is NaN."""
+    from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Angles
+
+    angles = Angles(float(measurement.image_left), float(measurement.image_right))
+    confidence, reason = float(measurement.confidence), str(measurement.reason or "")
+    finite = [math.isfinite(angle) for angle in (angles.image_left, angles.image_right)]
+    if not reason and not all(finite):
+        reason = "no finite angle"
+    info = sample.info
+    if info["row"] != row:
+        raise ValueError(f"sample {sample.key} of row '{row}' says it belongs to '{info['row']}'")
+    landmarks = [float(value) for hip in measurement.landmarks for value in hip]
+    return {
+        "key": sample.key,
+        "row": row,
+        "index": int(info["index"]),
+        "film": str(info["film"]),
+        "prompt_class": int(info["prompt_class"]),
+        "seed": int(info["seed"]),
+        "asked_left": float(info["asked_left"]),
+        "asked_right": float(info["asked_right"]),
+        "measured_left": angles.patient_left,
+        "measured_right": angles.patient_right,
+        "confidence": confidence,
+        "reason": reason,
+        **dict(zip(LANDMARK_COLUMNS, landmarks, strict=True)),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit status 2 with one line for a mistake of the user."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.evaluate", description="Measure sample shards with the ruler."
+    )
+    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
+    parser.add_argument("--row", help="row of the report, e.g. llcm_4; default: all")
+    parser.add_argument("--shard", type=int, help="number of one shard; default: all of the row")
+    given = parser.parse_args(arguments)
+    if given.shard is not None and given.row is None:
+        parser.error("--shard needs --row")
+    try:
+        run = Run(given.run)
+        known = [REFERENCE, *run.rows()]
+        if given.row is not None and given.row not in known:
+            raise ValueError(f"--row: '{given.row}' is not one of {', '.join(known)}")
+        rows = None if given.row is None else [given.row]
+        todo = items(run, rows) if given.shard is None else [(given.row, given.shard)]
+        if not todo:
+            raise ValueError(f"{run.path('samples', given.row or '')}: no sample shards")
+        done = evaluate_items(run, todo)
+        print(f"evaluate: {done} done now, {len(todo) - done} were there already")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The report stage: merges the evaluation of a run into one page and one table of numbers.
+
+    python -m jobs.report --run results/llcm
+
+Writes report/ (report.html, metrics.json, table1.csv, figures/) and tensorboard/report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpc_hipgen.run import Run
+
+
+def report(run: Run, force: bool = False) -> Path:
+    """Makes the report unless there is one of the same evaluation; returns its report.html.
+
+    ``force`` makes it again all the same. Raises ValueError when nothing was
+    evaluated, or a sample shard was left out.
+    """
+    page = run.path("report", "report.html")
+    evaluated = _evaluated(run)
+    marker = run.done("report")
+    if marker and marker.get("evaluated") == evaluated and page.is_file() and not force:
+        return page
+    from hpc_hipgen.evaluation.report import write_report
+
+    page = write_report(run)
+    run.mark_done("report", evaluated=evaluated)
+    return page
+
+
+def _evaluated(run: Run) -> dict[str, int]:
+    """Number of evaluated shards per row: a report of fewer is out of date."""
+    return {
+        row: len(list(run.path("evaluation", row).glob("shard-*.parquet"))) for row in run.rows()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit status 2 with one line for a mistake of the user."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.report", description="Write the report of an evaluated run."
+    )
+    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
+    parser.add_argument("--force", action="store_true", help="write it again")
+    given = parser.parse_args(arguments)
+    try:
+        page = report(Run(given.run), given.force)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"report: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
