@@ -7,9 +7,11 @@ files in a folder and other films of the set change no pixel of a view.
 
 import hashlib
 import math
+import multiprocessing
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -276,11 +278,10 @@ def _run(tasks: list[Task], processes: int | None) -> Iterator[Made]:
     if processes < 2 or len(tasks) < _POOL_FILMS:
         yield from map(_make_film, tasks)
         return
-    import multiprocessing
-
-    # Not fork: the caller may have threads (torch), whose locks a fork would copy.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(_make_film, tasks, chunksize=4)
+    # Not fork: the caller may have threads (torch), whose locks a fork would copy. An executor,
+    # because a multiprocessing.Pool waits for ever for a worker that was killed.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_make_film, tasks, chunksize=4)
 
 
 def _make_film(task: Task) -> Made:

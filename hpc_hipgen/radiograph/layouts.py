@@ -8,7 +8,7 @@
     layouts/shards/<split>-class_<c>-<n>.tar   LLCM: webdataset, png + txt + json
 
 `classes` and `pairs` hold the training split only: their generators train on all that is there.
-Images of a layout are hard links to the first copy where the file system can.
+Images and texts of a layout are hard links to the first copy where the file system can.
 """
 
 import csv
@@ -81,10 +81,12 @@ def write_layouts(data_folder: Path, rows: Sequence[Row]) -> None:
             _write_shards(data_folder, layouts / "shards", split, chosen)
     for row in rows:
         if row["split"] == "train":
-            folder = layouts / "classes" / f"class_{row['prompt_class']}"
-            for target in (folder, layouts / "pairs"):
-                _link(data_folder / row["file"], target / f"{row['id']}.png")
-                (target / f"{row['id']}.txt").write_text(row["caption"] + "\n")
+            pair = layouts / "pairs" / row["id"]
+            beside = layouts / "classes" / f"class_{row['prompt_class']}" / row["id"]
+            _link(data_folder / row["file"], pair.with_suffix(".png"))
+            pair.with_suffix(".txt").write_text(row["caption"] + "\n")
+            for suffix in (".png", ".txt"):
+                _link(pair.with_suffix(suffix), beside.with_suffix(suffix))
 
 
 def _write_imagefolder(data_folder: Path, folder: Path, rows: Sequence[Row]) -> None:
