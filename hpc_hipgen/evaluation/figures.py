@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
-from hpc_hipgen.run import write_atomic
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 SIDES = ("left", "right")
 COLOURS = {"left": "#1f6fb4", "right": "#d9731a"}
@@ -42,33 +39,34 @@ STYLE = {
 }
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, layout: str = "constrained") -> Figure:
     """A white figure of so many inches; to be used inside ``rc_context(STYLE)``."""
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")
 
 
 def svg(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes every time."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
+        figure.draw_without_rendering()  # a first layout: titles find their place only in a second
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
-def save(figure: Figure, base: Path, dpi: int = 130) -> list[Path]:
-    """Writes ``base``.svg and ``base``.png atomically and returns both paths."""
+def png(figure: Figure, dpi: int = 130) -> bytes:
+    """The figure as PNG with so many pixels an inch."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
+        figure.draw_without_rendering()
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    paths = [base.with_suffix(".svg"), base.with_suffix(".png")]
-    write_atomic(paths[0], svg(figure))
-    write_atomic(paths[1], buffer.getvalue())
-    return paths
+    return buffer.getvalue()
 
 
 def number(value: float | None, digits: int = 2) -> str:
     """A number for a label, with a true minus sign; a dash for None."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+    if value is None:
+        return "–"
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no minus zero
 
 
 def angle_limits(tables: Sequence[Any]) -> tuple[float, float]:
@@ -114,7 +112,7 @@ def dot_plot(
 ) -> Figure:
     """Left and right of one row side by side, with the identity line and the fitted one."""
     with mpl.rc_context(STYLE):
-        figure = _figure(5.6, 2.95)
+        figure = _figure(5.6, 3.05, "compressed")  # panels of fixed aspect
         for side, axes in zip(SIDES, figure.subplots(1, 2, sharey=True), strict=True):
             _dots(axes, table, side, scores[side], limits)
             axes.set_xlabel(f"{side}, asked (°)")
@@ -133,7 +131,7 @@ def dot_plots(
     columns = min(4, len(tables))
     bands = -(-len(tables) // columns)
     with mpl.rc_context(STYLE):
-        figure = _figure(2.6 * columns, 5.4 * bands)
+        figure = _figure(2.6 * columns, 5.6 * bands, "compressed")
         grid = figure.subplots(2 * bands, columns, sharex=True, sharey=True, squeeze=False)
         for axes in grid.flat:
             axes.set_visible(False)
@@ -187,6 +185,7 @@ def chain(
         correlations.set(xlabel="r, asked against measured", xlim=(_floor(lowest), 1.03))
         for axes in (errors, correlations):
             axes.grid(axis="y", visible=False)
+            axes.tick_params(axis="y", length=0)
         figure.legend(*errors.get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
@@ -216,7 +215,7 @@ def loss_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     columns = min(3, len(logs))
     bands = -(-len(logs) // columns)
     with mpl.rc_context(STYLE):
-        figure = _figure(3.0 * columns + 0.4, 2.3 * bands)
+        figure = _figure(3.0 * columns + 0.4, 2.1 * bands)
         grid = figure.subplots(bands, columns, squeeze=False)
         for axes in grid.flat[len(logs) :]:
             axes.set_visible(False)
@@ -234,7 +233,12 @@ def loss_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                 axes.legend(fontsize=7)
             axes.set_title(stage.replace("_", " "))
             axes.set_xlabel("training images seen")
-            axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 4), useMathText=True)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if v >= 1000 else f"{v:g}")
+            if axes.get_yscale() == "log":
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+                axes.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 

@@ -137,31 +137,35 @@ def _cell(line: pd.Series | None, images: Mapping[str, np.ndarray]) -> dict[str,
 
 def _figures(
     results: Results, labels: Mapping[str, str], grid: list[dict[str, Any]], folder: Path
-) -> dict[str, Any]:
-    """Draws and saves every figure; returns those of the page as SVG bytes by name."""
+) -> dict[str, bytes]:
+    """Draws and saves every figure; returns those of the page as SVG by name."""
     scores, tables = results.metrics["faithfulness"], results.tables
     baseline = results.metrics["baseline"]
     maes = [baseline[side]["mae"] for side in SIDES] if baseline else []
     best = max(abs(value) for p in PAPER_TABLE_1 for value in (p.left, p.right))
     limits = figures.angle_limits(list(tables.values()))
-    chain = figures.chain(scores, labels, float(np.mean(maes)) if maes else None, best)
-    page: dict[str, Any] = {"chain": figures.svg(chain), "dots": {}}
-    figures.save(chain, folder / "chain_of_errors")
+    files = {
+        "chain_of_errors": figures.chain(
+            scores, labels, float(np.mean(maes)) if maes else None, best
+        )
+    }
     for row, table in tables.items():
-        figure = figures.dot_plot(table, scores[row], limits)
-        figures.save(figure, folder / f"dots_{row}")
-        page["dots"][row] = figures.svg(figure)
-    figures.save(figures.dot_plots(tables, labels, scores), folder / "dots")
+        files[f"dots_{row}"] = figures.dot_plot(table, scores[row], limits)
+    if results.logs:
+        files["losses"] = figures.loss_curves(results.logs)
+    page = {name: figures.svg(figure) for name, figure in files.items()}
+    for name, data in page.items():
+        write_atomic(folder / f"{name}.svg", data)
     lines = [(labels[row], [entry["cells"][row] for entry in grid]) for row in tables]
     asked = [
         f"asked\nR {entry['asked']['right']:.1f}    L {entry['asked']['left']:.1f}"
         for entry in grid
     ]
-    figures.save(figures.sample_grid(lines, asked), folder / "samples")
-    if results.logs:
-        losses = figures.loss_curves(results.logs)
-        figures.save(losses, folder / "losses")
-        page["losses"] = figures.svg(losses)
+    pictures = {name: files[name] for name in ("chain_of_errors", "losses") if name in files}
+    pictures["dots"] = figures.dot_plots(tables, labels, scores)
+    pictures["samples"] = figures.sample_grid(lines, asked)
+    for name, figure in pictures.items():
+        write_atomic(folder / f"{name}.png", figures.png(figure))
     return page
 
 
@@ -205,7 +209,7 @@ def _render(
     results: Results,
     labels: Mapping[str, str],
     grid: list[dict[str, Any]],
-    drawn: Mapping[str, Any],
+    drawn: Mapping[str, bytes],
     table: list[dict[str, Any]],
 ) -> str:
     """The page, one file without any link to another."""

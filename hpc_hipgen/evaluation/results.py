@@ -53,7 +53,7 @@ def row_label(row: str, run: Run) -> str:
         "ruler": "Test films (ruler alone)",
         "round_trip": "Autoencoder round trip",
         "stable_diffusion": f"Stable Diffusion, {steps} steps",
-        "stable_diffusion_caption": f"Stable Diffusion, caption digits only, {steps} steps",
+        "stable_diffusion_caption": f"Stable Diffusion, digits only, {steps} steps",
     }
     return known.get(row, row.replace("_", " "))
 

@@ -1,0 +1,255 @@
+"""Evaluation of sample shards and the report, on a run folder of random images."""
+
+import io
+import json
+import math
+import re
+import tarfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.evaluation import distances, figures, report, results, samples
+from hpc_hipgen.evaluation.ruler import Measurement
+from hpc_hipgen.run import Run
+from jobs import evaluate
+from jobs import report as report_job
+
+FILMS, SIZE = 12, 16
+TRAINING = {"images": 64, "batch": 16, "lr": 0.001}
+
+
+def experiment(**more):
+    tree = {
+        "name": "tiny",
+        "data": {"train": 64, "test": FILMS, "resolution": 32, "views": 1},
+        "ruler": {"training": TRAINING},
+        "evaluation": {"permutations": 50},
+        **more,
+    }
+    return parse_experiment(tree, "test")
+
+
+GENERATORS = {
+    "autoencoder": {"training": TRAINING},
+    "stable_diffusion": {"training": TRAINING},
+    "llcm": {"training": TRAINING},
+    "sampling": {"llcm_steps": [1, 4]},
+}
+
+
+def asked(film):
+    return 90.0 + film, 100.0 + film / 2  # patient's left, right
+
+
+def write_shard(path, row, films, rng, drop=()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for film in films:
+            image = rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+            image[0, 0] = film  # the stub ruler below reads it
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            left, right = asked(film)
+            info = {
+                "row": row, "index": film, "seed": film, "film": f"film-{film:02d}",
+                "prompt_class": 1 + film % 2, "asked_left": left, "asked_right": right,
+            }  # fmt: skip
+            info = {k: v for k, v in info.items() if k not in drop}
+            parts = {"png": png.getvalue(), "txt": b"a film", "json": json.dumps(info).encode()}
+            for extension, data in parts.items():
+                member = tarfile.TarInfo(f"{row}-{film:05d}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+class StubRuler:
+    """Says the film's left angle plus one degree, the right one minus two; refuses film 3."""
+
+    def measure(self, images):
+        answers = []
+        for image in images:
+            film = int(image[0, 0])
+            left, right = asked(film)
+            marks = np.array([[4, 8, 2, 3, 6], [12, 8, 2, 13, 6]], dtype=float)
+            if film == 3:
+                answers.append(Measurement(math.nan, math.nan, 0.01, marks, "no clear landmarks"))
+            else:  # the patient's left is at the image's right
+                answers.append(Measurement(right - 2, left + 1, 0.9, marks))
+        return answers
+
+
+class StubBackbone:
+    name = "EfficientNet-Lite0"
+
+    def to(self, device):
+        return self
+
+    def extract(self, images, batch):
+        return images.reshape(len(images), -1)[:, 1:9].astype(np.float32) / 64
+
+
+class StubFilms:
+    ids = tuple(f"train-{i}" for i in range(20))
+    images = np.random.default_rng(9).integers(0, 256, (20, SIZE, SIZE), dtype=np.uint8)
+    prompt_class = np.arange(20) % 2 + 1
+
+
+@pytest.fixture
+def stubs(monkeypatch):
+    monkeypatch.setattr(evaluate, "_ruler", lambda run, device: StubRuler())
+    monkeypatch.setattr(distances, "load_backbone", lambda inception: StubBackbone())
+    monkeypatch.setattr("hpc_hipgen.radiograph.layouts.read_manifest", lambda *a, **k: StubFilms())
+
+
+def make_run(folder, rows=None, **more):
+    run = Run.create(folder, experiment(**more))
+    rng = np.random.default_rng(0)
+    for row in rows or run.rows():
+        half = FILMS // 2
+        for number, films in enumerate((range(half), range(half, FILMS))):
+            path = run.path("samples", row, f"shard-{number:05d}.tar")
+            write_shard(path, row, films, rng)
+    return run
+
+
+def test_a_shard_is_measured_in_patient_sides_and_only_once(tmp_path, stubs, monkeypatch, capsys):
+    run = make_run(tmp_path / "run")
+    assert evaluate.pending(run) == [("reference", 0), ("ruler", 0), ("ruler", 1)]
+    assert evaluate.evaluate_items(run, evaluate.items(run)) == 3
+    table = pd.read_parquet(run.path("evaluation", "ruler", "shard-00000.parquet"))
+    assert table["measured_left"].iloc[1] == asked(1)[0] + 1
+    assert table["measured_right"].iloc[1] == asked(1)[1] - 2
+    assert math.isnan(table["measured_left"].iloc[3])
+    assert table["reason"].tolist() == ["", "", "", "no clear landmarks", "", ""]
+    assert table["image_right_head_x"].iloc[0] == 12
+    keys, features, name = samples.read_features(run.path("evaluation", "ruler", "shard-00000.npz"))
+    assert keys == table["key"].tolist() and features.shape == (6, 8)
+    assert name == "EfficientNet-Lite0"
+
+    monkeypatch.setattr(evaluate, "_ruler", None)  # nothing is loaded when nothing is missing
+    assert evaluate.main(["--run", str(run.folder)]) == 0
+    assert "0 done now, 3 were there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--row", "llcm_4"], "'llcm_4' is not one of reference, ruler"),
+        (["--row", "ruler", "--shard", "7"], "shard-00007.tar: no such sample shard"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_status_2(tmp_path, stubs, capsys, arguments, words):
+    run = make_run(tmp_path / "run")
+    assert evaluate.main(["--run", str(run.folder), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert evaluate.main(["--run", str(tmp_path / "nowhere")]) == 2
+
+
+def test_damaged_shards_are_named(tmp_path):
+    path = tmp_path / "shard-00000.tar"
+    write_shard(path, "ruler", [0], np.random.default_rng(0), drop=["seed"])
+    with pytest.raises(ValueError, match=r"shard-00000.tar: sample ruler-00000: .*'seed'"):
+        samples.read_samples(path)
+    write_shard(path, "ruler", range(4), np.random.default_rng(0))
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"shard-00000.tar"):
+        samples.read_samples(path)
+
+
+@pytest.mark.slow
+def test_the_whole_report(tmp_path, stubs, capsys):
+    rows = ["ruler", "round_trip", "stable_diffusion", "llcm_4"]  # llcm_1 was not sampled
+    run = make_run(tmp_path / "run", rows, **GENERATORS)
+    evaluate.evaluate_items(run, evaluate.items(run))
+    log = [{"images": 16 * i, "loss": 1 / i, "images_per_s": 10.0} for i in range(1, 5)]
+    run.path("llcm").mkdir()
+    text = "\n".join(json.dumps(line) for line in log)
+    run.path("llcm", "metrics.jsonl").write_text(text + '\n{"images": 80, "lo')
+    assert report_job.main(["--run", str(run.folder)]) == 0
+
+    metrics = json.loads(run.path("report", "metrics.json").read_text())
+    assert list(metrics["faithfulness"]) == rows
+    left = metrics["faithfulness"]["llcm_4"]["left"]
+    assert {"r", "r_low", "r_high", "r2_identity", "mae", "bias", "slope", "n", "failed"} <= set(
+        left
+    )
+    assert (left["n"], left["failed"]) == (FILMS - 1, 1)
+    assert (left["mae"], left["bias"], left["r"]) == pytest.approx((1, 1, 1))
+    assert metrics["faithfulness"]["llcm_4"]["right"]["bias"] == pytest.approx(-2)
+    assert metrics["ruler"]["mae"] == pytest.approx(1.5)
+    assert metrics["against_teacher"]["llcm_4"]["difference"] == pytest.approx(0)
+    assert metrics["frechet"]["name"] == "Fréchet distance (EfficientNet-Lite0)"
+    ruler = metrics["frechet"]["rows"]["ruler"]["1"]
+    assert ruler["frechet"] == ruler["floor"] and ruler["n"] == FILMS // 2
+    assert metrics["runtime"]["llcm"]["images"] == 64, "the cut-off line does not count"
+
+    page = run.path("report", "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is outside the file"
+    for words in ("LLCM, 4 steps", "DreamBooth (paper)", "not for diagnosis", "LLCM, 1 step"):
+        assert words in page
+    table = pd.read_csv(run.path("report", "table1.csv"))
+    assert len(table) == 2 * (len(rows) + 3)
+    assert list(run.path("tensorboard", "report").glob("events*"))
+    for name in ("samples.png", "dots.png", "chain_of_errors.svg", "losses.svg"):
+        assert run.path("report", "figures", name).is_file()
+
+    before = run.path("report", "report.html").stat().st_mtime_ns
+    report_job.report(run)
+    assert run.path("report", "report.html").stat().st_mtime_ns == before
+    write_shard(
+        run.path("samples/llcm_1/shard-00000.tar"), "llcm_1", range(8), np.random.default_rng(1)
+    )
+    assert report_job.main(["--run", str(run.folder), "--force"]) == 2
+    assert "python -m jobs.evaluate" in capsys.readouterr().err
+
+
+def test_films_without_generators_make_a_report_too(tmp_path, stubs):
+    (tmp_path / "films").mkdir()
+    data = {"source": "films", "films": str(tmp_path / "films"), "resolution": 32}
+    run = make_run(tmp_path / "run", data=data)
+    evaluate.evaluate_items(run, [("ruler", 0), ("ruler", 1)])
+    page = report_job.report(run).read_text()
+    assert "real films given by the user" in page and "phantoms, not on dogs" not in page
+    assert json.loads(run.path("report", "metrics.json").read_text())["frechet"] is None
+
+
+def test_nothing_evaluated_is_said(tmp_path):
+    run = Run.create(tmp_path / "run", experiment())
+    with pytest.raises(ValueError, match="nothing evaluated yet"):
+        results.collect(run)
+
+
+def test_grid_films_are_spread_over_the_angles_asked_for(tmp_path, stubs):
+    run = make_run(tmp_path / "run")
+    evaluate.evaluate_items(run, [("ruler", 0), ("ruler", 1)])
+    grid = report.choose_grid(run, results.collect(run))
+    assert [entry["film"] for entry in grid] == [f"film-{i:02d}" for i in (0, 2, 4, 7, 9, 11)]
+    cell = grid[1]["cells"]["ruler"]
+    assert int(cell["image"][0, 0]) == 2
+    assert (cell["left_error"], cell["right_error"]) == pytest.approx((1, -2))
+
+
+def test_a_figure_is_the_same_bytes_every_time():
+    lines = {"llcm": [{"images": i, "loss": 1.0 / i} for i in range(1, 9)]}
+    assert figures.svg(figures.loss_curves(lines)) == figures.svg(figures.loss_curves(lines))
+
+
+def test_smoothing_starts_without_bias_and_skips_holes():
+    got = figures.smooth(np.array([2.0, 2.0, np.nan, 2.0]), 3)
+    assert got == pytest.approx([2, 2, 2, 2])
+    assert figures.number(-0.001, 1) == "0.0" and figures.number(-1.5, 1) == "−1.5"
+    assert figures.number(None) == "–"
+
+
+def test_a_log_that_was_resumed_keeps_the_later_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"images": 2, "loss": 1}\n{"images": 1, "loss": 5}\n{"images": 2, "loss": 3}\n'
+    )
+    assert results.read_log(path) == [{"images": 1, "loss": 5}, {"images": 2, "loss": 3}]
+    assert results.read_log(tmp_path / "absent") == []
