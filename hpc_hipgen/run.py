@@ -120,9 +120,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     os.chmod(temporary, 0o777 & ~_umask())
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _fsync(file)
+        # A hard link needs no second sync of the same file.
+        for file in {f.stat().st_ino: f for f in temporary.rglob("*") if f.is_file()}.values():
+            _fsync(file)
         if path.exists():
             retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             os.replace(path, retired / path.name)

@@ -33,8 +33,8 @@ PROMPT_CLASSES: dict[int, str] = {
 }
 """The four prompt classes of the source paper's DALL-E evaluation, in our own words."""
 
-MIRROR_CLASSES: frozenset[int] = frozenset({2, 4})
-"""Classes whose phrase is still true of a mirrored film; 1 and 3 name a side of the image."""
+MIRROR_CLASSES: frozenset[int] = frozenset({4})
+"""Classes whose mirrored films are still true: no phrase that names a side, no date, no marker."""
 
 _PREFIX = "ventrodorsal radiograph of a dog's hips, norberg angle"
 _SIDE = {side: re.compile(rf"\b{side} (\d+(?:\.\d+)?) degrees\b") for side in ("left", "right")}

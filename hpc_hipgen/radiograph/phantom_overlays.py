@@ -162,6 +162,6 @@ def draw_overlays(
     place[1] = max(place[1], y + 1.3 * size + 0.5 * mark_size - origin[1])  # below the date
     if prompt_class == 3:
         film = _write(film, "L", origin + place, mark_size, 252, "mm")
-    elif prompt_class in (2, 4) and other:
+    elif prompt_class == 2 and other:
         film = _write(film, "R", origin + place * [-1, 1], mark_size, 240, "mm")
     return film

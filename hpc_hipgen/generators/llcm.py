@@ -1,0 +1,185 @@
+"""The Leapfrog Latent Consistency Model: a few-step student of a Stable Diffusion teacher.
+
+Eqs. 4-7 of the paper: the student's consistency function at t_(n+k) is drawn to that of its
+moving average at t_n, where the teacher's guided solver jump has arrived.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import LCMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from hpc_hipgen.config import LLCM, Experiment
+from hpc_hipgen.diffusion.consistency import (
+    consistency_function,
+    guidance_embedding,
+    guided_epsilon,
+    pseudo_huber,
+)
+from hpc_hipgen.diffusion.schedule import (
+    add_noise,
+    distillation_timesteps,
+    jump_target,
+    scaled_linear_alphas_cumprod,
+    to_epsilon,
+)
+from hpc_hipgen.diffusion.solvers import one_jump
+from hpc_hipgen.generators import text
+from hpc_hipgen.generators.attention import use_best_attention
+from hpc_hipgen.generators.focus import hip_focus
+from hpc_hipgen.generators.latents import cached_latents, check_latents
+from hpc_hipgen.generators.stable_diffusion import SCHEDULE, Parts, load_parts
+from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.training.average import WeightAverage
+from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.engine import device
+
+GUIDANCE_WIDTH = 256
+"""time_cond_proj_dim: width of the guidance embedding (LCM, arXiv 2310.04378)."""
+
+
+def lcm_scheduler(prediction: str, skip: int) -> LCMScheduler:
+    """diffusers' LCM scheduler on the timesteps that the student was trained on."""
+    return LCMScheduler(
+        **SCHEDULE,
+        original_inference_steps=SCHEDULE["num_train_timesteps"] // skip,
+        set_alpha_to_one=False,
+        prediction_type=prediction,
+    )
+
+
+def build_student(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of the teacher that also takes a guidance weight.
+
+    A stock UNet has no input for it (`time_cond_proj_dim`). The new projection starts at zero,
+    so the student starts as its teacher.
+    """
+    student = UNet2DConditionModel.from_config(
+        teacher.config, time_cond_proj_dim=GUIDANCE_WIDTH
+    )
+    missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert missing == ["time_embedding.cond_proj.weight"] and not unexpected
+    nn.init.zeros_(student.time_embedding.cond_proj.weight)
+    use_best_attention(student)
+    return student
+
+
+class DistillationLoss(nn.Module):
+    """The student with the consistency loss; teacher and target are not trained."""
+
+    def __init__(
+        self, student: UNet2DConditionModel, teacher: UNet2DConditionModel, section: LLCM,
+        prediction: str,
+    ) -> None:  # fmt: skip
+        """`teacher` stays outside the module's parameters: the engine must not partition it."""
+        super().__init__()
+        self.student = student
+        self.section = section
+        self.prediction = prediction
+        self.alphas = scaled_linear_alphas_cumprod()
+        self.frozen: dict[str, nn.Module] = {"teacher": teacher}
+
+    def consistency(
+        self, unet: nn.Module, z: Tensor, t: Tensor, w: Tensor, states: Tensor
+    ) -> Tensor:
+        """f(z, w, c, t) of a student UNet, float32."""
+        condition = guidance_embedding(w, GUIDANCE_WIDTH)
+        output = unet(z, t, states, timestep_cond=condition).sample.float()
+        return consistency_function(output, z, t, self.alphas.to(z.device), self.prediction)
+
+    def forward(
+        self, latents: Tensor, noise: Tensor, t: Tensor, w: Tensor, states: Tensor,
+        null: Tensor, weight: Tensor,
+    ) -> tuple[Tensor, dict]:  # fmt: skip
+        """Per-image losses of latents (b, c, h, w), timesteps t (b,), guidance weights w (b,)."""
+        alphas = self.alphas.to(latents.device)
+        z = add_noise(latents, noise, t, alphas)
+        found = self.consistency(self.student, z, t, w, states)
+        with torch.no_grad():
+            both = torch.cat([states, null])
+
+            def teacher(z: Tensor, t: Tensor) -> Tensor:
+                output = self.frozen["teacher"](torch.cat([z, z]), torch.cat([t, t]), both).sample
+                epsilon = to_epsilon(
+                    output.float(), torch.cat([z, z]), torch.cat([t, t]), alphas, self.prediction
+                )
+                return guided_epsilon(*epsilon.chunk(2), w)
+
+            t_next = jump_target(t, self.section.skip)
+            z_next = one_jump(self.section.solver, teacher, z, t, t_next, alphas)
+            target = self.consistency(self.frozen["target"], z_next, t_next, w, states)
+        losses = pseudo_huber(found, target, self.section.huber_c, weight, per_sample=True)
+        return losses, {"mse": (found - target).square().mean()}
+
+
+class LLCMTask:
+    """The LLCM for the training loop."""
+
+    def __init__(self, config: Experiment, films: Films, teacher: Path, cache: Path) -> None:
+        """`films`: the training split; `teacher`: a diffusers folder of Stable Diffusion."""
+        section = config.llcm
+        self.films = films
+        self.section = section
+        self.resolution = config.data.resolution
+        self.size = len(films.ids)
+        torch.manual_seed(config.seed)
+        self.parts: Parts = load_parts(teacher)
+        latents = cached_latents(self.parts.autoencoder, films, cache)
+        self.latents = check_latents(latents, films)
+        self.states, self.rows, self.null = self._text_states()
+        student = build_student(self.parts.unet)
+        if section.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+        unet = self.parts.unet.requires_grad_(False).eval().to(device())
+        self.module = DistillationLoss(student, unet, section, self.parts.prediction)
+        self.averages = {"target": WeightAverage(student, section.ema_decay)}
+        self.module.frozen["target"] = self.averages["target"].module
+        training = section.training
+        if training.ema_images:
+            decay = max(0.0, 1 - training.batch / training.ema_images)
+            self.averages["export"] = WeightAverage(student, decay, warmup=True)
+        self.timesteps = distillation_timesteps(section.skip)
+
+    @torch.no_grad()
+    def _text_states(self) -> tuple[Tensor, np.ndarray, Tensor]:
+        """States of every distinct caption (u, n, d), the views' rows in them, and of ""."""
+        captions, rows = np.unique(np.array(self.films.captions), return_inverse=True)
+        encoder = self.parts.text_encoder.eval()
+        chunks = [
+            encoder(text.token_ids(self.parts.tokenizer, list(map(str, part))))[0]
+            for part in np.array_split(captions, max(1, len(captions) // 64))
+        ]
+        null = encoder(text.token_ids(self.parts.tokenizer, [""]))[0]
+        return torch.cat(chunks), rows, null
+
+    def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
+        """Latents, noise, timesteps, guidance weights, text states and focus."""
+        latents = self.latents[indices]
+        low, high = self.section.guidance
+        landmarks = torch.from_numpy(self.films.landmarks[indices])
+        return {
+            "latents": latents,
+            "noise": random.normal("noise", *latents.shape[1:]),
+            "t": self.timesteps[random.integers("timestep", len(self.timesteps))],
+            "w": low + (high - low) * random.uniform("guidance"),
+            "states": self.states[self.rows[indices]],
+            "null": self.null.expand(len(indices), -1, -1),
+            "weight": hip_focus(
+                landmarks, latents.shape[-1], self.resolution, self.section.hip_weight
+            ),
+        }
+
+    def describe(self, indices: np.ndarray) -> list[str]:
+        """Names of the views."""
+        return [self.films.ids[i] for i in indices]
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes a diffusers folder: the averaged student with the LCM scheduler."""
+        average = self.averages.get("export", self.averages["target"])
+        self.parts.unet = average.module.float().cpu()
+        self.parts.save(folder, lcm_scheduler(self.parts.prediction, self.section.skip))
+        return {"parameters": float(sum(p.numel() for p in self.parts.unet.parameters()))}

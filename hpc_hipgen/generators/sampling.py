@@ -1,0 +1,66 @@
+"""Drawing images with stock diffusers pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
+from hpc_hipgen.generators.attention import use_best_attention
+from hpc_hipgen.training.engine import device
+
+# The published solver is DDIM to the bit (tests/diffusion), so DDIM's scheduler serves both.
+SCHEDULERS = {"ddim": DDIMScheduler, "paper": DDIMScheduler, "leapfrog": LeapfrogScheduler}
+"""Scheduler class by the name of the solver; "lcm" keeps the one that was exported."""
+
+
+def load_pipeline(folder: Path, precision: str = "fp32") -> StableDiffusionPipeline:
+    """Loads an export on this machine's device; safetensors only, no network.
+
+    Raises:
+        ValueError: when the folder holds no pipeline.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder}: holds no diffusers pipeline (model_index.json)")
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        torch_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    use_best_attention(pipeline.unet)
+    return pipeline.to(device())
+
+
+def draw(
+    pipeline: StableDiffusionPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    steps: int,
+    guidance: float,
+    solver: str,
+    resolution: int,
+) -> np.ndarray:
+    """Grey images (b, resolution, resolution) uint8, one generator per image.
+
+    `guidance` is diffusers' guidance scale 1 + w; a student takes it as its condition.
+    """
+    if solver in SCHEDULERS:
+        pipeline.scheduler = SCHEDULERS[solver].from_config(pipeline.scheduler.config)
+    # On the CPU, so that a seed means the same image on every device.
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    images = pipeline(
+        prompts,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=generators,
+        height=resolution,
+        width=resolution,
+        output_type="np",
+    ).images
+    return np.clip(np.rint(images.mean(-1) * 255), 0, 255).astype(np.uint8)

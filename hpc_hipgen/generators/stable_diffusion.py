@@ -1,0 +1,224 @@
+"""Stable Diffusion: text-to-image latent diffusion, trained from scratch or fine-tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from hpc_hipgen.config import Diffusion, Experiment
+from hpc_hipgen.diffusion.consistency import spatial_mean
+from hpc_hipgen.diffusion.schedule import (
+    add_noise,
+    min_snr_weight,
+    scaled_linear_alphas_cumprod,
+    training_target,
+)
+from hpc_hipgen.generators import text
+from hpc_hipgen.generators.attention import use_best_attention
+from hpc_hipgen.generators.focus import hip_focus
+from hpc_hipgen.generators.latents import cached_latents, check_latents
+from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.training.average import WeightAverage
+from hpc_hipgen.training.clock import ImageRandom
+
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+"""Noise schedule of Stable Diffusion, as diffusers' schedulers take it."""
+
+
+@dataclass
+class Parts:
+    """The parts of a Stable Diffusion pipeline, in memory."""
+
+    autoencoder: AutoencoderKL
+    unet: UNet2DConditionModel
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    prediction: str
+
+    def save(self, folder: Path, scheduler: SchedulerMixin) -> None:
+        """Writes a folder that a stock StableDiffusionPipeline loads."""
+        pipeline = StableDiffusionPipeline(
+            vae=self.autoencoder,
+            unet=self.unet,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def ddim_scheduler(prediction: str) -> DDIMScheduler:
+    """Stable Diffusion's DDIM scheduler."""
+    return DDIMScheduler(
+        **SCHEDULE,
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        prediction_type=prediction,
+    )
+
+
+def load_parts(folder: Path) -> Parts:
+    """Reads a diffusers folder of Stable Diffusion (safetensors only, no network)."""
+    local = {"local_files_only": True, "use_safetensors": True}
+    tokenizer, encoder = text.load_text(folder)
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    return Parts(
+        AutoencoderKL.from_pretrained(folder / "vae", **local),
+        UNet2DConditionModel.from_pretrained(folder / "unet", **local),
+        tokenizer,
+        encoder,
+        scheduler.config.prediction_type,
+    )
+
+
+def build_unet(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> UNet2DConditionModel:
+    """A small UNet of Stable Diffusion's class, with random weights, for `latent`^2 latents."""
+    shape = config.unet
+    down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in shape.attention]
+    up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(shape.attention)]
+    return UNet2DConditionModel(
+        sample_size=latent,
+        in_channels=autoencoder.config.latent_channels,
+        out_channels=autoencoder.config.latent_channels,
+        down_block_types=tuple(down),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        up_block_types=tuple(up),
+        block_out_channels=shape.block_out_channels,
+        layers_per_block=shape.layers_per_block,
+        cross_attention_dim=config.text.hidden_size,
+        # In diffusers "attention_head_dim" of this class is the number of heads.
+        attention_head_dim=tuple(max(1, c // shape.head_dim) for c in shape.block_out_channels),
+        norm_num_groups=16,
+    )
+
+
+def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> Parts:
+    """The parts that a run starts from: a pretrained folder's, or new ones."""
+    if config.pretrained:
+        parts = load_parts(config.pretrained)
+    else:
+        tokenizer = text.build_tokenizer(config.text)
+        encoder = text.build_text_encoder(config.text, tokenizer)
+        unet = build_unet(config, autoencoder, latent)
+        parts = Parts(autoencoder, unet, tokenizer, encoder, config.prediction)
+    if config.conditioning == "measurement":
+        text.install_measurements(parts.text_encoder, parts.tokenizer)
+    if not config.train_text:
+        parts.text_encoder.requires_grad_(False)
+        embedding = parts.text_encoder.get_input_embeddings()
+        if isinstance(embedding, text.MeasurementEmbedding):
+            embedding.network.requires_grad_(True)
+    if config.gradient_checkpointing:
+        parts.unet.enable_gradient_checkpointing()
+    use_best_attention(parts.unet)
+    return parts
+
+
+class DenoiserLoss(nn.Module):
+    """UNet and text encoder with the denoising loss."""
+
+    def __init__(self, parts: Parts, min_snr_gamma: float | None) -> None:
+        """`min_snr_gamma`: see `schedule.min_snr_weight`; None weighs all timesteps alike."""
+        super().__init__()
+        self.networks = nn.ModuleDict({"unet": parts.unet, "text_encoder": parts.text_encoder})
+        self.prediction = parts.prediction
+        self.min_snr_gamma = min_snr_gamma
+        self.alphas = scaled_linear_alphas_cumprod()
+
+    def forward(
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor, weight: Tensor
+    ) -> tuple[Tensor, dict]:
+        """Per-image losses of latents (b, c, h, w), timesteps (b,), token ids (b, n)."""
+        alphas = self.alphas.to(latents.device)
+        noisy = add_noise(latents, noise, timesteps, alphas)
+        states = self.networks["text_encoder"](ids)[0]
+        output = self.networks["unet"](noisy, timesteps, states).sample.float()
+        target = training_target(latents, noise, timesteps, alphas, self.prediction)
+        losses = spatial_mean((output - target) ** 2, weight)
+        scalars = {"mse": losses.mean()}
+        if self.min_snr_gamma is not None:
+            losses = losses * min_snr_weight(
+                timesteps, alphas, self.min_snr_gamma, self.prediction
+            ).to(losses)
+        return losses, scalars
+
+
+class StableDiffusionTask:
+    """Stable Diffusion for the training loop."""
+
+    def __init__(
+        self,
+        section: Diffusion,
+        config: Experiment,
+        films: Films,
+        autoencoder: AutoencoderKL,
+        cache: Path,
+    ) -> None:
+        """`films`: the training split; `cache`: folder of the latents."""
+        self.films = films
+        self.section = section
+        self.resolution = config.data.resolution
+        self.size = len(films.ids)
+        self.latents = check_latents(cached_latents(autoencoder, films, cache), films)
+        torch.manual_seed(config.seed)
+        self.parts = build_parts(section, autoencoder, self.latents.shape[-1])
+        self.ids = text.token_ids(self.parts.tokenizer, films.captions)
+        self.null_ids = text.token_ids(self.parts.tokenizer, [""])[0]
+        self.module = DenoiserLoss(self.parts, section.min_snr_gamma)
+        training = section.training
+        decay = 1 - training.batch / training.ema_images if training.ema_images else 0.0
+        average = WeightAverage(self.module.networks, max(0.0, decay), warmup=True)
+        self.averages = {"export": average}
+
+    def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
+        """Latents, noise, timesteps, captions (some dropped, for guidance) and focus."""
+        latents = self.latents[indices]
+        dropped = random.uniform("dropout") < self.section.caption_dropout
+        landmarks = torch.from_numpy(self.films.landmarks[indices])
+        return {
+            "latents": latents,
+            "noise": random.normal("noise", *latents.shape[1:]),
+            "timesteps": random.integers("timestep", SCHEDULE["num_train_timesteps"]),
+            "ids": torch.where(dropped[:, None], self.null_ids, self.ids[indices]),
+            "weight": hip_focus(
+                landmarks, latents.shape[-1], self.resolution, self.section.hip_weight
+            ),
+        }
+
+    def describe(self, indices: np.ndarray) -> list[str]:
+        """Names of the views."""
+        return [self.films.ids[i] for i in indices]
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes a diffusers folder with the averaged weights."""
+        networks = self.averages["export"].module.float().cpu()
+        text.bake_measurements(networks["text_encoder"])
+        Parts(
+            self.parts.autoencoder.float().cpu(),
+            networks["unet"],
+            self.parts.tokenizer,
+            networks["text_encoder"],
+            self.parts.prediction,
+        ).save(folder, ddim_scheduler(self.parts.prediction))
+        return {"parameters": float(sum(p.numel() for p in networks.parameters()))}

@@ -1,0 +1,197 @@
+"""The sampling stage: images for the captions of the test films, in webdataset shards.
+
+    python -m jobs.sample --run results/llcm --row llcm_4 --shard 0     one shard (an array task)
+    python -m jobs.sample --run results/llcm --row llcm_4               all shards of a row
+    python -m jobs.sample --run results/llcm                            everything that is missing
+
+The rows `ruler` and `round_trip` hold the test films themselves, untouched and after the
+autoencoder: what the ruler measures there is the floor of every other row's error. The others
+come from stock diffusers pipelines, loaded from the exports of training. One seed an image: the
+same whatever the shard size, the batch or the number of tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hpc_hipgen.pipeline import MEASURED_ROWS, Item, report_items, sample_shard
+from hpc_hipgen.run import Run, write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hpc_hipgen.radiograph.layouts import Films
+
+SYNTHETIC = ("synthetic", "hpc_hipgen")
+"""PNG text chunk that marks a generated image."""
+
+
+def sample_items(run: Run, items: Sequence[Item]) -> int:
+    """Draws the given (row, shard) items that are missing; returns how many were drawn now."""
+    todo = [item for item in items if not sample_shard(run, item).is_file()]
+    if not todo:
+        return 0
+    from hpc_hipgen.radiograph.layouts import read_manifest
+
+    films = read_manifest(run.path("data"), "test", nominal_only=True)
+    pipelines: dict[str, Any] = {}
+    for number, (row, shard) in enumerate(sorted(todo), 1):
+        specs = _specs(run, films, row)
+        size = run.config.sampling.shard_size
+        specs = specs[shard * size : (shard + 1) * size]
+        write_atomic(sample_shard(run, (row, shard)), _tar(run, films, row, specs, pipelines))
+        print(
+            f"sample {number}/{len(todo)}  {row} shard {shard}: {len(specs)} images",
+            file=sys.stderr,
+            flush=True,
+        )
+    return len(todo)
+
+
+def _specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
+    """What each image of a row is asked for; angles are the patient's sides, in degrees."""
+    from hpc_hipgen.radiograph.captions import parse_caption
+
+    sampling = run.config.sampling
+    generated = row not in MEASURED_ROWS
+    specs = []
+    for index in range(len(films) * (sampling.per_caption if generated else 1)):
+        i = index % len(films)
+        spec = {
+            "row": row,
+            "index": index,
+            "seed": run.config.seed * 1_000_003 + index,
+            "film": films.film[i],
+            "prompt": films.captions[i],
+            "prompt_class": int(films.prompt_class[i]),
+            "asked_left": float(films.patient_left[i]),
+            "asked_right": float(films.patient_right[i]),
+            "view": i,
+        }
+        if generated:  # asked for is what the caption says, to half a degree
+            asked = parse_caption(films.captions[i])
+            assert asked is not None, f"caption of {films.ids[i]} names no angles"
+            spec |= {"asked_left": asked.patient_left, "asked_right": asked.patient_right}
+            spec |= _settings(run, row)
+        specs.append(spec)
+    return specs
+
+
+def _settings(run: Run, row: str) -> dict[str, Any]:
+    """Steps, guidance scale and solver of a generated row."""
+    sampling = run.config.sampling
+    if row.startswith("llcm_"):
+        guidance = sampling.student_guidance
+        return {"steps": int(row.removeprefix("llcm_")), "guidance": guidance, "solver": "lcm"}
+    return {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
+
+
+def _tar(
+    run: Run, films: Films, row: str, specs: list[dict[str, Any]], pipelines: dict[str, Any]
+) -> bytes:
+    """The bytes of a shard; the same specs give the same bytes."""
+    import webdataset
+
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer, mtime=0) as writer:
+        for spec, image in zip(specs, _images(run, films, row, specs, pipelines), strict=True):
+            info = {k: v for k, v in spec.items() if k not in ("prompt", "view")}
+            writer.write(
+                {
+                    "__key__": f"{spec['index']:06d}",
+                    "png": _png(image, synthetic=row != "ruler"),
+                    "txt": spec["prompt"],
+                    "json": json.dumps(info).encode(),
+                }
+            )
+    return buffer.getvalue()
+
+
+def _images(
+    run: Run, films: Films, row: str, specs: list[dict[str, Any]], pipelines: dict[str, Any]
+) -> Iterator[np.ndarray]:
+    """Views (r, r) uint8 in the order of the specs."""
+    views = [spec["view"] for spec in specs]
+    if row == "ruler":
+        yield from films.images[views]
+    elif row == "round_trip":
+        from hpc_hipgen.generators.autoencoder import round_trip
+        from hpc_hipgen.training.engine import device
+        from jobs.train import load_autoencoder
+
+        yield from round_trip(load_autoencoder(run).to(device()).eval(), films.images[views])
+    else:
+        from hpc_hipgen.generators.sampling import draw, load_pipeline
+
+        model = "llcm" if row.startswith("llcm_") else row
+        if model not in pipelines:
+            pipelines[model] = load_pipeline(
+                run.path(model, "export"), run.config.sampling.precision
+            )
+        size = run.config.sampling.batch
+        for start in range(0, len(specs), size):
+            part = specs[start : start + size]
+            yield from draw(
+                pipelines[model],
+                [s["prompt"] for s in part],
+                [s["seed"] for s in part],
+                steps=part[0]["steps"],
+                guidance=part[0]["guidance"],
+                solver=part[0]["solver"],
+                resolution=run.config.data.resolution,
+            )
+            print(f"  {row}: {start + len(part)}/{len(specs)}", file=sys.stderr, flush=True)
+
+
+def _png(image: np.ndarray, synthetic: bool) -> bytes:
+    """A grey PNG, marked when it is no film."""
+    from PIL import Image, PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    if synthetic:
+        text.add_text(*SYNTHETIC)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", pnginfo=text)
+    return buffer.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit status 2 with one line for a mistake of the user."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.sample", description="Draw images for the captions of the test films."
+    )
+    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
+    parser.add_argument("--row", help="row of the report, e.g. llcm_4; default: all")
+    parser.add_argument("--shard", type=int, help="number of one shard; default: all of the row")
+    given = parser.parse_args(arguments)
+    if given.shard is not None and given.row is None:
+        parser.error("--shard needs --row")
+    try:
+        run = Run(given.run)
+        if given.row is not None and given.row not in run.rows():
+            raise ValueError(f"--row: '{given.row}' is not one of {', '.join(run.rows())}")
+        items = report_items(run)
+        if items is None:
+            raise ValueError(f"{run.folder}: not prepared yet (python -m jobs.prepare)")
+        items = [
+            (row, shard)
+            for row, shard in items
+            if given.row in (None, row) and given.shard in (None, shard)
+        ]
+        if not items:
+            raise ValueError(f"--shard: row '{given.row}' has no shard {given.shard}")
+        done = sample_items(run, items)
+        print(f"sample: {done} drawn now, {len(items) - done} were there already")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

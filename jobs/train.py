@@ -1,0 +1,113 @@
+"""The training stages: the ruler, the autoencoder and the generators, one model a call.
+
+    python -m jobs.train --run results/llcm ruler
+    python -m jobs.train --run results/llcm stable_diffusion
+
+Goes on from the last complete checkpoint of <run>/<model>/checkpoints, and writes <run>/<model>/
+export when the model has seen all its images. Does nothing when that is already there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc_hipgen.run import Run, atomic_folder
+
+if TYPE_CHECKING:
+    from hpc_hipgen.training.task import Task
+
+MODELS = ("ruler", "autoencoder", "stable_diffusion", "stable_diffusion_caption", "llcm")
+
+
+def train(run: Run, model: str) -> dict[str, Any]:
+    """Trains one model of the run on all its ranks; rank 0 writes the export.
+
+    Returns figures for the stage's record. Raises ValueError for a model that the experiment does
+    not train.
+    """
+    from hpc_hipgen.training import loop
+    from hpc_hipgen.training.engine import init_distributed, rank
+
+    if model not in run.config.trained():
+        raise ValueError(f"{run.folder}: this experiment does not train '{model}'")
+    stage = f"train-{model}"
+    if done := run.done(stage):
+        return done
+    init_distributed()
+    task = _task(run, model)
+    settings = getattr(run.config, model).training
+    figures = loop.train(task, settings, run.path(model), seed=run.config.seed, title=model)
+    if rank() == 0:
+        with atomic_folder(run.path(model, "export")) as folder:
+            figures |= task.export(folder)
+        print(f"{model}: done, {_line(figures)}", file=sys.stderr, flush=True)
+        run.mark_done(stage, **figures)
+    return figures
+
+
+def _task(run: Run, model: str) -> Task:
+    """The model's task; each generator reads the layout that the paper gave it."""
+    from hpc_hipgen.radiograph import layouts
+
+    config, data = run.config, run.path("data")
+    if model == "ruler":
+        from hpc_hipgen.evaluation.ruler_training import RulerTask
+
+        return RulerTask(config, data)
+    if model == "autoencoder":
+        from hpc_hipgen.generators.autoencoder import AutoencoderTask
+
+        return AutoencoderTask(config, layouts.read_manifest(data, "train"))
+    if model == "llcm":
+        from hpc_hipgen.generators.llcm import LLCMTask
+
+        films = layouts.read_shards(data / "layouts" / "shards", "train")
+        return LLCMTask(config, films, run.path("stable_diffusion", "export"), run.path("latents"))
+    from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask
+
+    films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
+    section = getattr(config, model)
+    autoencoder = load_autoencoder(run)
+    return StableDiffusionTask(section, config, films, autoencoder, run.path("latents"))
+
+
+def load_autoencoder(run: Run) -> Any:
+    """The run's autoencoder: its own, or the pretrained one (a VAE or a pipeline folder)."""
+    from diffusers import AutoencoderKL
+
+    folder: Path = run.config.autoencoder.pretrained or run.path("autoencoder", "export")
+    if (folder / "vae").is_dir():
+        folder = folder / "vae"
+    return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+
+
+def _line(figures: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:g}" for name, value in figures.items() if isinstance(value, int | float)
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit status 2 with one line for a mistake of the user."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.train",
+        description="Train one model of a run; started again, it goes on where it stopped.",
+    )
+    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
+    parser.add_argument("model", choices=MODELS)
+    given = parser.parse_args(arguments)
+    try:
+        figures = train(Run(given.run), given.model)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{given.model}: complete, {_line(figures)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
