@@ -263,7 +263,7 @@ def sample_grid(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str
                 axes.imshow(cell["image"], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 text = f"R {number(cell['right'], 1)}    L {number(cell['left'], 1)}"
                 axes.set_xlabel(text, fontsize=8, labelpad=2)
-            line[0].set_ylabel(label, fontsize=8)
+            line[0].set_ylabel(label.replace(", ", ",\n").replace(" (", "\n("), fontsize=8)
         for axes, text in zip(grid[0], columns, strict=True):
             axes.set_title(text, fontsize=8, loc="center")
     return figure
