@@ -106,7 +106,7 @@ class Text(Section):
     hidden_size: int = Field(128, gt=0, multiple_of=8)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
-    max_length: int = Field(48, ge=16, le=77)
+    max_length: int = Field(64, ge=16, le=77)
 
 
 class UNet(Section):
