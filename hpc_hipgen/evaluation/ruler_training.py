@@ -80,6 +80,7 @@ class RulerTask:
         self.config = config
         self.films = read_manifest(data, "train")
         self.held_out = read_manifest(data, "validation")
+        torch.manual_seed(config.seed)
         self.module = RulerLoss(config.ruler.channels)
         self.size = len(self.films.ids)
         training = config.ruler.training

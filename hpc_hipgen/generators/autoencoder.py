@@ -80,6 +80,7 @@ class AutoencoderTask:
         self.films = films
         self.section = config.autoencoder
         self.resolution = config.data.resolution
+        torch.manual_seed(config.seed)
         self.autoencoder = build_autoencoder(self.section, self.resolution)
         self.module = AutoencoderLoss(self.autoencoder, self.section.kl_weight)
         self.size = len(films.ids)

@@ -47,13 +47,13 @@ class ImageRandom:
     def normal(self, stream: str, *shape: int) -> Tensor:
         """Standard normal numbers, (b, *shape) float32."""
         return torch.stack(
-            [torch.randn(*shape, generator=self._generator(stream, i)) for i in self.clock]
+            [torch.randn(shape, generator=self._generator(stream, i)) for i in self.clock]
         )
 
     def uniform(self, stream: str, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), (b, *shape) float32."""
         return torch.stack(
-            [torch.rand(*shape, generator=self._generator(stream, i)) for i in self.clock]
+            [torch.rand(shape, generator=self._generator(stream, i)) for i in self.clock]
         )
 
     def integers(self, stream: str, high: int) -> Tensor:
