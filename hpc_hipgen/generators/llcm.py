@@ -46,6 +46,7 @@ def lcm_scheduler(prediction: str, skip: int) -> LCMScheduler:
     """diffusers' LCM scheduler on the timesteps that the student was trained on."""
     return LCMScheduler(
         **SCHEDULE,
+        steps_offset=1,  # not used by this scheduler, but a stock pipeline warns of any other
         original_inference_steps=SCHEDULE["num_train_timesteps"] // skip,
         set_alpha_to_one=False,
         prediction_type=prediction,

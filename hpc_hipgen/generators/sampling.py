@@ -29,7 +29,7 @@ def load_pipeline(folder: Path, precision: str = "fp32") -> StableDiffusionPipel
         folder,
         local_files_only=True,
         use_safetensors=True,
-        torch_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
     )
     pipeline.set_progress_bar_config(disable=True)
     use_best_attention(pipeline.unet)

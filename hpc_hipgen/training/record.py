@@ -51,7 +51,8 @@ class Record:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         line = {"images": images, **means, "images_per_second": rate, "memory_gib": memory}
         with self.path.open("a") as file:
-            file.write(json.dumps({k: float(f"{v:.6g}") for k, v in line.items()}) + "\n")
+            rounded = {k: v if k == "images" else float(f"{v:.6g}") for k, v in line.items()}
+            file.write(json.dumps(rounded) + "\n")
         for name, value in line.items():
             if name != "images":
                 self.writer.add_scalar(name, value, images)
