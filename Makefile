@@ -15,6 +15,7 @@ help: ## this text
 	echo "  make demo                  everything on this machine: environment, phantoms, training, samples, report"
 	echo "  make demo ARGS='--dry-run' what would run, and where; ARGS also takes settings: ARGS='data.train=64'"
 	echo "  make ruler FILMS=folder    measure the Norberg angles of real films (landmarks.csv beside them)"
+	echo "                             RULER=results/llcm/ruler/export takes that ruler and trains none"
 	echo "  make status                what is done, what runs, how fast"
 	echo "  make test | make lint      the tests | formatting, linting, shell scripts"
 	echo "  make env                   only the environment (python 3.11 or 3.12, about 8 GB, a few minutes)"
@@ -29,7 +30,7 @@ demo: ## the whole main job
 	@bash sbatch/llcm.sh $(ARGS)
 
 ruler: ## ingest real films and measure them
-	@FILMS="$(FILMS)" bash sbatch/ruler.sh $(ARGS)
+	@FILMS="$(FILMS)" RULER="$(RULER)" bash sbatch/ruler.sh $(ARGS)
 
 status: ## stages, images seen, speed
 	@"$(PYTHON_OF_ENV)" -m jobs.status $(ARGS)

@@ -7,6 +7,7 @@ Nothing heavy is imported here: this module is what the login node runs.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ class Ruler(Section):
     """The landmark network that measures the angles."""
 
     channels: tuple[int, ...] = (16, 32, 64, 96)
-    pretrained: Path | None = None
+    pretrained: Path | None = None  # <run>/ruler/export of another run: nothing is trained
     training: Training
 
 
@@ -173,12 +174,20 @@ class Sampling(Section):
 
 
 class Evaluation(Section):
-    """How the samples are scored."""
+    """How the samples are scored, and real films that are measured beside the test split."""
 
+    films: Path | None = None  # folder of real films: the row `films`; never trained on
+    landmarks: Path | None = None  # theirs; default: landmarks.csv in the folder
     min_confidence: float = Field(0.05, ge=0, le=1)  # below it the ruler refuses
     inception: Path | None = None  # torch-fidelity's Inception weights; without: EfficientNet
     permutations: int = Field(1000, ge=0)
     batch: int = Field(84, ge=1)
+
+    @model_validator(mode="after")
+    def _films_given(self) -> Evaluation:
+        if self.landmarks and self.films is None:
+            raise ValueError("evaluation.landmarks: given without evaluation.films")
+        return self
 
 
 class Experiment(Section):
@@ -233,11 +242,44 @@ def _check_experiment(config: Experiment) -> Experiment:
         folder = section.pretrained if section and hasattr(section, "pretrained") else None
         if folder is not None and not folder.exists():
             raise ValueError(f"{name}.pretrained: {folder} does not exist (see sbatch/prefetch.sh)")
-    if config.data.films and not config.data.films.is_dir():
-        raise ValueError(f"data.films: {config.data.films} is not a folder")
+    _check_film_folders(config.data.films, config.evaluation.films)
+    if config.ruler.pretrained:
+        _check_ruler(config.ruler.pretrained, config.data)
     if config.evaluation.inception and not config.evaluation.inception.is_file():
         raise ValueError(f"evaluation.inception: {config.evaluation.inception} does not exist")
     return config
+
+
+def _check_film_folders(trained: Path | None, measured: Path | None) -> None:
+    """Folders of films exist, and none is both trained on and measured; raises ValueError."""
+    for key, folder in (("data.films", trained), ("evaluation.films", measured)):
+        if folder and not folder.is_dir():
+            raise ValueError(f"{key}: {folder} is not a folder")
+    if trained and measured:
+        first, second = trained.resolve(), measured.resolve()
+        if first.is_relative_to(second) or second.is_relative_to(first):
+            raise ValueError(
+                f"evaluation.films: {measured} shares films with data.films, which train"
+            )
+
+
+def _check_ruler(folder: Path, data: Data) -> None:
+    """A pretrained ruler measures views of the size and crop of `data`; raises ValueError."""
+    try:
+        settings = json.loads((folder / "ruler.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"ruler.pretrained: {folder} holds no ruler.json; give the folder ruler/export of a run"
+        ) from None
+    except ValueError:
+        raise ValueError(f"ruler.pretrained: {folder / 'ruler.json'} is damaged") from None
+    for key in ("resolution", "head_distance"):
+        made, wanted = settings.get(key), getattr(data, key)
+        if made is not None and made != wanted:
+            raise ValueError(
+                f"ruler.pretrained: {folder} was trained on views with {key} {made:g}, but "
+                f"data.{key} is {wanted:g}; set data.{key}={made:g}, or train a ruler"
+            )
 
 
 def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Experiment:

@@ -92,21 +92,24 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 }
 """Models that must be trained before a model can be, where this experiment trains them."""
 
-MEASURED_ROWS = ("ruler", "round_trip")
-"""Rows that hold the test films themselves: one image a film, whatever `per_caption` says."""
+FILMS_ROW = "films"
+"""Row of the real films of `evaluation.films`; they are no part of the data set."""
+
+MEASURED_ROWS = ("ruler", FILMS_ROW, "round_trip")
+"""Rows that hold films themselves: one image a film, whatever `per_caption` says."""
 
 REFERENCE_ROW = "reference"
 """Not a row of the report: features of the training films, which distances compare with."""
 
 
 def report_items(run: Run) -> list[Item] | None:
-    """All (row, shard) pairs; None while the number of test films is not known."""
-    films = test_films(run)
-    if films is None:
-        return None
+    """All (row, shard) pairs; None while the number of films is not known."""
     sampling = run.config.sampling
     items: list[Item] = []
     for row in run.rows():
+        films = real_films(run) if row == FILMS_ROW else test_films(run)
+        if films is None:
+            return None
         images = films if row in MEASURED_ROWS else films * sampling.per_caption
         items += [(row, shard) for shard in range(ceil(images / sampling.shard_size))]
     return items
@@ -122,7 +125,21 @@ def test_films(run: Run) -> int | None:
     """How many films the test split has: as configured for phantoms, else as prepared."""
     if run.config.data.source == "phantom":
         return run.config.data.test
-    manifest = run.path("data", "manifest.csv")
+    return _prepared_films(run, "data")
+
+
+def real_films(run: Run) -> int | None:
+    """How many real films the row `films` has; None before they are prepared."""
+    return _prepared_films(run, row_data(run, FILMS_ROW).name)
+
+
+def row_data(run: Run, row: str) -> Path:
+    """The data folder whose test split a row is made from."""
+    return run.path("films" if row == FILMS_ROW else "data")
+
+
+def _prepared_films(run: Run, name: str) -> int | None:
+    manifest = run.path(name, "manifest.csv")
     if run.done("prepare") is None or not manifest.is_file():
         return None
     with manifest.open(newline="") as file:

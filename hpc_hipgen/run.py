@@ -66,6 +66,8 @@ class Run:
     def rows(self) -> list[str]:
         """Rows of the report, each a folder of sample shards."""
         rows = ["ruler"]
+        if self.config.evaluation.films:
+            rows.append("films")
         if self.config.autoencoder:
             rows.append("round_trip")
         rows += [

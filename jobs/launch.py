@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hpc_hipgen.cluster.site import Site, load_site
 from hpc_hipgen.config import ConfigError, Experiment, load_experiment
+from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.pipeline import Stage, stages
 from hpc_hipgen.run import Run
 
@@ -75,6 +76,8 @@ def _launch(options: argparse.Namespace) -> int:
             forget(run, graph, options.redo)
         if all(stage.done(run) for stage in graph):
             print(f"{shown(folder)}: everything is done. {report_line(run)}")
+            for line in film_lines(run):
+                print(line)
             return 0
     slurm = site.uses_slurm()
     check_ranks(config, graph, site, slurm)
@@ -100,15 +103,14 @@ def check_films(config: Experiment, folder: Path) -> None:
     Raises:
         ConfigError: one line for each film or row that cannot be used.
     """
-    if config.data.source != "films" or (folder / "stages" / "prepare.json").is_file():
+    if not (config.data.films or config.evaluation.films):
         return
-    from hpc_hipgen.radiograph.dataset import film_files
+    if (folder / "stages" / "prepare.json").is_file():
+        return
+    from jobs.prepare import read_films
 
-    data = config.data
-    assert data.films is not None, "checked with the settings"
-    proportions = {"train": data.train, "validation": data.validation, "test": data.test}
     try:
-        film_files(data.films, data.landmarks, proportions, config.seed)
+        read_films(config)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc_hipgen.pipeline import FILMS_ROW, row_data
+
 if TYPE_CHECKING:
+    from hpc_hipgen.config import Experiment
     from hpc_hipgen.radiograph.dataset import Film
     from hpc_hipgen.run import Run
 
@@ -16,7 +21,9 @@ Stage `prepare`: draw the phantoms, or read and check the films, and cut the vie
 
 Writes RUN/data (manifest.csv, images/, and one layout per generator under layouts/) under a
 temporary name and renames it at the end, then RUN/stages/prepare.json. When that marker is there,
-the stage does nothing.
+the stage does nothing. Where `evaluation.films` names a folder of real films, their nominal views
+go to RUN/films in the same format, all of them in the split `test`: they are measured as the
+report's row `films`, and nothing is trained on them.
 
 What is made is set by `seed` and `data` of RUN/config.yaml:
   source          phantom: drawn radiographs with exact landmarks; films: your own
@@ -27,6 +34,8 @@ What is made is set by `seed` and `data` of RUN/config.yaml:
   train, validation, test   phantoms to draw; for films, the proportions in which dogs are split
   resolution, head_distance, views   size of the square views, distance between the femoral
                   heads as a fraction of it, crops of each training film
+and by `evaluation`:
+  films, landmarks   real films to measure, and their landmarks, in the formats above
 
 Norberg angles are computed from the landmarks. A stated angle that differs by more than half a
 degree, a landmark outside its image, a missing or truncated file, ...: all problems are listed at
@@ -49,7 +58,9 @@ def prepare(run: Run) -> None:
     from hpc_hipgen.run import atomic_folder
 
     data = run.config.data
-    films = _films(run)
+    films, measured = read_films(run.config)
+    _say_unlisted(data.films, films)
+    _say_unlisted(run.config.evaluation.films, measured)
     settings = ViewSettings(data.resolution, data.head_distance, data.views, run.config.seed)
     with atomic_folder(run.path("data")) as folder:
         rows, budget = write_dataset(folder, films, settings)
@@ -59,23 +70,56 @@ def prepare(run: Run) -> None:
         print(f"prepare: {split}: {films_of[split]} films, {views_of[split]} views")
     for line in budget.lines():
         print(f"prepare: {line}", flush=True)
-    run.mark_done("prepare", films=dict(films_of), views=dict(views_of))
+    if measured:
+        with atomic_folder(row_data(run, FILMS_ROW)) as folder:
+            _, budget = write_dataset(folder, measured, settings)
+        print(f"prepare: real films to measure, none of them trained on: {len(measured)}")
+        for line in budget.lines():
+            print(f"prepare: real films, {line}", flush=True)
+    run.mark_done("prepare", films=dict(films_of), views=dict(views_of), real_films=len(measured))
 
 
-def _films(run: Run) -> list[Film]:
-    """The films of a run's settings, validated."""
-    from hpc_hipgen.radiograph.dataset import film_files, phantom_films, unlisted_films
+def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
+    """The films of the data set, and the real films to measure, all validated.
 
-    data = run.config.data
+    Raises:
+        FilmErrors: all that is wrong with either.
+    """
+    from hpc_hipgen.radiograph.dataset import film_files, phantom_films
+    from hpc_hipgen.radiograph.films import FilmErrors
+
+    data, evaluation = config.data, config.evaluation
     counts = {"train": data.train, "validation": data.validation, "test": data.test}
-    if data.source == "phantom":
-        return list(phantom_films(run.config.seed, counts, data.resolution))
-    films = film_files(data.films, data.landmarks, counts, run.config.seed)
-    unlisted = unlisted_films(data.films, films)
+    films: list[Film] = []
+    measured: list[Film] = []
+    problems: list[str] = []
+    try:
+        if data.source == "films":
+            films += film_files(data.films, data.landmarks, counts, config.seed)
+        else:
+            films += phantom_films(config.seed, counts, data.resolution)
+    except FilmErrors as error:
+        problems += error.lines
+    try:
+        if evaluation.films:
+            found = film_files(evaluation.films, evaluation.landmarks, {"test": 1}, config.seed)
+            # whatever split the table puts them in: here they are only measured
+            measured += [replace(film, split="test") for film in found]
+    except FilmErrors as error:
+        problems += error.lines
+    if problems:
+        raise FilmErrors(problems)
+    return films, measured
+
+
+def _say_unlisted(folder: Path | None, films: list[Film]) -> None:
+    """Names the films of a folder that have no landmarks."""
+    from hpc_hipgen.radiograph.dataset import unlisted_films
+
+    unlisted = unlisted_films(folder, films) if folder else []
     if unlisted:
         shown = ", ".join(unlisted[:3]) + (", ..." if len(unlisted) > 3 else "")
         print(f"prepare: {len(unlisted)} films without landmarks are left out: {shown}")
-    return list(films)
 
 
 def main(arguments: list[str] | None = None) -> int:

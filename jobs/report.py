@@ -2,7 +2,8 @@
 
     python -m jobs.report --run results/llcm
 
-Writes report/ (report.html, metrics.json, table1.csv, figures/) and tensorboard/report.
+Writes report/ (report.html, metrics.json, table1.csv, figures/) and tensorboard/report; where real
+films were measured, also report/films.csv, one line a hip, which is printed too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.run import Run
 
 
@@ -30,6 +32,8 @@ def report(run: Run, force: bool = False) -> Path:
 
     page = write_report(run)
     run.mark_done("report", evaluated=evaluated)
+    for line in film_lines(run):
+        print(line, flush=True)
     return page
 
 
@@ -49,10 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="write it again")
     given = parser.parse_args(arguments)
     try:
-        page = report(Run(given.run), given.force)
+        run = Run(given.run)
+        there = run.done("report")
+        page = report(run, given.force)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if run.done("report") == there:  # made earlier: then nothing was printed above
+        print("\n".join(film_lines(run)), end="\n" if run.config.evaluation.films else "")
     print(f"report: {page}")
     return 0
 

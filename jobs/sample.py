@@ -5,9 +5,10 @@
     python -m jobs.sample --run results/llcm                            everything that is missing
 
 The rows `ruler` and `round_trip` hold the test films themselves, untouched and after the
-autoencoder: what the ruler measures there is the floor of every other row's error. The others
-come from stock diffusers pipelines, loaded from the exports of training. One seed an image: the
-same whatever the shard size, the batch or the number of tasks.
+autoencoder: what the ruler measures there is the floor of every other row's error. The row `films`
+holds the views of the real films of `evaluation.films`, asked for what their landmarks say. The
+others come from stock diffusers pipelines, loaded from the exports of training. One seed an image:
+the same whatever the shard size, the batch or the number of tasks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen.pipeline import MEASURED_ROWS, Item, report_items, sample_shard
+from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, Item, report_items, row_data, sample_shard
 from hpc_hipgen.run import Run, write_atomic
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 SYNTHETIC = ("synthetic", "hpc_hipgen")
 """PNG text chunk that marks a generated image."""
 
+UNTOUCHED_ROWS = ("ruler", FILMS_ROW)
+"""Rows of views as they were prepared."""
+
 
 def sample_items(run: Run, items: Sequence[Item]) -> int:
     """Draws the given (row, shard) items that are missing; returns how many were drawn now."""
@@ -38,9 +42,11 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
         return 0
     from hpc_hipgen.radiograph.layouts import read_manifest
 
-    films = read_manifest(run.path("data"), "test", nominal_only=True)
+    folders = {row_data(run, row) for row, _ in todo}
+    films_of = {folder: read_manifest(folder, "test", nominal_only=True) for folder in folders}
     pipelines: dict[str, Any] = {}
     for number, (row, shard) in enumerate(sorted(todo), 1):
+        films = films_of[row_data(run, row)]
         specs = _specs(run, films, row)
         size = run.config.sampling.shard_size
         specs = specs[shard * size : (shard + 1) * size]
@@ -104,7 +110,7 @@ def _tar(
             writer.write(
                 {
                     "__key__": f"{spec['index']:06d}",
-                    "png": _png(image, synthetic=row != "ruler"),
+                    "png": _png(image, synthetic=row not in UNTOUCHED_ROWS),
                     "txt": spec["prompt"],
                     "json": json.dumps(info).encode(),
                 }
@@ -117,7 +123,7 @@ def _images(
 ) -> Iterator[np.ndarray]:
     """Views (r, r) uint8 in the order of the specs."""
     views = [spec["view"] for spec in specs]
-    if row == "ruler":
+    if row in UNTOUCHED_ROWS:
         yield from films.images[views]
     elif row == "round_trip":
         from hpc_hipgen.generators.autoencoder import round_trip

@@ -9,11 +9,17 @@
 # The ruler alone: trains the landmark network and reports the errors of its Norberg angles.
 #
 #   bash sbatch/ruler.sh                             on held-out phantoms
-#   FILMS=folder bash sbatch/ruler.sh                on real films: PNG, JPEG or DICOM, landmarks.csv beside
+#   FILMS=folder bash sbatch/ruler.sh                on real films too: PNG, JPEG or DICOM, landmarks.csv
+#                                                    beside; they are measured, never trained on
+#   RULER=results/llcm/ruler/export FILMS=folder bash sbatch/ruler.sh    with a ruler that is trained
 #   FILMS=folder sbatch sbatch/ruler.sh KEY=VALUE    on a cluster; arguments are settings
+#
+# data.resolution and data.head_distance must be those that the ruler was trained with. The run is
+# results/ruler-FOLDER; another ruler or other settings need another one: --run NAME.
 set -euo pipefail
 
 films=${FILMS:+$(realpath -m -- "$FILMS")} # before the folder changes
+ruler=${RULER:+$(realpath -m -- "$RULER")}
 # Slurm runs a copy of this script: then the clone is where sbatch was called
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 [[ -f $here/common.sh ]] || here=${HIPGEN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/sbatch
@@ -25,6 +31,9 @@ cd "$here/.."
 settings=()
 if [[ -n $films ]]; then
     name=ruler-$(basename -- "$films" | tr -c 'A-Za-z0-9._\n-' '-')
-    settings=(data.source=films "data.films=$films" "name=$name")
+    settings+=("evaluation.films=$films" "name=$name")
+fi
+if [[ -n $ruler ]]; then
+    settings+=("ruler.pretrained=$ruler" data.views=1) # jittered views are for training
 fi
 launch "${CONFIG:-configs/ruler.yaml}" "${settings[@]}" "$@"

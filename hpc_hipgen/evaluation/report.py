@@ -16,14 +16,17 @@ import pandas as pd
 import yaml
 from PIL import Image, PngImagePlugin
 
-from hpc_hipgen.evaluation import figures, samples
+from hpc_hipgen.evaluation import figures, real_films, samples
 from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
 from hpc_hipgen.evaluation.results import REAL_ROWS, SIDES, Results, collect, row_label
+from hpc_hipgen.pipeline import FILMS_ROW, row_data
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS
+from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run, atomic_folder, write_atomic
 
 GRID_FILMS = 6
+SHOWN_FILMS = 12
 GRID_PIXELS = 256  # larger films are shrunk for the page
 TABLE_1_COLUMNS = (
     "row", "name", "source", "side", "r", "r_low", "r_high", "r2", "r2_identity", "mae", "bias",
@@ -43,6 +46,9 @@ def write_report(run: Run) -> Path:
         drawn = _figures(results, labels, grid, folder / "figures")
         table = table_1(results, labels)
         write_atomic(folder / "table1.csv", _csv(table))
+        if results.metrics["films"]:
+            text = real_films.to_csv(results.metrics["films"]["hips"])
+            write_atomic(folder / real_films.FILE, text)
         write_atomic(folder / "report.html", _render(run, results, labels, grid, drawn, table))
         # last: whoever finds metrics.json finds the rest
         text = json.dumps(results.metrics, indent=1, allow_nan=False)
@@ -82,8 +88,11 @@ def choose_grid(run: Run, results: Results) -> list[dict[str, Any]]:
     They are picked before looking at any result: the generators' test films sorted by the mean
     of the two angles asked for, at even steps from the lowest to the highest. One entry per film:
     film, prompt_class, asked (dict of sides) and cells (dict of rows; None where there is none).
+    The row of real films, which nobody drew again, has a place of its own (`film_panels`).
     """
-    tables = results.tables
+    tables = {row: table for row, table in results.tables.items() if row != FILMS_ROW}
+    if not tables:
+        return []
     first = {row: table.drop_duplicates("film").set_index("film") for row, table in tables.items()}
     main = next((row for row in tables if row not in REAL_ROWS), next(iter(tables)))
     order = first[main].assign(mean=first[main][["asked_left", "asked_right"]].mean(axis=1))
@@ -156,14 +165,16 @@ def _figures(
     page = {name: figures.svg(figure) for name, figure in files.items()}
     for name, data in page.items():
         write_atomic(folder / f"{name}.svg", data)
-    lines = [(labels[row], [entry["cells"][row] for entry in grid]) for row in tables]
+    cells = grid[0]["cells"] if grid else {}
+    lines = [(labels[row], [entry["cells"][row] for entry in grid]) for row in cells]
     asked = [
         f"asked\nR {entry['asked']['right']:.1f}    L {entry['asked']['left']:.1f}"
         for entry in grid
     ]
     pictures = {name: files[name] for name in ("chain_of_errors", "losses") if name in files}
     pictures["dots"] = figures.dot_plots(tables, labels, scores)
-    pictures["samples"] = figures.sample_grid(lines, asked)
+    if grid:
+        pictures["samples"] = figures.sample_grid(lines, asked)
     for name, figure in pictures.items():
         write_atomic(folder / f"{name}.png", figures.png(figure))
     return page
@@ -186,13 +197,49 @@ def _picture(cell: Mapping[str, Any], generated: bool) -> dict[str, Any]:
     image.save(buffer, "PNG", optimize=True, pnginfo=notes)
     picture = {**cell, "uri": _uri(buffer.getvalue(), "png"), "width": width, "height": height}
     if cell["marks"] is not None:
-        # SVG puts the corner of the first pixel at the origin, we its centre
-        (ax, ay, ar, px, py), (bx, by, br, qx, qy) = cell["marks"] + np.array(
-            [0.5, 0.5, 0, 0.5, 0.5]
-        )
-        picture["line"] = f"{px:.1f},{py:.1f} {ax:.1f},{ay:.1f} {bx:.1f},{by:.1f} {qx:.1f},{qy:.1f}"
-        picture["circles"] = [tuple(f"{v:.1f}" for v in c) for c in ((ax, ay, ar), (bx, by, br))]
+        picture |= _overlay(cell["marks"])
     return picture
+
+
+def film_panels(run: Run, results: Results) -> list[dict[str, Any]]:
+    """The real films with the largest errors, refused ones first: at most `SHOWN_FILMS`.
+
+    One entry per film: film, asked (dict of sides, from its landmarks), the picture with what the
+    ruler saw, and the overlay of its landmarks.
+    """
+    table = results.tables.get(FILMS_ROW)
+    if table is None:
+        return []
+    found = {str(line["film"]): line for _, line in table.iterrows()}
+    images = _images(run, FILMS_ROW, found)
+    views = read_manifest(row_data(run, FILMS_ROW), "test", nominal_only=True)
+    landmarks = dict(zip(views.film, views.landmarks, strict=True))
+    panels = []
+    for film, line in found.items():
+        cell = _cell(line, images)
+        if cell is None:
+            continue
+        errors = [abs(cell[f"{side}_error"] or 0.0) for side in SIDES]
+        panels.append(
+            {
+                "film": film,
+                "asked": {side: float(line[f"asked_{side}"]) for side in SIDES},
+                "picture": _picture(cell, generated=False),
+                "annotated": _overlay(landmarks[film]),
+                "worst": float("inf") if cell["reason"] else max(errors),
+            }
+        )
+    return sorted(panels, key=lambda panel: (-panel["worst"], panel["film"]))[:SHOWN_FILMS]
+
+
+def _overlay(marks: np.ndarray) -> dict[str, Any]:
+    """SVG line (rim, head, head, rim) and circles of landmarks (2, 5) in pixels of the view."""
+    # SVG puts the corner of the first pixel at the origin, we its centre
+    (ax, ay, ar, px, py), (bx, by, br, qx, qy) = marks + np.array([0.5, 0.5, 0, 0.5, 0.5])
+    return {
+        "line": f"{px:.1f},{py:.1f} {ax:.1f},{ay:.1f} {bx:.1f},{by:.1f} {qx:.1f},{qy:.1f}",
+        "circles": [tuple(f"{v:.1f}" for v in c) for c in ((ax, ay, ar), (bx, by, br))],
+    }
 
 
 def _headline(results: Results) -> tuple[str, Mapping[str, Any]] | None:
@@ -238,6 +285,7 @@ def _render(
         real_rows=REAL_ROWS,
         table=table,
         grid=grid,
+        films=film_panels(run, results),
         figures=drawn,
         classes=PROMPT_CLASSES,
         stages=stages,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_hipgen.evaluation import distances, samples
+from hpc_hipgen.evaluation import distances, real_films, samples
 from hpc_hipgen.evaluation.faithfulness import (
     PAPER_TABLE_1,
     PAPER_TEST_FILMS,
@@ -22,10 +22,11 @@ from hpc_hipgen.evaluation.faithfulness import (
     permutation_null,
     ruler_ceiling,
 )
+from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS
 from hpc_hipgen.run import Run
 
 SIDES = ("left", "right")
-REAL_ROWS = ("ruler", "round_trip")  # made from test films, not drawn by a generator
+REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
 TEACHER = "stable_diffusion"
 
 
@@ -51,6 +52,7 @@ def row_label(row: str, run: Run) -> str:
         return f"LLCM, {found[1]} step{'s' if found[1] != '1' else ''}"
     known = {
         "ruler": "Test films (ruler alone)",
+        FILMS_ROW: "Real films (ruler)",
         "round_trip": "Autoencoder round trip",
         "stable_diffusion": f"Stable Diffusion, {steps} steps",
         "stable_diffusion_caption": f"Stable Diffusion, digits only, {steps} steps",
@@ -124,6 +126,7 @@ def collect(run: Run) -> Results:
         "baseline": _baseline(found, manifest),
         "against_teacher": _comparisons(found, manifest),
         "ruler": _ruler(scores, found),
+        "films": real_films.summary(found.get(FILMS_ROW)),
         "frechet": _frechet(run, found),
         "paper": {
             "test_films": PAPER_TEST_FILMS,
@@ -200,7 +203,7 @@ def _comparisons(
 def _ruler(
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]], tables: Mapping[str, pd.DataFrame]
 ) -> dict[str, Any] | None:
-    """The ruler's own error on held-out real films, and the r it allows a perfect generator."""
+    """The ruler's own error on held-out films, and the r it allows a perfect generator."""
     if "ruler" not in scores:
         return None
     result: dict[str, Any] = {"split": "test"}

@@ -103,7 +103,12 @@ class RulerTask:
         network = self.averages["export"].module.network.float().cpu()
         resolution = self.config.data.resolution
         error = ruler_error(Ruler(network, resolution), self.held_out)
-        settings = {"channels": list(self.config.ruler.channels), "resolution": resolution}
+        settings = {
+            "channels": list(self.config.ruler.channels),
+            "resolution": resolution,
+            "head_distance": self.config.data.head_distance,
+            "source": self.config.data.source,
+        }
         save_ruler(network, folder, {**settings, "validation": error})
         return {f"validation_{k}": v for k, v in error.items()}
 
