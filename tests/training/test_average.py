@@ -1,0 +1,58 @@
+"""Moving averages of weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from hpc_hipgen.training.average import WeightAverage
+
+
+def follow(average, values):
+    for value in values:
+        with torch.no_grad():
+            average.source.weight.fill_(value)
+        average.update()
+    return float(average.module.weight[0, 0])
+
+
+def linear(value):
+    module = nn.Linear(1, 1)
+    nn.init.constant_(module.weight, value)
+    return module
+
+
+def test_it_is_the_exponential_average():
+    average = WeightAverage(linear(8.0), 0.75)
+    expected = 8.0
+    for value in (4.0, 2.0, 7.0):
+        expected += 0.25 * (value - expected)
+    assert follow(average, [4.0, 2.0, 7.0]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_decay_it_is_the_weights():
+    assert follow(WeightAverage(linear(8.0), 0.0, warmup=True), [3.0, 5.0]) == 5.0
+
+
+def test_warmup_forgets_the_first_weights():
+    slow, warm = WeightAverage(linear(100.0), 0.999), WeightAverage(linear(100.0), 0.999, True)
+    assert follow(slow, [1.0] * 50) > 90
+    assert follow(warm, [1.0] * 50) == pytest.approx(1, abs=1e-3)
+    assert warm.steps == 50
+
+
+def test_it_takes_no_gradients_and_follows_buffers():
+    source = nn.BatchNorm1d(2)
+    average = WeightAverage(source, 0.5)
+    assert not any(p.requires_grad for p in average.module.parameters())
+    source(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    average.update()
+    assert torch.equal(average.module.running_mean, source.running_mean)
+    assert not average.module.training and source.training
+
+
+def test_its_state_goes_on():
+    one, other = WeightAverage(linear(8.0), 0.9, True), WeightAverage(linear(0.0), 0.9, True)
+    follow(one, [1.0, 2.0])
+    other.load_state_dict(one.state_dict())
+    assert follow(one, [5.0, 6.0]) == follow(other, [5.0, 6.0])
+    assert one.steps == other.steps == 4

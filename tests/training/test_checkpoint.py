@@ -1,0 +1,51 @@
+"""Checkpoints are whole or not there."""
+
+import json
+
+import pytest
+from toy_task import ToyTask, toy_train
+
+from hpc_hipgen.training.checkpoint import KEEP, complete_checkpoints
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "toy"
+    toy_train(folder)
+    return folder / "checkpoints"
+
+
+def test_the_last_ones_are_kept_and_nothing_partial_is_left(folder):
+    assert [path.name for path in complete_checkpoints(folder)] == ["0000000096", "0000000064"]
+    assert len(list(folder.iterdir())) == KEEP == 2
+
+
+def test_the_marker_lists_every_file(folder):
+    newest = complete_checkpoints(folder)[0]
+    stored = json.loads((newest / "complete.json").read_text())
+    files = {str(f.relative_to(newest)) for f in newest.rglob("*") if f.is_file()}
+    assert set(stored["files"]) == files - {"complete.json"}
+    assert stored["images"] == 96 and "averages.pt" in files
+
+
+def test_what_a_killed_writer_left_is_no_checkpoint_and_no_hindrance(tmp_path):
+    partial = tmp_path / "toy" / "checkpoints" / ".0000000032.partial"
+    partial.mkdir(parents=True)
+    (partial / "complete.json").write_text("{}")
+    (partial / "junk").write_text("half")
+    assert complete_checkpoints(partial.parent) == []
+    task = toy_train(tmp_path / "toy", ToyTask(), images=32)
+    assert task.seen[0] == 0
+    assert [path.name for path in partial.parent.iterdir()] == ["0000000032"]
+    assert not (partial.parent / "0000000032" / "junk").exists()
+
+
+def test_no_folder_is_no_checkpoint(tmp_path):
+    assert complete_checkpoints(tmp_path / "nowhere") == []
+
+
+def test_a_checkpoint_that_lost_a_file_is_passed_over(tmp_path):
+    toy_train(tmp_path / "toy")
+    checkpoints = tmp_path / "toy" / "checkpoints"
+    next((checkpoints / "0000000096" / "state").iterdir()).unlink()
+    assert [path.name for path in complete_checkpoints(checkpoints)] == ["0000000064"]

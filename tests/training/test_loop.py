@@ -1,0 +1,203 @@
+"""The training loop on a toy: resuming to the bit, ranks, ZeRO stages, and what stops it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy_task import SETTINGS, ToyTask, lines, losses, toy_train
+
+from hpc_hipgen.config import Training
+from hpc_hipgen.training.interruption import Interrupted
+from hpc_hipgen.training.loop import NonFiniteLossError, train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run: its task and folder."""
+    folder = tmp_path_factory.mktemp("whole") / "toy"
+    return toy_train(folder), folder
+
+
+def same(one, other):
+    """True when all weights and averages are equal to the bit."""
+    return all(torch.equal(a, b) for a, b in zip(one.state(), other.state(), strict=True))
+
+
+def test_every_step_is_recorded(whole):
+    _, folder = whole
+    found = losses(folder)
+    assert len(found) == SETTINGS["images"] // SETTINGS["batch"]
+    assert [line["images"] for line in lines(folder)] == list(range(8, 97, 8))
+    assert all(isinstance(line["images"], int) for line in lines(folder))
+    assert {"error", "lr", "images_per_second", "memory_gib"} <= set(lines(folder)[0])
+    assert list((folder.parent / "tensorboard" / "toy").glob("events*"))
+
+
+def test_the_loss_falls(tmp_path):
+    toy_train(tmp_path / "toy", images=2000, log_images=400, checkpoint_images=2000)
+    found = losses(tmp_path / "toy")
+    assert len(found) == 5 and found[-1] < 0.2 * found[0]
+
+
+def test_a_second_run_is_the_same_to_the_bit_and_the_seed_counts(whole, tmp_path):
+    assert same(toy_train(tmp_path / "toy"), whole[0])
+    other = ToyTask()
+    train(other, Training(**SETTINGS), tmp_path / "other", seed=8, title="toy")
+    assert not same(other, whole[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"zero_stage": 0},
+        {"zero_stage": 1, "micro_batch": 4},
+        {"zero_stage": 2, "precision": "bf16"},
+        {"zero_stage": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("what", ["stop", "crash"])
+def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, settings, what):
+    undisturbed = toy_train(tmp_path / "whole" / "toy", **settings)
+    folder = tmp_path / "cut" / "toy"
+    error = {"stop": Interrupted, "crash": OSError}[what]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(error):
+        toy_train(folder, ToyTask(at={48: what}), **settings)
+    assert signal.getsignal(signal.SIGTERM) is before, "the handlers are put back"
+    # other first weights: all that counts is in the checkpoint
+    resumed = ToyTask(first_weights=99)
+    toy_train(folder, resumed, **settings)
+    assert resumed.seen[0] == {"stop": 56, "crash": 32}[what]
+    assert same_after(undisturbed, resumed, settings)
+    assert losses(folder) == losses(tmp_path / "whole" / "toy")
+    assert [line["images"] for line in lines(folder)] == list(range(8, 97, 8))
+
+
+def same_after(one, other, settings):
+    """At stage 3 the weights stay partitioned; the averages hold the result at every stage."""
+    if settings["zero_stage"] < 3:
+        return same(one, other)
+    count = sum(len(list(a.module.parameters())) for a in one.averages.values())
+    pairs = list(zip(one.state(), other.state(), strict=True))[-count:]
+    return all(torch.equal(a, b) and a.numel() for a, b in pairs)
+
+
+def test_two_stops_are_no_worse_than_one(whole, tmp_path):
+    for time in (16, 40):
+        with pytest.raises(Interrupted, match="start again to go on"):
+            toy_train(tmp_path / "toy", ToyTask(at={time: "stop"}))
+    assert same(toy_train(tmp_path / "toy"), whole[0])
+
+
+def test_a_stop_at_the_last_step_ends_well(whole, tmp_path):
+    assert same(toy_train(tmp_path / "toy", ToyTask(at={88: "stop"})), whole[0])
+
+
+def test_a_finished_run_is_loaded_and_not_trained(whole, tmp_path):
+    shutil.copytree(whole[1], tmp_path / "toy")
+    task = ToyTask(first_weights=99)
+    figures = train(task, Training(**SETTINGS), tmp_path / "toy", seed=7, title="toy")
+    assert figures["images"] == 96 and figures["images_per_second"] is None
+    assert task.seen == [] and same(task, whole[0])
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost", "unmarked"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, damage):
+    shutil.copytree(whole[1], tmp_path / "toy")
+    newest = tmp_path / "toy" / "checkpoints" / "0000000096"
+    weights = newest / "state" / "mp_rank_00_model_states.pt"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        {"lost": weights, "unmarked": newest / "complete.json"}[damage].unlink()
+    task = toy_train(tmp_path / "toy", ToyTask(first_weights=99))
+    assert task.seen[0] == 64
+    assert same(task, whole[0]) and losses(tmp_path / "toy") == losses(whole[1])
+
+
+def test_half_a_line_of_a_killed_run_is_dropped(whole, tmp_path):
+    with pytest.raises(OSError):
+        toy_train(tmp_path / "toy", ToyTask(at={80: "crash"}))
+    with (tmp_path / "toy" / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 88, "lo')
+    toy_train(tmp_path / "toy")
+    assert losses(tmp_path / "toy") == losses(whole[1])
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_loss_that_is_no_number_stops_before_the_weights(tmp_path, micro_batch):
+    task = ToyTask(bad=[3, 11])
+    first = [value.clone() for value in task.state()]
+    with pytest.raises(NonFiniteLossError, match=r"toy: .* at 0 images.*item-\d+") as error:
+        # one batch is the whole data set: both are in it
+        toy_train(tmp_path / "toy", task, batch=20, images=20, micro_batch=micro_batch)
+    named = set(re.findall(r"item-\d+", str(error.value)))
+    assert named == {"item-3", "item-11"} if micro_batch is None else named < {"item-3", "item-11"}
+    assert all(torch.equal(a, b) for a, b in zip(first, task.state(), strict=True))
+    assert not list((tmp_path / "toy").glob("checkpoints/0*"))
+
+
+def test_a_batch_above_the_data_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="toy: batch 24 is above the 20 data items"):
+        toy_train(tmp_path / "toy", batch=24)
+
+
+def test_accumulation_changes_no_loss(whole, tmp_path):
+    toy_train(tmp_path / "toy", micro_batch=2)
+    assert losses(tmp_path / "toy") == pytest.approx(losses(whole[1]), rel=2e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_zero_stages_change_no_loss(whole, tmp_path, stage):
+    toy_train(tmp_path / "toy", zero_stage=stage)
+    assert losses(tmp_path / "toy") == pytest.approx(losses(whole[1]), rel=1e-5, abs=1e-5)
+
+
+def ranks_train(folder, ranks, settings):
+    """Trains the toy once for each of the settings, with ranks in processes of their own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    variables = {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, str(Path(__file__).with_name("toy_task.py")), str(folder)]
+    processes = [
+        subprocess.Popen(
+            [*command, json.dumps(settings)],
+            env=os.environ | variables | {"RANK": str(r), "LOCAL_RANK": str(r)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for r in range(ranks)
+    ]
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(said)
+
+
+@pytest.mark.slow
+def test_two_ranks_see_the_losses_of_one(whole, tmp_path):
+    ranks_train(tmp_path, 2, [{"zero_stage": 1}, {"zero_stage": 3, "micro_batch": 2}])
+    for folder in (tmp_path / "0", tmp_path / "1"):
+        assert losses(folder) == pytest.approx(losses(whole[1]), rel=1e-5, abs=1e-5)
+        path = folder / "checkpoints" / "0000000096" / "averages.pt"
+        averages = torch.load(path, weights_only=True)
+        for name, average in whole[0].averages.items():
+            for key, value in average.module.state_dict().items():
+                assert torch.allclose(averages[name]["module"][key], value, atol=1e-5), (name, key)
