@@ -91,3 +91,16 @@ def test_environment_throws_away_nothing_of_others(tmp_path):
     )
     assert done.returncode == 2 and "was not made by this script" in done.stderr
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_the_ruler_takes_films_and_a_trained_ruler(tmp_path):
+    films = tmp_path / "my films"
+    films.mkdir()
+    paths = {"FILMS": "my films", "HIPGEN_ROOT": str(ROOT)}  # relative to where it is called
+    script = ROOT / "sbatch" / "ruler.sh"
+    done = bash(script, "--dry-run", cwd=tmp_path, **paths)
+    assert done.returncode == 2 and f"{films}/landmarks.csv: no such" in done.stderr
+    done = bash(script, "--dry-run", cwd=tmp_path, **paths, RULER="nowhere")
+    assert done.returncode == 2 and f"ruler.pretrained: {tmp_path}/nowhere" in done.stderr
+    done = bash(script, "--dry-run")
+    assert done.returncode == 0 and "train-ruler" in done.stdout

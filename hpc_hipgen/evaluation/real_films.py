@@ -1,7 +1,7 @@
 """Real films beside the test split: what the ruler measures on them, hip by hip.
 
-Light on purpose: the launcher prints the table from report/films.csv. The columns ``side`` are the
-patient's. ``annotated`` is the angle of the film's landmarks, which is an estimate and no truth:
+Light on purpose: the launcher prints the table from report/metrics.json. The sides are the
+patient's; ``annotated`` is the angle of the film's landmarks, which is an estimate and no truth:
 `CAVEAT` goes wherever these errors are shown.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -52,20 +53,37 @@ def hips(table: pd.DataFrame) -> list[dict[str, Any]]:
     return lines
 
 
-def summary(table: pd.DataFrame | None) -> dict[str, Any] | None:
-    """What metrics.json says of the real films; None without any."""
+def summary(
+    table: pd.DataFrame | None,
+    ruler: Mapping[str, Any] | None = None,
+    means: Mapping[str, float] | None = None,
+) -> dict[str, Any] | None:
+    """What metrics.json says of the real films; None without any.
+
+    ``mae`` and ``bias`` are over the measured hips of both sides, in degrees; ``constant_mae`` is
+    that of answering with the training films' mean angle (``means`` by side) every time;
+    ``ruler_mae`` is the ruler's error on the held-out films of the data set.
+    """
     if table is None:
         return None
     lines = hips(table)
-    return {"caveat": CAVEAT, "films": len(table), **_errors(lines), "hips": lines}
+    errors = [line["error"] for line in lines if line["error"] is not None]
+    off = [abs(line["annotated"] - means[line["side"]]) for line in lines] if means else []
+    return {
+        "caveat": CAVEAT,
+        "films": len(table),
+        "measured": len(errors),
+        "failed": len(lines) - len(errors),
+        "mae": _mean([abs(error) for error in errors]),
+        "bias": _mean(errors),
+        "constant_mae": _mean(off),
+        "ruler_mae": ruler["mae"] if ruler else None,
+        "hips": lines,
+    }
 
 
-def _errors(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Over both sides: mean absolute error and bias in degrees (None without any), and counts."""
-    errors = [float(line["error"]) for line in lines if line["error"] not in (None, "")]
-    mae = sum(map(abs, errors)) / len(errors) if errors else None
-    bias = sum(errors) / len(errors) if errors else None
-    return {"mae": mae, "bias": bias, "measured": len(errors), "failed": len(lines) - len(errors)}
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def to_csv(lines: Iterable[Mapping[str, Any]]) -> str:
@@ -79,22 +97,26 @@ def to_csv(lines: Iterable[Mapping[str, Any]]) -> str:
 
 def film_lines(run: Run) -> list[str]:
     """The table of a run's report for a terminal; empty when no real films were measured."""
-    path = run.path("report", FILE)
-    if not path.is_file():
+    path = run.path("report", "metrics.json")
+    films = json.loads(path.read_text()).get("films") if path.is_file() else None
+    if not films:
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    width = max([4, *(len(line["film"]) for line in lines)])
+    width = max([4, *(len(line["film"]) for line in films["hips"])])
     text = [f"{'film':{width}}  side   annotated  measured   error  confidence"]
-    for line in lines:
-        values = f"{line['film']:{width}}  {line['side']:5}  {float(line['annotated']):9.1f}"
-        if line["error"]:
-            values += f"  {float(line['measured']):8.1f}  {float(line['error']):+6.1f}"
-        else:
+    for line in films["hips"]:
+        values = f"{line['film']:{width}}  {line['side']:5}  {line['annotated']:9.1f}"
+        if line["error"] is None:
             values += "   refused       -"
-        text.append(f"{values}  {float(line['confidence']):10.2f}  {line['reason']}".rstrip())
-    score = _errors(lines)
-    counted = f"{score['measured']} hips measured, {score['failed']} refused"
-    if score["measured"]:
-        counted += f"; mean absolute error {score['mae']:.2f}, bias {score['bias']:+.2f} degrees"
-    return ["", "Real films, degrees (sides are the patient's):", *text, counted, CAVEAT, ""]
+        else:
+            values += f"  {line['measured']:8.1f}  {line['error']:+6.1f}"
+        text.append(f"{values}  {line['confidence']:10.2f}  {line['reason']}".rstrip())
+    text.append(f"{films['measured']} hips measured, {films['failed']} refused")
+    for words, key, form in (
+        ("mean absolute error", "mae", ".2f"),
+        ("bias", "bias", "+.2f"),
+        ("error of always answering the training films' mean", "constant_mae", ".2f"),
+        ("error of the ruler on the held-out films of its data set", "ruler_mae", ".2f"),
+    ):
+        if films[key] is not None:
+            text.append(f"{words}: {films[key]:{form}} degrees")
+    return ["", "Real films, degrees (sides are the patient's):", *text, films["caveat"], ""]

@@ -118,15 +118,17 @@ def collect(run: Run) -> Results:
     manifest = _manifest(run)
     logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
     scores = {row: _sides(table, run) for row, table in found.items()}
+    ruler, baseline = _ruler(scores, found), _baseline(found, manifest)
+    means = {side: baseline[side]["mean"] for side in SIDES} if baseline else None
     metrics = {
         "name": run.config.name,
         "synthetic": True,
         "sides": "left and right are the patient's; the patient's left is at the image's right",
         "faithfulness": scores,
-        "baseline": _baseline(found, manifest),
+        "baseline": baseline,
         "against_teacher": _comparisons(found, manifest),
-        "ruler": _ruler(scores, found),
-        "films": real_films.summary(found.get(FILMS_ROW)),
+        "ruler": ruler,
+        "films": real_films.summary(found.get(FILMS_ROW), ruler, means),
         "frechet": _frechet(run, found),
         "paper": {
             "test_films": PAPER_TEST_FILMS,
