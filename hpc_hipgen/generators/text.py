@@ -11,11 +11,14 @@ stock CLIPTokenizer and CLIPTextModel do the same from a plain prompt.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, pre_tokenizers, trainers
+from tokenizers import AddedToken, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -46,34 +49,52 @@ def measurement_phrases() -> list[tuple[str, float, int]]:
 def build_tokenizer(config: Text) -> CLIPTokenizer:
     """A CLIP tokenizer whose byte pairs are learnt from the captions themselves.
 
-    Digits stay single tokens, as CLIP's pre-tokenizer has it. Deterministic: it depends on the
-    caption grammar and on nothing else.
+    Digits stay single tokens, as CLIP's pre-tokenizer has it. It depends on the caption grammar
+    and on nothing else: every rank, and a process that resumes, must give words the same ids.
     """
-    tokenizer = CLIPTokenizer()
-    backend = tokenizer.backend_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
+    backend = CLIPTokenizer().backend_tokenizer
     corpus = [
-        caption(Angles.of_patient(left=left, right=right), prompt_class)
+        caption(Angles.of_patient(left=left, right=180 - left), prompt_class)
         for prompt_class in PROMPT_CLASSES
-        for left, right in zip(
-            np.arange(60.0, 120.0, 7.5), np.arange(120.0, 60.0, -7.5), strict=True
-        )
+        for left in np.arange(60.0, 120.0, 7.5)
     ]
-    backend.train_from_iterator(corpus, trainer)
-    state = backend.model.__getstate__()
-    import json
-
-    model = json.loads(state)
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
-    return CLIPTokenizer(
-        vocab=model["vocab"], merges=merges, model_max_length=config.max_length
+    words = Counter(
+        word
+        for line in corpus
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(
+            backend.normalizer.normalize_str(line)
+        )
     )
+    merges = byte_pairs(words)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(f"{c}</w>" for c in letters), *(a + b for a, b in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=config.max_length)
+
+
+def byte_pairs(words: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Merges that make every word one token, the most frequent pair first.
+
+    Byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909) of words with their counts, ties
+    in alphabetical order. (The trainer of `tokenizers` breaks ties by hash, differently in every
+    process.)
+    """
+    pieces = {word: [*word[:-1], f"{word[-1]}</w>"] for word in sorted(words)}
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in pieces.items():
+            for pair in pairwise(parts):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for parts in pieces.values():
+            for i in reversed(range(len(parts) - 1)):
+                if tuple(parts[i : i + 2]) == best:
+                    parts[i : i + 2] = ["".join(best)]
 
 
 def add_measurement_tokens(tokenizer: CLIPTokenizer) -> int:
