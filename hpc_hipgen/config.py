@@ -241,7 +241,7 @@ def _check_experiment(config: Experiment) -> Experiment:
             )
         folder = section.pretrained if section and hasattr(section, "pretrained") else None
         if folder is not None and not folder.exists():
-            raise ValueError(f"{name}.pretrained: {folder} does not exist (see sbatch/prefetch.sh)")
+            raise ValueError(f"{name}.pretrained: {folder} does not exist; put the weights there")
     _check_film_folders(config.data.films, config.evaluation.films)
     if config.ruler.pretrained:
         _check_ruler(config.ruler.pretrained, config.data)

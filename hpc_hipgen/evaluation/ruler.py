@@ -8,6 +8,7 @@ radius maps are read off under the head's heat map. It is trained on the trainin
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class RulerNetwork(nn.Module):
         """`channels` of the levels, from half the input's resolution downwards."""
         super().__init__()
         self.stem = _block(1, channels[0], stride=2)
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(itertools.pairwise(channels))
         self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in pairs)
         self.lateral = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
         self.up = nn.ModuleList(_block(a, a) for a, _ in pairs)

@@ -63,7 +63,7 @@ def norberg_angles(points: Tensor) -> Tensor:
 
 def _heat_loss(logits: Tensor, points: Tensor) -> Tensor:
     """Cross-entropy to Gaussians of `HEAT_SIGMA`: heat maps stay compact, not only centred."""
-    b, _, h, w = logits.shape
+    h, w = logits.shape[2:]
     centres = (points - 0.5) / 2
     ys = torch.arange(h, device=logits.device) - centres[..., 1:]
     xs = torch.arange(w, device=logits.device) - centres[..., :1]

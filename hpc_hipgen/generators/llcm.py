@@ -59,9 +59,7 @@ def build_student(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
     A stock UNet has no input for it (`time_cond_proj_dim`). The new projection starts at zero,
     so the student starts as its teacher.
     """
-    student = UNet2DConditionModel.from_config(
-        teacher.config, time_cond_proj_dim=GUIDANCE_WIDTH
-    )
+    student = UNet2DConditionModel.from_config(teacher.config, time_cond_proj_dim=GUIDANCE_WIDTH)
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     assert missing == ["time_embedding.cond_proj.weight"] and not unexpected
     nn.init.zeros_(student.time_embedding.cond_proj.weight)

@@ -58,9 +58,7 @@ class ImageRandom:
 
     def integers(self, stream: str, high: int) -> Tensor:
         """Integers in [0, high), (b,) int64."""
-        draws = [
-            torch.randint(high, (), generator=self._generator(stream, i)) for i in self.clock
-        ]
+        draws = [torch.randint(high, (), generator=self._generator(stream, i)) for i in self.clock]
         return torch.stack(draws)
 
 

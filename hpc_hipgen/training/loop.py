@@ -131,9 +131,7 @@ def _optimizer_step(
     return dict(zip(names, means.tolist(), strict=True))
 
 
-def _check_finite(
-    losses: Tensor, task: Task, indices: np.ndarray, images: int, title: str
-) -> None:
+def _check_finite(losses: Tensor, task: Task, indices: np.ndarray, images: int, title: str) -> None:
     """Stops all ranks before the optimizer step when any loss of any rank is not finite."""
     bad = ~torch.isfinite(losses.detach())
     flag = bad.any().int()
