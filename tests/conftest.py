@@ -1,4 +1,46 @@
+import copy
 import os
+
+import pytest
 
 # Tiny tensors gain nothing from threads, and lose much where other work runs beside the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+STEPS = {"images": 8, "batch": 4, "lr": 1e-3}
+TINY = {
+    "name": "tiny",
+    "seed": 3,
+    "data": {"train": 6, "validation": 2, "test": 5, "resolution": 32, "views": 2},
+    "ruler": {"channels": [8, 16], "training": STEPS},
+    "autoencoder": {"block_out_channels": [8, 16], "training": STEPS | {"ema_images": 8}},
+    "stable_diffusion": {
+        "text": {"hidden_size": 32, "layers": 1, "heads": 2},
+        "unet": {"block_out_channels": [16, 32], "attention": [False, True], "head_dim": 16},
+        "training": STEPS | {"ema_images": 8},
+    },
+    "llcm": {"training": STEPS},
+    "sampling": {"steps": 2, "llcm_steps": [1, 2], "shard_size": 4, "batch": 3},
+    "evaluation": {"permutations": 20},
+}
+
+
+@pytest.fixture
+def tiny_settings():
+    """An experiment of every stage with two optimizer steps a model, as a tree of plain values."""
+    return copy.deepcopy(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A run of that experiment up to its samples, made in this process; not to be changed."""
+    from hpc_hipgen.config import parse_experiment
+    from hpc_hipgen.pipeline import report_items
+    from hpc_hipgen.run import Run
+    from jobs import prepare, sample, train
+
+    run = Run.create(tmp_path_factory.mktemp("tiny") / "run", parse_experiment(TINY, "tiny"))
+    prepare.prepare(run)
+    for model in run.config.trained():
+        train.train(run, model)
+    sample.sample_items(run, report_items(run))
+    return run

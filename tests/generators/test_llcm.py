@@ -1,0 +1,131 @@
+"""The student: it starts as its teacher, follows it, and samples in a stock pipeline."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LCMScheduler
+
+from hpc_hipgen.config import Training, parse_experiment
+from hpc_hipgen.diffusion.consistency import guidance_embedding
+from hpc_hipgen.generators.llcm import GUIDANCE_WIDTH, LLCMTask, build_student, lcm_scheduler
+from hpc_hipgen.generators.stable_diffusion import load_parts
+from hpc_hipgen.radiograph.layouts import read_manifest
+from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.loop import train
+
+
+def make_task(run, settings, **section):
+    settings["llcm"].update(section)
+    config = parse_experiment(settings, "test")
+    films = read_manifest(run.path("data"), "train")
+    return LLCMTask(config, films, run.path("stable_diffusion", "export"), run.path("latents"))
+
+
+def batch_of(task, n=4):
+    return task.batch(np.arange(n), ImageRandom(0, np.arange(n)))
+
+
+def copied(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def equal(before, module):
+    return all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+def test_the_student_starts_as_its_teacher(tiny_run):
+    teacher = load_parts(tiny_run.path("stable_diffusion", "export")).unet
+    student = build_student(teacher)
+    z, states = torch.randn(3, 4, 16, 16), torch.randn(3, 9, 32)
+    t = torch.tensor([19, 499, 999])
+    with torch.no_grad():
+        expected = teacher(z, t, states).sample
+        for w in (0.0, 7.5):
+            condition = guidance_embedding(torch.full((3,), w), GUIDANCE_WIDTH)
+            assert torch.equal(student(z, t, states, timestep_cond=condition).sample, expected)
+    assert student.config.time_cond_proj_dim == 256
+
+
+@pytest.mark.parametrize("solver", ["paper", "leapfrog", "ddim"])
+def test_every_solver_trains_the_student_alone(tiny_run, tiny_settings, tmp_path, solver):
+    task = make_task(tiny_run, tiny_settings, solver=solver, ema_decay=0.5)
+    teacher, target = task.module.frozen["teacher"], task.averages["target"].module
+    assert task.module.frozen["target"] is target
+    before, start = copied(teacher), copied(target)
+    training = Training(images=8, batch=4, lr=1e-3, precision="fp32", log_images=4)
+    train(task, training, tmp_path / "llcm", seed=3, title="llcm")
+    lines = [json.loads(x) for x in (tmp_path / "llcm" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == [4, 8]
+    assert all(0 < line["loss"] < 10 for line in lines)
+    assert equal(before, teacher), "the teacher is not trained"
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert all(p.grad is None for p in target.parameters())
+    assert not equal(start, task.module.student) and not equal(start, target)
+    assert not equal(copied(target), task.module.student), "the target lags behind"
+
+
+def test_solvers_differ_but_for_the_papers_which_is_ddim(tiny_run, tiny_settings):
+    found = {}
+    for solver in ("paper", "leapfrog", "ddim"):
+        task = make_task(tiny_run, tiny_settings, solver=solver)
+        with torch.no_grad():
+            found[solver] = task.module(**batch_of(task))[0]
+    assert torch.equal(found["paper"], found["ddim"])
+    assert not torch.equal(found["leapfrog"], found["ddim"])
+
+
+def test_at_the_boundary_the_function_is_the_identity(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings)
+    inputs = batch_of(task)
+    with torch.no_grad():
+        found = task.module.consistency(
+            task.module.student,
+            inputs["latents"],
+            torch.zeros(4, dtype=torch.int64),
+            inputs["w"],
+            inputs["states"],
+        )
+    assert torch.equal(found, inputs["latents"])
+
+
+def test_batches_stay_on_the_grid_and_within_the_guidance(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings, skip=25, guidance=[1.0, 3.0])
+    batch = task.batch(np.zeros(300, int), ImageRandom(0, np.arange(300)))
+    assert ((batch["t"] + 1) % 25 == 0).all() and len(batch["t"].unique()) == 40
+    assert batch["w"].min() >= 1 and batch["w"].max() <= 3 and batch["w"].std() > 0.4
+    one = task.batch(np.zeros(1, int), ImageRandom(0, np.array([7])))
+    assert all(torch.equal(batch[name][7:8], one[name]) for name in one)
+
+
+def test_text_states_belong_to_their_captions(tiny_run, tiny_settings):
+    from hpc_hipgen.generators import text
+
+    task = make_task(tiny_run, tiny_settings)
+    ids = text.token_ids(task.parts.tokenizer, task.films.captions[:4])
+    with torch.no_grad():
+        expected = task.parts.text_encoder(ids)[0]
+    assert torch.allclose(batch_of(task)["states"], expected, atol=1e-5)
+    assert len(task.states) == len(set(task.films.captions))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_the_scheduler_visits_timesteps_of_the_training_grid(steps):
+    scheduler = lcm_scheduler("v_prediction", 20)
+    scheduler.set_timesteps(steps)
+    assert len(scheduler.timesteps) == steps and scheduler.timesteps[0] == 999
+    assert ((scheduler.timesteps + 1) % 20 == 0).all()
+
+
+def test_the_stock_pipeline_draws_what_was_stored(stock):
+    drawn = stock.drawn["llcm_2"]
+    assert str(stock.drawn["llcm_2_scheduler"]) == LCMScheduler.__name__
+    for image, sample in zip(drawn, stock.stored["llcm_2"], strict=True):
+        assert np.array_equal(image, sample.image), sample.key
+    assert "steps_offset" not in stock.said, "diffusers finds nothing to warn of"
+
+
+def test_a_skip_off_the_grid_is_refused(tiny_run, tiny_settings):
+    with pytest.raises(ValueError, match="skip"):
+        make_task(tiny_run, tiny_settings, skip=30)

@@ -1,0 +1,185 @@
+"""The teacher: its loss, a run of two steps, its export in a stock pipeline."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from hpc_hipgen.config import Training, parse_experiment
+from hpc_hipgen.diffusion.schedule import min_snr_weight, scaled_linear_alphas_cumprod
+from hpc_hipgen.evaluation.samples import read_samples
+from hpc_hipgen.generators import text
+from hpc_hipgen.generators.sampling import draw, load_pipeline
+from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask
+from hpc_hipgen.radiograph.layouts import read_manifest
+from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.interruption import Interrupted
+from hpc_hipgen.training.loop import train
+from jobs.train import load_autoencoder
+
+
+def make_task(run, settings, **section):
+    settings["stable_diffusion"].update(section)
+    config = parse_experiment(settings, "test")
+    films = read_manifest(run.path("data"), "train")
+    task_of = config.stable_diffusion
+    return StableDiffusionTask(task_of, config, films, load_autoencoder(run), run.path("latents"))
+
+
+def batch_of(task, n=4):
+    return task.batch(np.arange(n), ImageRandom(0, np.arange(n)))
+
+
+def averages(task):
+    return [p.detach().cpu() for p in task.averages["export"].module.parameters()]
+
+
+def test_the_stock_pipeline_draws_what_was_stored(stock):
+    drawn = stock.drawn["stable_diffusion"]
+    assert str(stock.drawn["stable_diffusion_scheduler"]) == "DDIMScheduler"
+    for image, sample in zip(drawn, stock.stored["stable_diffusion"], strict=True):
+        assert np.array_equal(image, sample.image), sample.key
+    assert drawn.std() > 0 and not np.array_equal(drawn[0], drawn[1])
+
+
+def test_an_image_does_not_depend_on_its_batch(tiny_run):
+    samples = read_samples(tiny_run.path("samples", "stable_diffusion", "shard-00000.tar"))
+    pipeline = load_pipeline(tiny_run.path("stable_diffusion", "export"))
+    for sample in (samples[2], samples[3]):
+        settings = {k: sample.info[k] for k in ("steps", "guidance", "solver")}
+        alone = draw(pipeline, [sample.prompt], [sample.info["seed"]], resolution=32, **settings)[0]
+        # sums of floats differ in their last bits between batch sizes
+        assert np.abs(alone.astype(int) - sample.image).max() <= 1
+
+
+def test_solvers_of_the_paper_and_ddim_draw_the_same(tiny_run):
+    pipeline = load_pipeline(tiny_run.path("stable_diffusion", "export"))
+    images = {
+        solver: draw(pipeline, ["a hip"], [1], steps=4, guidance=2.0, solver=solver, resolution=32)
+        for solver in ("ddim", "paper", "leapfrog")
+    }
+    assert np.array_equal(images["ddim"], images["paper"])
+    assert not np.array_equal(images["ddim"], images["leapfrog"])
+
+
+def test_no_pipeline_is_said(tmp_path):
+    with pytest.raises(ValueError, match="holds no diffusers pipeline"):
+        load_pipeline(tmp_path)
+
+
+def test_the_prompt_decides_the_image(tiny_run):
+    pipeline = load_pipeline(tiny_run.path("stable_diffusion", "export"))
+    settings = {"steps": 1, "guidance": 3.0, "solver": "ddim"}
+    states = [
+        pipeline.encode_prompt(f"left {a} degrees", "cpu", 1, False)[0] for a in (90.0, 120.0)
+    ]
+    assert not torch.equal(*states)
+    drawn = draw(pipeline, ["left 90.0 degrees"] * 2, [5, 5], resolution=32, **settings)
+    assert np.array_equal(drawn[0], drawn[1])
+
+
+def test_captions_are_dropped_for_guidance(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings, caption_dropout=0.5)
+    ids = task.batch(np.zeros(400, int), ImageRandom(0, np.arange(400)))["ids"]
+    null = (ids == task.null_ids).all(1)
+    assert 150 < null.sum() < 250
+    assert (ids[~null] == task.ids[0]).all()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_loss_is_weighted_by_signal_to_noise(tiny_run, tiny_settings, prediction):
+    task = make_task(tiny_run, tiny_settings, prediction=prediction, min_snr_gamma=5.0)
+    inputs = batch_of(task)
+    with torch.no_grad():
+        weighted, _ = task.module(**inputs)
+        task.module.min_snr_gamma = None
+        plain, scalars = task.module(**inputs)
+    weight = min_snr_weight(inputs["timesteps"], scaled_linear_alphas_cumprod(), 5.0, prediction)
+    assert torch.allclose(weighted, plain * weight)
+    assert scalars["mse"] == pytest.approx(float(plain.mean()))
+
+
+def test_only_the_measurements_of_a_frozen_text_encoder_learn(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings, train_text=False)
+    task.module(**batch_of(task))[0].mean().backward()
+    learning = {
+        name
+        for name, p in task.module.networks["text_encoder"].named_parameters()
+        if p.grad is not None
+    }
+    assert learning and all("embed" in name and "network" in name for name in learning)
+
+
+def test_the_digit_baseline_has_no_measurements(tiny_run, tiny_settings, tmp_path):
+    task = make_task(tiny_run, tiny_settings, conditioning="caption")
+    assert not isinstance(task.parts.text_encoder.get_input_embeddings(), text.MeasurementEmbedding)
+    digits = task.parts.tokenizer.convert_tokens_to_ids([f"{d}</w>" for d in "0123456789"])
+    assert (torch.isin(task.ids, torch.tensor(digits)).sum(1) >= 6).all(), "ddd.d, twice"
+    assert (task.ids[:, -1] == task.parts.tokenizer.eos_token_id).all(), "no caption is cut"
+    task.export(tmp_path / "export")
+    pipeline = load_pipeline(tmp_path / "export")
+    image = draw(pipeline, ["a hip"], [1], steps=1, guidance=1.0, solver="ddim", resolution=32)
+    assert image.shape == (1, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_run, tmp_path_factory):
+    """Averages and losses of an undisturbed run in fp32, and its settings."""
+    task = make_task(tiny_run, tiny_run.config.model_dump(mode="json"))
+    folder = tmp_path_factory.mktemp("straight") / "sd"
+    training = Training(images=12, batch=4, lr=1e-3, precision="fp32", log_images=4)
+    train(task, training, folder, seed=3, title="sd")
+    return averages(task), losses(folder), training
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_an_interrupted_run_goes_on_to_the_bit(tiny_run, tiny_settings, straight, tmp_path):
+    expected, expected_losses, training = straight
+    task = make_task(tiny_run, tiny_settings)
+    inner = task.batch
+
+    def stop(indices, random):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return inner(indices, random)
+
+    task.batch = stop
+    with pytest.raises(Interrupted):
+        train(task, training, tmp_path / "sd", seed=3, title="sd")
+    again = make_task(tiny_run, tiny_settings | {"seed": 4})  # other first weights
+    train(again, training, tmp_path / "sd", seed=3, title="sd")
+    assert losses(tmp_path / "sd") == expected_losses
+    assert all(torch.equal(a, b) for a, b in zip(averages(again), expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"zero_stage": 2, "micro_batch": 2}, {"zero_stage": 3}], ids=str
+)
+def test_partitions_and_accumulation_train_the_same(
+    tiny_run, tiny_settings, straight, tmp_path, changed, monkeypatch
+):
+    # stage 3 puts a linear layer of its own in torch's place, with other last bits
+    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
+    _, expected, training = straight
+    task = make_task(tiny_run, tiny_settings)
+    train(task, training.model_copy(update=changed), tmp_path / "sd", seed=3, title="sd")
+    assert losses(tmp_path / "sd") == pytest.approx(expected, rel=1e-4)
+    task.export(tmp_path / "export")
+    assert (
+        draw(
+            load_pipeline(tmp_path / "export"),
+            ["left 90 degrees"],
+            [1],
+            steps=1,
+            guidance=1.0,
+            solver="ddim",
+            resolution=32,
+        ).std()
+        > 0
+    )
