@@ -11,14 +11,14 @@ TINY = {
     "name": "tiny",
     "seed": 3,
     "data": {"train": 6, "validation": 2, "test": 5, "resolution": 32, "views": 2},
-    "ruler": {"channels": [8, 16], "training": STEPS},
+    "ruler": {"channels": [8, 16], "training": {**STEPS}},
     "autoencoder": {"block_out_channels": [8, 16], "training": STEPS | {"ema_images": 8}},
     "stable_diffusion": {
         "text": {"hidden_size": 32, "layers": 1, "heads": 2},
         "unet": {"block_out_channels": [16, 32], "attention": [False, True], "head_dim": 16},
         "training": STEPS | {"ema_images": 8},
     },
-    "llcm": {"training": STEPS},
+    "llcm": {"training": {**STEPS}},
     "sampling": {"steps": 2, "llcm_steps": [1, 2], "shard_size": 4, "batch": 3},
     "evaluation": {"permutations": 20},
 }

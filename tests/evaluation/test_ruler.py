@@ -1,0 +1,266 @@
+"""The ruler: geometry of its training, reading of heat maps, verdicts, symmetry."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpc_hipgen.evaluation.ruler import (
+    POINTS,
+    WINDOW,
+    Ruler,
+    RulerNetwork,
+    load_ruler,
+    read_points,
+    save_ruler,
+    standardise,
+)
+from hpc_hipgen.evaluation.ruler_training import (
+    RulerLoss,
+    RulerTask,
+    expose,
+    move,
+    norberg_angles,
+)
+from hpc_hipgen.radiograph import geometry
+from hpc_hipgen.training.clock import ImageRandom
+
+SIZE = 64
+# head x, y, radius, rim x, y of the image's left and right hip
+LANDMARKS = torch.tensor([[18.0, 34.0, 5.0, 15.0, 26.0], [46.0, 31.0, 6.0, 50.0, 24.0]])
+
+
+def points_of(landmarks):
+    """(b, 2, 5) to (b, 4, 2) in the order of POINTS."""
+    return torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2)
+
+
+coordinate = st.floats(0, 63)
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=st.lists(coordinate, min_size=8, max_size=8))
+def test_angles_are_those_of_the_geometry(values):
+    points = torch.tensor(values, dtype=torch.float64).view(1, 4, 2)
+    left, left_rim, right, right_rim = points[0].numpy()
+    if (
+        min(np.abs(a - b).max() for a, b in ((left, right), (left, left_rim), (right, right_rim)))
+        < 1
+    ):
+        return
+    found = norberg_angles(points)[0].numpy()
+    expected = [
+        float(geometry.norberg_angle(left, right, left_rim)),
+        float(geometry.norberg_angle(right, left, right_rim)),
+    ]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_angles_have_finite_gradients():
+    points = points_of(LANDMARKS[None]).clone().requires_grad_()
+    norberg_angles(points).sum().backward()
+    assert torch.isfinite(points.grad).all() and points.grad.abs().max() > 0
+
+
+def dots(points):
+    """Views (b, 1, n, n) of Gaussian dots at points (b, k, 2)."""
+    grid = torch.arange(SIZE, dtype=torch.float32)
+    dx, dy = grid - points[..., :1], grid - points[..., 1:]
+    bumps = torch.exp(-(dy[..., :, None] ** 2 + dx[..., None, :] ** 2) / (2 * 1.5**2))
+    return bumps.amax(1, keepdim=True)
+
+
+def centre_of_mass(view, near):
+    ys, xs = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    mass = view * ((xs - near[0]).abs() + (ys - near[1]).abs() < 7)
+    return torch.stack([(mass * xs).sum(), (mass * ys).sum()]) / mass.sum()
+
+
+def test_moving_keeps_angles_and_takes_the_pixels_along():
+    count = 24
+    landmarks = LANDMARKS.repeat(count, 1, 1)
+    views = dots(points_of(landmarks)[:, [0, 2]])  # one dot a head
+    moved, points, radii = move(views, landmarks, ImageRandom(1, np.arange(count)))
+    before = norberg_angles(points_of(landmarks))
+    mirrored = (radii[:, 0] / radii[:, 1]) > 1  # the left head is the smaller one
+    assert 0 < mirrored.sum() < count
+    expected = torch.where(mirrored[:, None], before.flip(1), before)
+    assert torch.allclose(norberg_angles(points), expected, atol=1e-2)
+    assert (points[:, 0, 0] < points[:, 2, 0]).all(), "left stays left of right"
+    for view, own in zip(moved, points, strict=True):
+        for head in (own[0], own[2]):
+            assert torch.allclose(centre_of_mass(view[0], head), head, atol=0.15)
+    # radii are scaled as distances are
+    zoom = (points[:, 0] - points[:, 2]).norm(dim=1) / (LANDMARKS[0, :2] - LANDMARKS[1, :2]).norm()
+    own = torch.where(mirrored[:, None], landmarks[..., 2].flip(1), landmarks[..., 2])
+    assert torch.allclose(radii / own, zoom[:, None].expand(-1, 2), atol=1e-4)
+    assert zoom.min() >= 0.84 and zoom.max() <= 1.19
+
+
+def test_exposure_stays_in_range_and_is_an_images_own():
+    views = torch.rand(6, 1, SIZE, SIZE)
+    seen = expose(views, ImageRandom(2, np.arange(6)))
+    assert seen.shape == views.shape and torch.isfinite(seen).all()
+    assert torch.equal(expose(views[3:4], ImageRandom(2, np.array([3]))), seen[3:4])
+
+
+def planted(points, radius=5.0, sharpness=2.0):
+    """Maps that say that the points (4, 2) of a view are where they are."""
+    half = SIZE // 2
+    grid = torch.arange(half, dtype=torch.float32)
+    centres = (points - 0.5) / 2
+    dx, dy = grid - centres[:, :1], grid - centres[:, 1:]
+    logits = -(dy[:, :, None] ** 2 + dx[:, None, :] ** 2) / sharpness
+    log_radii = torch.full((1, 2, half, half), radius / (0.1 * SIZE)).log()
+    return logits[None], log_radii
+
+
+@settings(max_examples=20, deadline=None)
+@given(values=st.lists(st.floats(10, 53), min_size=8, max_size=8), radius=st.floats(2, 12))
+def test_planted_maps_are_read_to_a_fraction_of_a_pixel(values, radius):
+    points = torch.tensor(values).view(4, 2)
+    found, radii, confidence = read_points(*planted(points, radius))
+    assert torch.allclose(found[0], points, atol=0.02)
+    assert radii[0].tolist() == pytest.approx([radius] * 2, rel=1e-4)
+    assert confidence.min() > 0.9 and confidence.max() <= 1 + 1e-5
+
+
+def test_flat_maps_have_no_confidence():
+    logits, radii = torch.zeros(1, 4, 32, 32), torch.zeros(1, 2, 32, 32)
+    found, _, confidence = read_points(logits, radii)
+    assert torch.allclose(found, torch.full((1, 4, 2), (SIZE - 1) / 2))
+    # the window around the middle of 32 pixels, 15.5, holds 2 * WINDOW of them a side
+    assert torch.allclose(confidence, torch.tensor((2.0 * WINDOW / 32) ** 2))
+
+
+class Planted(torch.nn.Module):
+    """A network that finds the same points in every view, and their mirror image in a mirror's."""
+
+    def __init__(self, points, sharpness=2.0):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        mirrored = points.clone()[[2, 3, 0, 1]]
+        mirrored[:, 0] = SIZE - 1 - mirrored[:, 0]
+        self.maps = [planted(points, sharpness=sharpness), planted(mirrored, sharpness=sharpness)]
+        self.calls = 0
+
+    def forward(self, images):
+        logits, radii = self.maps[self.calls % 2]
+        self.calls += 1
+        return logits.repeat(len(images), 1, 1, 1), radii.repeat(len(images), 1, 1, 1)
+
+
+def measure_planted(points, min_confidence=0.05, **more):
+    ruler = Ruler(Planted(points, **more), SIZE, min_confidence)
+    (measurement,) = ruler.measure(np.zeros((1, SIZE, SIZE), np.uint8))
+    return measurement
+
+
+def test_clear_landmarks_are_measured():
+    points = points_of(LANDMARKS[None])[0]
+    found = measure_planted(points)
+    expected = norberg_angles(points[None])[0].tolist()
+    assert [found.image_left, found.image_right] == pytest.approx(expected, abs=0.2)
+    assert found.reason == "" and found.confidence > 0.9
+    assert found.landmarks[:, [0, 1, 3, 4]] == pytest.approx(
+        LANDMARKS[:, [0, 1, 3, 4]].numpy(), abs=0.02
+    )
+    assert POINTS[2] == "right head"
+
+
+def test_unclear_landmarks_are_refused():
+    points = points_of(LANDMARKS[None])[0]
+    found = measure_planted(points, sharpness=500.0, min_confidence=0.5)
+    assert np.isnan(found.image_left) and np.isnan(found.image_right)
+    assert found.reason.startswith("no clear landmarks (confidence 0.")
+    assert found.landmarks.shape == (2, 5)
+
+
+def test_heads_in_one_place_or_the_wrong_way_round_are_refused():
+    points = points_of(LANDMARKS[None])[0]
+    together = points.clone()
+    together[[0, 1], 0] += 20
+    for bad in (together, points[[2, 3, 0, 1]]):
+        found = measure_planted(bad)
+        assert found.reason == "the two femoral heads are not apart"
+        assert np.isnan(found.image_left)
+
+
+@pytest.fixture(scope="module")
+def ruler():
+    torch.manual_seed(0)
+    return Ruler(RulerNetwork((8, 16, 16)), SIZE)
+
+
+def test_black_views_are_refused_by_a_network_that_knows_nothing(ruler):
+    found = ruler.measure(np.zeros((2, SIZE, SIZE), np.uint8))
+    assert all(m.reason and np.isnan(m.image_left) for m in found)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (1, SIZE, 32)])
+def test_another_size_is_refused(ruler, shape):
+    with pytest.raises(ValueError, match=f"measures 64 x 64 views, not {shape[1]} x {shape[2]}"):
+        ruler.measure(np.zeros(shape, np.uint8))
+
+
+def test_a_mirrored_view_has_mirrored_landmarks(ruler):
+    views = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8)
+    straight, mirrored = ruler.measure(views), ruler.measure(views[:, :, ::-1].copy())
+    for one, other in zip(straight, mirrored, strict=True):
+        flipped = other.landmarks[::-1].copy()
+        flipped[:, [0, 3]] = SIZE - 1 - flipped[:, [0, 3]]
+        assert one.landmarks == pytest.approx(flipped, abs=1e-3)
+        assert one.confidence == pytest.approx(other.confidence, rel=1e-4)
+
+
+def test_exposure_and_batches_do_not_count(ruler):
+    views = np.random.default_rng(1).integers(60, 120, (5, SIZE, SIZE), dtype=np.uint8)
+    found = np.stack([m.landmarks for m in ruler.measure(views)])
+    brighter = np.stack([m.landmarks for m in ruler.measure(views * 2 + 10)])
+    split = np.stack([m.landmarks for m in ruler.measure(views, batch=2)])
+    assert found == pytest.approx(brighter, abs=0.02)
+    assert found == pytest.approx(split, abs=1e-3)
+    assert torch.isfinite(standardise(torch.zeros(1, 1, 8, 8))).all()
+
+
+def test_a_stored_ruler_measures_the_same(ruler, tmp_path):
+    save_ruler(ruler.network, tmp_path / "r", {"channels": [8, 16, 16], "resolution": SIZE})
+    views = np.random.default_rng(2).integers(0, 256, (2, SIZE, SIZE), dtype=np.uint8)
+    again = load_ruler(tmp_path / "r", 0.3)
+    assert again.min_confidence == 0.3
+    for one, other in zip(ruler.measure(views), again.measure(views), strict=True):
+        assert np.array_equal(one.landmarks, other.landmarks)
+    with pytest.raises(ValueError, match="holds no ruler"):
+        load_ruler(tmp_path)
+
+
+def test_the_loss_is_least_at_the_truth():
+    torch.manual_seed(0)
+    loss = RulerLoss((8, 16))
+    truth, radii = points_of(LANDMARKS[None]), torch.tensor([[5.0, 5.0]])
+    loss.network.forward = lambda images: planted(truth[0], sharpness=2 * 1.5**2)
+    views = torch.zeros(1, 1, SIZE, SIZE)
+    right, scalars = loss(views, truth, radii)
+    assert right.shape == (1,)
+    assert scalars["pixels"] < 0.05 and scalars["degrees"] < 0.5
+    for wrong in (
+        loss(views, truth + 1.0, radii),
+        loss(views, truth, radii * 1.3),
+        loss(views, truth[:, [2, 3, 0, 1]], radii),
+    ):
+        assert wrong[0] > right + 0.1
+
+
+def test_the_task_reads_the_training_split_only(tiny_run):
+    task = RulerTask(tiny_run.config, tiny_run.path("data"))
+    assert all(name.startswith("train") or "train" in name for name in task.films.ids)
+    batch = task.batch(np.array([0, 3]), ImageRandom(0, np.arange(2)))
+    assert batch["images"].shape == (2, 1, 32, 32)
+    alone = task.batch(np.array([3]), ImageRandom(0, np.array([1])))
+    assert all(torch.equal(batch[name][1:], alone[name]) for name in batch)
+    again = RulerTask(tiny_run.config, tiny_run.path("data"))
+    pairs = zip(task.module.parameters(), again.module.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    ruler = load_ruler(tiny_run.path("ruler", "export"))
+    assert ruler.resolution == 32 and len(ruler.measure(task.films.images)) == len(task.films)

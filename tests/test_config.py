@@ -1,0 +1,137 @@
+"""Experiments: strict settings, one line per problem, and the files of configs/."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpc_hipgen.config import ConfigError, Text, load_experiment, parse_experiment
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def problems(tree):
+    with pytest.raises(ConfigError) as error:
+        parse_experiment(tree, "x.yaml")
+    return str(error.value).splitlines()
+
+
+def with_setting(tree, key, value):
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[last] = value
+    return tree
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_parses_or_names_the_missing_folder(path):
+    try:
+        config = load_experiment(path)
+    except ConfigError as error:
+        # weights or films that are not on this machine: one line that names the folder
+        line = str(error)
+        assert "\n" not in line and str(path) in line
+        assert any(words in line for words in ("does not exist", "is not a folder", "ruler.json"))
+    else:
+        assert config.name == path.stem
+
+
+def test_the_default_experiment_has_all_models():
+    config = load_experiment(ROOT / "configs" / "llcm.yaml")
+    assert {"ruler", "autoencoder", "stable_diffusion", "llcm"} <= set(config.trained())
+    assert (config.data.train, config.data.validation, config.data.test) == (219, 31, 84)
+    assert set(config.sampling.llcm_steps) == {1, 2, 4, 8} and config.sampling.steps >= 20
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("data.trian", 3, "x.yaml: unknown key 'data.trian'"),
+        ("stable_diffusion.unet.depth", 3, "unknown key 'stable_diffusion.unet.depth'"),
+        ("data.train", 0, "data.train: "),
+        ("data.train", "many", "(got 'many')"),
+        ("data.resolution", 36, "data.resolution: "),
+        ("ruler.training.lr", -1, "ruler.training.lr: "),
+        ("ruler.training.lr", float("nan"), "ruler.training.lr: "),
+        ("llcm.solver", "euler", "llcm.solver: "),
+        (
+            "llcm.training",
+            {"images": 26, "batch": 13, "lr": 1e-3},
+            "llcm.training.batch: 13 is more than the data set has (6 films x 2 views = 12)",
+        ),
+        ("llcm.training.images", 3, "images: 3 is less than one batch of 4"),
+        ("llcm.training.micro_batch", 3, "batch: 4 is not a multiple of micro_batch 3"),
+        ("llcm.training.zero_stage", 0, "zero_stage: 0 with bf16"),
+        ("llcm.training.zero_stage", 4, "llcm.training.zero_stage: "),
+        ("stable_diffusion.pretrained", "/nowhere", "stable_diffusion.pretrained: /nowhere does"),
+        ("stable_diffusion.unet.attention", [True], "attention: one entry per level"),
+        ("stable_diffusion", None, "llcm: needs stable_diffusion"),
+        ("autoencoder", None, "autoencoder: needed by stable_diffusion"),
+        ("autoencoder.training", None, "give either pretrained (a folder) or training"),
+        ("data.source", "films", "data.films: a folder is needed"),
+        ("data.films", "/films", "data.films: given, but"),
+        ("name", "a b", "name: "),
+        ("ruler", {}, "key 'ruler.training' is missing"),
+    ],
+)
+def test_a_mistake_is_one_line(tiny_settings, key, value, words):
+    (line,) = problems(with_setting(tiny_settings, key, value))
+    assert line.startswith("x.yaml: ") and words in line
+
+
+def test_all_mistakes_are_listed(tiny_settings):
+    for key in ("data.trian", "llcm.slip", "seedd"):
+        with_setting(tiny_settings, key, 1)
+    assert len(problems(tiny_settings)) == 3
+
+
+def test_the_baseline_takes_captions_only(tiny_settings):
+    tiny_settings["stable_diffusion_caption"] = tiny_settings["stable_diffusion"]
+    assert "must be 'caption'" in problems(tiny_settings)[0]
+
+
+def test_settings_of_the_command_line(tmp_path, tiny_settings):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings))
+    config = load_experiment(path, ["seed=9", "llcm.guidance=[1, 2]", "sampling.precision=bf16"])
+    assert (config.seed, config.llcm.guidance, config.sampling.precision) == (9, (1, 2), "bf16")
+    for override, words in (
+        ("seed", "expected key.sub=value"),
+        ("seed.sub=1", "'seed' is not a section"),
+        ("seed=[", "not valid YAML"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_experiment(path, [override])
+
+
+@pytest.mark.parametrize("content, words", [("- 1", "a mapping"), ("a: [", "not valid YAML")])
+def test_files_that_are_no_experiment(tmp_path, content, words):
+    path = tmp_path / "x.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=words) as error:
+        load_experiment(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="no such file"):
+        load_experiment(tmp_path / "y.yaml")
+
+
+def test_what_is_trained(tiny_settings):
+    assert parse_experiment(tiny_settings, "x").trained() == [
+        "ruler",
+        "autoencoder",
+        "stable_diffusion",
+        "llcm",
+    ]
+
+
+def test_settings_do_not_change_and_survive_yaml(tiny_settings):
+    config = parse_experiment(tiny_settings, "x")
+    with pytest.raises(ValueError):
+        config.seed = 4
+    again = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
+    assert parse_experiment(again, "x") == config
+    assert Text().max_length == 64, "captions of digits need 52 tokens"
+    assert config.sampling.student_guidance == config.sampling.guidance

@@ -1,0 +1,85 @@
+"""The run folder: atomic files and folders, markers, settings that stay."""
+
+import os
+
+import pytest
+import yaml
+
+from hpc_hipgen.config import ConfigError, parse_experiment
+from hpc_hipgen.run import Run, atomic_folder, write_atomic
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.json"
+    write_atomic(path, "first")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        write_atomic(path, b"second")
+    assert path.read_text() == "first" and names(path.parent) == ["a.json"]
+
+
+def test_files_have_the_rights_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "a", "x")
+        with atomic_folder(tmp_path / "f") as folder:
+            (folder / "b").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_folder_replaces_the_older_one_or_changes_nothing(tmp_path):
+    target = tmp_path / "export"
+    for content in ("one", "two"):
+        with atomic_folder(target) as folder:
+            (folder / content).write_text(content)
+            assert not (target / content).exists()
+    assert names(target) == ["two"]
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as folder:
+        (folder / "three").touch()
+        raise KeyboardInterrupt
+    assert names(target) == ["two"] and names(tmp_path) == ["export"]
+
+
+def test_markers(tmp_path, tiny_settings):
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    assert run.done("prepare") is None
+    run.mark_done("prepare", films=3)
+    assert run.done("prepare")["films"] == 3 and "finished" in run.done("prepare")
+
+
+def test_a_run_folder_repeats_its_settings(tmp_path, tiny_settings):
+    config = parse_experiment(tiny_settings, "x")
+    run = Run.create(tmp_path / "run", config)
+    assert Run(run.folder).config == Run.create(run.folder, config).config == config
+    tiny_settings["llcm"]["skip"] = 10
+    tiny_settings["data"]["test"] = 6
+    with pytest.raises(
+        ConfigError, match=r"data.test: 5 there, 6 now; llcm.skip: 20 there, 10 now"
+    ):
+        Run.create(run.folder, parse_experiment(tiny_settings, "x"))
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["llcm"]["skip"] == 20
+
+
+def test_no_run_folder_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="not a run folder"):
+        Run(tmp_path)
+
+
+def test_rows_follow_the_models(tmp_path, tiny_settings):
+    def rows(tree):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return Run.create(folder, parse_experiment(tree, "x")).rows()
+
+    every = ["ruler", "round_trip", "stable_diffusion", "llcm_1", "llcm_2"]
+    assert rows(tiny_settings) == every
+    baseline = tiny_settings["stable_diffusion"] | {"conditioning": "caption"}
+    with_baseline = rows(tiny_settings | {"stable_diffusion_caption": baseline})
+    assert with_baseline == [*every[:3], "stable_diffusion_caption", *every[3:]]
+    assert rows({k: tiny_settings[k] for k in ("name", "ruler")}) == ["ruler"]
