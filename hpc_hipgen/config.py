@@ -8,11 +8,15 @@ Nothing heavy is imported here: this module is what the login node runs.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+TIMESTEPS = 1000
+"""Of the noise schedule of Stable Diffusion."""
 
 
 class ConfigError(ValueError):
@@ -107,7 +111,7 @@ class Text(Section):
     hidden_size: int = Field(128, gt=0, multiple_of=8)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
-    max_length: int = Field(64, ge=16, le=77)
+    max_length: int = Field(64, ge=56, le=77)  # tokens; captions with digits have up to 52
 
 
 class UNet(Section):
@@ -157,7 +161,7 @@ class LLCM(Section):
 class Sampling(Section):
     """What is drawn for the test captions."""
 
-    steps: int = Field(25, ge=1, le=1000)  # of the teacher
+    steps: int = Field(25, ge=1, le=TIMESTEPS - 1)  # of the teacher
     solver: Literal["paper", "leapfrog", "ddim"] = "ddim"
     guidance: float = Field(3.0, ge=1)  # guidance scale 1 + w, as in diffusers
     llcm_steps: tuple[int, ...] = (1, 2, 4, 8)
@@ -242,12 +246,69 @@ def _check_experiment(config: Experiment) -> Experiment:
         folder = section.pretrained if section and hasattr(section, "pretrained") else None
         if folder is not None and not folder.exists():
             raise ValueError(f"{name}.pretrained: {folder} does not exist; put the weights there")
+    _check_shapes(config)
+    _check_steps(config)
     _check_film_folders(config.data.films, config.evaluation.films)
     if config.ruler.pretrained:
         _check_ruler(config.ruler.pretrained, config.data)
     if config.evaluation.inception and not config.evaluation.inception.is_file():
         raise ValueError(f"evaluation.inception: {config.evaluation.inception} does not exist")
     return config
+
+
+def _check_shapes(config: Experiment) -> None:
+    """Networks that are built here can be built, and take the views; raises ValueError."""
+    auto, resolution = config.autoencoder, config.data.resolution
+    if config.ruler.pretrained is None:
+        _multiples("ruler.channels", config.ruler.channels, 8)
+        _multiples(
+            "data.resolution",
+            [resolution],
+            2 ** len(config.ruler.channels),
+            "the stride of the ruler",
+        )
+    if auto and auto.pretrained is None:
+        _multiples("autoencoder.block_out_channels", auto.block_out_channels, 8)
+        stride = 2 ** (len(auto.block_out_channels) - 1)
+        _multiples("data.resolution", [resolution], stride, "the stride of the autoencoder")
+    for name in ("stable_diffusion", "stable_diffusion_caption"):
+        section = getattr(config, name)
+        if section is None or section.pretrained:
+            continue
+        channels, head = section.unet.block_out_channels, section.unet.head_dim
+        _multiples(f"{name}.unet.block_out_channels", channels, 16)
+        for width in channels:
+            _multiples(
+                f"{name}.unet.block_out_channels",
+                [width],
+                max(1, width // head),
+                "the number of heads",
+            )
+        _multiples(f"{name}.text.hidden_size", [section.text.hidden_size], section.text.heads)
+
+
+def _multiples(key: str, values: Iterable[int], of: int, what: str = "a group's channels") -> None:
+    for value in values:
+        if value % of:
+            raise ValueError(f"{key}: {value} is not a multiple of {of}, {what}")
+
+
+def _check_steps(config: Experiment) -> None:
+    """The timesteps that are trained on and sampled at exist; raises ValueError."""
+    llcm, steps = config.llcm, config.sampling.llcm_steps
+    if llcm is None:
+        return
+    low, high = llcm.guidance
+    if not 0 <= low <= high:
+        raise ValueError(f"llcm.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
+    if TIMESTEPS % llcm.skip:
+        raise ValueError(f"llcm.skip: {llcm.skip} does not divide the {TIMESTEPS} timesteps")
+    most = TIMESTEPS // llcm.skip
+    if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
+        raise ValueError(
+            f"sampling.llcm_steps: different numbers within 1..{most} (llcm.skip {llcm.skip}) are "
+            f"needed, not {list(steps)}"
+        )
 
 
 def _check_film_folders(trained: Path | None, measured: Path | None) -> None:
