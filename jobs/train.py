@@ -100,11 +100,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
     parser.add_argument("model", choices=MODELS)
     given = parser.parse_args(arguments)
+    from hpc_hipgen.training.interruption import Interrupted
+    from hpc_hipgen.training.loop import NonFiniteLossError
+
     try:
         figures = train(Run(given.run), given.model)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (Interrupted, NonFiniteLossError) as error:
+        print(error, file=sys.stderr)
+        return 130 if isinstance(error, Interrupted) else 1
     print(f"{given.model}: complete, {_line(figures)}")
     return 0
 

@@ -110,6 +110,11 @@ def build_unet(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> UN
         # In diffusers "attention_head_dim" of this class is the number of heads.
         attention_head_dim=tuple(max(1, c // shape.head_dim) for c in shape.block_out_channels),
         norm_num_groups=16,
+        # The pooled caption joins the time embedding, which scales and shifts every block: a small
+        # UNet learns from it long before cross-attention has found the words that matter.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=config.text.heads,
+        resnet_time_scale_shift="scale_shift",
     )
 
 
@@ -124,6 +129,8 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> P
         parts = Parts(autoencoder, unet, tokenizer, encoder, config.prediction)
     if config.conditioning == "measurement":
         text.install_measurements(parts.text_encoder, parts.tokenizer)
+        if not config.pretrained:
+            text.attend_to_measurements(parts.text_encoder)
     if not config.train_text:
         parts.text_encoder.requires_grad_(False)
         embedding = parts.text_encoder.get_input_embeddings()
@@ -183,7 +190,7 @@ class StableDiffusionTask:
         self.latents = check_latents(cached_latents(autoencoder, films, cache), films)
         torch.manual_seed(config.seed)
         self.parts = build_parts(section, autoencoder, self.latents.shape[-1])
-        self.ids = text.token_ids(self.parts.tokenizer, films.captions)
+        self.ids = text.caption_ids(self.parts.tokenizer, films.captions)
         self.null_ids = text.token_ids(self.parts.tokenizer, [""])[0]
         self.module = DenoiserLoss(self.parts, section.min_snr_gamma)
         training = section.training

@@ -123,9 +123,16 @@ class MeasurementEmbedding(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, words.embedding_dim),
         )
-        scale = float(words.weight.detach().std())
-        nn.init.normal_(self.network[2].weight, std=2 * scale / math.sqrt(hidden))
-        nn.init.zeros_(self.network[2].bias)
+        # At the start each row is a constant marker, which attention can find (see
+        # `attend_to_measurements`), plus a part of the same size that depends on the angle.
+        scale = 4 * float(words.weight.detach().std())
+        with torch.no_grad():
+            last = self.network[2]
+            last.weight.normal_()
+            last.weight *= (
+                scale / (self.network[1](self.network[0](self.features)) @ last.weight.T).std()
+            )
+            last.bias.normal_(std=scale)
 
     @staticmethod
     def _features(values: Tensor, sides: Tensor) -> Tensor:
@@ -175,6 +182,29 @@ def install_measurements(encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> No
 
 
 @torch.no_grad()
+def attend_to_measurements(encoder: CLIPTextModel, logit: float = 6.0) -> None:
+    """Starts a new encoder with half of the first layer's heads looking at measurement tokens.
+
+    A measurement is one or two tokens of some fifty. With random weights every later token, and
+    in the end the UNet, would see a few per cent of it; with this start the tokens after a
+    measurement carry it, and training goes on from there. `logit` is the head start before the
+    softmax.
+    """
+    embedding = encoder.get_input_embeddings()
+    assert isinstance(embedding, MeasurementEmbedding), "no measurement tokens installed"
+    attention = encoder.encoder.layers[0].self_attn
+    marker = embedding.network[2].bias / embedding.network[2].bias.norm()
+    width, heads = embedding.words.embedding_dim, encoder.config.num_attention_heads
+    size = width // heads
+    # After the layer norm about 1/sqrt(2) of a measurement token's norm lies along its marker.
+    along = math.sqrt(width / 2)
+    keys = (attention.k_proj.weight @ marker).view(heads, size)
+    for head in range(max(1, heads // 2)):
+        gain = logit * math.sqrt(size) / along / keys[head].square().sum()
+        attention.q_proj.bias[head * size : (head + 1) * size] = gain * keys[head]
+
+
+@torch.no_grad()
 def bake_measurements(encoder: CLIPTextModel) -> None:
     """Writes the measurement embeddings into a plain table, in place."""
     embedding = encoder.get_input_embeddings()
@@ -195,6 +225,22 @@ def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
         truncation=True,
         return_tensors="pt",
     ).input_ids
+
+
+def caption_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """`token_ids` of training captions, none of which may be cut.
+
+    Raises:
+        ValueError: names the first caption that is longer than the text encoder's context.
+    """
+    limit = tokenizer.model_max_length
+    for caption_text in dict.fromkeys(captions):
+        length = len(tokenizer(caption_text, verbose=False).input_ids)
+        if length > limit:
+            raise ValueError(
+                f"a caption has {length} tokens, the text encoder takes {limit}: '{caption_text}'"
+            )
+    return token_ids(tokenizer, captions)
 
 
 def load_text(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:

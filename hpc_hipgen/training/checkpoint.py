@@ -28,7 +28,8 @@ def save(engine: Any, task: Task, folder: Path, images: int) -> None:
     final = folder / f"{images:010d}"
     temporary = folder / f".{final.name}.partial"
     if rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for abandoned in folder.glob(".*.partial"):  # by a process that was killed
+            shutil.rmtree(abandoned)
         temporary.mkdir(parents=True)
     _barrier()
     engine.save_checkpoint(

@@ -26,6 +26,8 @@ def init_distributed() -> None:
     The launcher (hpc_hipgen/cluster/rendezvous.py) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
     and MASTER_PORT; without them this is a world of one.
     """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it looked for a GPU
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
