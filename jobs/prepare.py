@@ -61,7 +61,9 @@ def prepare(run: Run) -> None:
     films, measured = read_films(run.config)
     _say_unlisted(data.films, films)
     _say_unlisted(run.config.evaluation.films, measured)
-    settings = ViewSettings(data.resolution, data.head_distance, data.views, run.config.seed)
+    settings = ViewSettings(
+        data.resolution, data.head_distance, data.views, run.config.seed, data.jitter
+    )
     with atomic_folder(run.path("data")) as folder:
         rows, budget = write_dataset(folder, films, settings)
     films_of = Counter(film.split for film in films)

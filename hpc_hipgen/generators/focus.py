@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-REACH = 1.3
+REACH = 1.0
 """Standard deviation of the focus in head radii."""
 
 

@@ -129,7 +129,9 @@ class LLCMTask:
         self.parts: Parts = load_parts(teacher)
         latents = cached_latents(self.parts.autoencoder, films, cache)
         self.latents = check_latents(latents, films)
-        self.states, self.rows, self.null = self._text_states()
+        tokenizer, encoder = self.parts.tokenizer, self.parts.text_encoder
+        self.states, self.rows = text.encode_captions(tokenizer, encoder, films.captions)
+        self.null = text.encode_captions(tokenizer, encoder, [""])[0]
         student = build_student(self.parts.unet)
         if section.gradient_checkpointing:
             student.enable_gradient_checkpointing()
@@ -142,18 +144,6 @@ class LLCMTask:
             decay = max(0.0, 1 - training.batch / training.ema_images)
             self.averages["export"] = WeightAverage(student, decay, warmup=True)
         self.timesteps = distillation_timesteps(section.skip)
-
-    @torch.no_grad()
-    def _text_states(self) -> tuple[Tensor, np.ndarray, Tensor]:
-        """States of every distinct caption (u, n, d), the views' rows in them, and of ""."""
-        captions, rows = np.unique(np.array(self.films.captions), return_inverse=True)
-        encoder = self.parts.text_encoder.eval()
-        chunks = [
-            encoder(text.token_ids(self.parts.tokenizer, list(map(str, part))))[0]
-            for part in np.array_split(captions, max(1, len(captions) // 64))
-        ]
-        null = encoder(text.token_ids(self.parts.tokenizer, [""]))[0]
-        return torch.cat(chunks), rows, null
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Latents, noise, timesteps, guidance weights, text states and focus."""

@@ -133,9 +133,6 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> P
             text.attend_to_measurements(parts.text_encoder)
     if not config.train_text:
         parts.text_encoder.requires_grad_(False)
-        embedding = parts.text_encoder.get_input_embeddings()
-        if isinstance(embedding, text.MeasurementEmbedding):
-            embedding.network.requires_grad_(True)
     if config.gradient_checkpointing:
         parts.unet.enable_gradient_checkpointing()
     use_best_attention(parts.unet)
@@ -143,24 +140,30 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> P
 
 
 class DenoiserLoss(nn.Module):
-    """UNet and text encoder with the denoising loss."""
+    """The networks that are trained, with the denoising loss."""
 
-    def __init__(self, parts: Parts, min_snr_gamma: float | None) -> None:
+    def __init__(self, parts: Parts, train_text: bool, min_snr_gamma: float | None) -> None:
         """`min_snr_gamma`: see `schedule.min_snr_weight`; None weighs all timesteps alike."""
         super().__init__()
-        self.networks = nn.ModuleDict({"unet": parts.unet, "text_encoder": parts.text_encoder})
+        self.networks = nn.ModuleDict({"unet": parts.unet})
+        if train_text:
+            self.networks["text_encoder"] = parts.text_encoder
         self.prediction = parts.prediction
         self.min_snr_gamma = min_snr_gamma
         self.alphas = scaled_linear_alphas_cumprod()
 
     def forward(
-        self, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor, weight: Tensor
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor, weight: Tensor
     ) -> tuple[Tensor, dict]:
-        """Per-image losses of latents (b, c, h, w), timesteps (b,), token ids (b, n)."""
+        """Per-image losses of latents (b, c, h, w), timesteps (b,).
+
+        `text`: token ids (b, n) where the text encoder is trained, else its states (b, n, d).
+        """
         alphas = self.alphas.to(latents.device)
         noisy = add_noise(latents, noise, timesteps, alphas)
-        states = self.networks["text_encoder"](ids)[0]
-        output = self.networks["unet"](noisy, timesteps, states).sample.float()
+        if "text_encoder" in self.networks:
+            text = self.networks["text_encoder"](text)[0]
+        output = self.networks["unet"](noisy, timesteps, text).sample.float()
         target = training_target(latents, noise, timesteps, alphas, self.prediction)
         losses = spatial_mean((output - target) ** 2, weight)
         scalars = {"mse": losses.mean()}
@@ -190,24 +193,35 @@ class StableDiffusionTask:
         self.latents = check_latents(cached_latents(autoencoder, films, cache), films)
         torch.manual_seed(config.seed)
         self.parts = build_parts(section, autoencoder, self.latents.shape[-1])
-        self.ids = text.caption_ids(self.parts.tokenizer, films.captions)
-        self.null_ids = text.token_ids(self.parts.tokenizer, [""])[0]
-        self.module = DenoiserLoss(self.parts, section.min_snr_gamma)
+        self.rows = np.arange(self.size)
+        self.texts, self.null = self._texts()
+        self.module = DenoiserLoss(self.parts, section.train_text, section.min_snr_gamma)
         training = section.training
         decay = 1 - training.batch / training.ema_images if training.ema_images else 0.0
         average = WeightAverage(self.module.networks, max(0.0, decay), warmup=True)
         self.averages = {"export": average}
 
+    def _texts(self) -> tuple[Tensor, Tensor]:
+        """What the loss takes as `text`, for each view, and for the empty caption."""
+        tokenizer, encoder = self.parts.tokenizer, self.parts.text_encoder
+        if self.section.train_text:
+            ids = text.caption_ids(tokenizer, self.films.captions)
+            return ids, text.token_ids(tokenizer, [""])[0]
+        states, self.rows = text.encode_captions(tokenizer, encoder, self.films.captions)
+        return states, text.encode_captions(tokenizer, encoder, [""])[0][0]
+
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Latents, noise, timesteps, captions (some dropped, for guidance) and focus."""
         latents = self.latents[indices]
+        texts = self.texts[self.rows[indices]]
         dropped = random.uniform("dropout") < self.section.caption_dropout
+        dropped = dropped.view(-1, *(1,) * (texts.ndim - 1))
         landmarks = torch.from_numpy(self.films.landmarks[indices])
         return {
             "latents": latents,
             "noise": random.normal("noise", *latents.shape[1:]),
             "timesteps": random.integers("timestep", SCHEDULE["num_train_timesteps"]),
-            "ids": torch.where(dropped[:, None], self.null_ids, self.ids[indices]),
+            "text": torch.where(dropped, self.null, texts),
             "weight": hip_focus(
                 landmarks, latents.shape[-1], self.resolution, self.section.hip_weight
             ),
@@ -220,12 +234,13 @@ class StableDiffusionTask:
     def export(self, folder: Path) -> dict[str, float]:
         """Writes a diffusers folder with the averaged weights."""
         networks = self.averages["export"].module.float().cpu()
-        text.bake_measurements(networks["text_encoder"])
+        encoder = networks["text_encoder"] if self.section.train_text else self.parts.text_encoder
+        text.bake_measurements(encoder)
         Parts(
             self.parts.autoencoder.float().cpu(),
             networks["unet"],
             self.parts.tokenizer,
-            networks["text_encoder"],
+            encoder.float().cpu(),
             self.parts.prediction,
         ).save(folder, ddim_scheduler(self.parts.prediction))
         return {"parameters": float(sum(p.numel() for p in networks.parameters()))}

@@ -228,7 +228,7 @@ def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
 
 
 def caption_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """`token_ids` of training captions, none of which may be cut.
+    """`token_ids` of captions to train on, none of which may be cut.
 
     Raises:
         ValueError: names the first caption that is longer than the text encoder's context.
@@ -241,6 +241,22 @@ def caption_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
                 f"a caption has {length} tokens, the text encoder takes {limit}: '{caption_text}'"
             )
     return token_ids(tokenizer, captions)
+
+
+@torch.no_grad()
+def encode_captions(
+    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: list[str]
+) -> tuple[Tensor, np.ndarray]:
+    """States of every distinct caption, computed once.
+
+    Returns:
+        states (u, n, d) of the u distinct captions, and each caption's row in them.
+    """
+    distinct, rows = np.unique(np.array(captions), return_inverse=True)
+    encoder = encoder.eval()
+    parts = np.array_split(distinct, max(1, len(distinct) // 64))
+    ids = [caption_ids(tokenizer, [str(c) for c in part]) for part in parts]
+    return torch.cat([encoder(i.to(encoder.device))[0].float().cpu() for i in ids]), rows
 
 
 def load_text(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:

@@ -94,12 +94,14 @@ class ViewSettings:
         views: views of a training film; the first is nominal, the others are jittered. Films of
             the other splits have the nominal one only.
         seed: of the jitter.
+        jitter: share of the full jitter of `views.make_view`, 0 to 1.
     """
 
     resolution: int
     head_distance: float
     views: int
     seed: int
+    jitter: float = 1.0
 
 
 def phantom_films(seed: int, counts: Mapping[str, int], resolution: int) -> list[PhantomFilm]:
@@ -296,7 +298,13 @@ def _make_film(task: Task) -> Made:
             rng = np.random.default_rng([settings.seed, zlib.crc32(film.name.encode()), view])
             flip = bool(rng.random() < 0.5) and prompt_class in MIRROR_CLASSES
         pixels, moved = make_view(
-            image, landmarks, settings.resolution, settings.head_distance, rng, flip
+            image,
+            landmarks,
+            settings.resolution,
+            settings.head_distance,
+            rng,
+            flip,
+            settings.jitter,
         )
         name = f"{film.split}-{number:05d}-v{view:02d}"
         file = f"images/{film.split}/{name}.png"

@@ -100,6 +100,7 @@ def make_view(
     head_distance: float,
     rng: np.random.Generator | None = None,
     flip: bool = False,
+    jitter: float = 1.0,
 ) -> tuple[np.ndarray, Landmarks]:
     """Crop a film to the hips.
 
@@ -111,18 +112,19 @@ def make_view(
         rng: draws the jitter of a training view; None for the nominal view, which centres the
             heads' midpoint and keeps the film's own rotation.
         flip: mirror the view; the sides of the landmarks are swapped with the pixels.
+        jitter: share of the full jitter (`JITTER_DEGREES` and the rest), 0 to 1.
 
     Returns:
         The view (resolution, resolution) uint8 and its landmarks in view pixels.
     """
-    jitter = {}
+    moved = {}
     if rng is not None:
-        jitter = {
-            "rotation": rng.uniform(-JITTER_DEGREES, JITTER_DEGREES),
-            "shift": tuple(rng.uniform(-JITTER_SHIFT, JITTER_SHIFT, size=2)),
-            "zoom": rng.uniform(*JITTER_ZOOM),
+        moved = {
+            "rotation": jitter * rng.uniform(-JITTER_DEGREES, JITTER_DEGREES),
+            "shift": tuple(jitter * rng.uniform(-JITTER_SHIFT, JITTER_SHIFT, size=2)),
+            "zoom": 1 + jitter * (rng.uniform(*JITTER_ZOOM) - 1),
         }
-    matrix = crop_matrix(landmarks, resolution, head_distance, flip=flip, **jitter)
+    matrix = crop_matrix(landmarks, resolution, head_distance, flip=flip, **moved)
     return resample(image, matrix, resolution), landmarks.transform(matrix)
 
 
