@@ -175,3 +175,38 @@ def test_a_table_that_does_not_fit_its_tokenizer_is_refused(plain):
     tokenizer.add_tokens(["an extra word"])
     with pytest.raises(ValueError, match="embeddings, its tokenizer"):
         text.install_measurements(text.build_text_encoder(SMALL, plain[0]), tokenizer)
+
+
+def test_attention_starts_on_the_measurements():
+    torch.manual_seed(0)
+    tokenizer = text.build_tokenizer(Text())
+    encoder = text.build_text_encoder(Text(), tokenizer).eval()
+    text.install_measurements(encoder, tokenizer)
+    captions = [caption(Angles.of_patient(left=a, right=98.0), 4) for a in (100.0, 110.0)]
+    ids = text.token_ids(tokenizer, captions)
+
+    def seen():
+        """Share of the states' size in which two captions differ, over the tokens after both."""
+        with torch.no_grad():
+            states = encoder(ids)[0]
+        return float((states[0] - states[1])[20:].std() / states[0][20:].std())
+
+    before = seen()
+    text.attend_to_measurements(encoder)
+    assert seen() > 3 * before and seen() > 0.2
+
+
+def test_states_are_computed_once_per_caption(measured):
+    tokenizer, encoder = measured
+    captions = ["a hip", "left 90 degrees", "a hip"]
+    states, rows = text.encode_captions(tokenizer, encoder, captions)
+    assert len(states) == 2 and rows[0] == rows[2] != rows[1]
+    with torch.no_grad():
+        expected = encoder.eval()(text.token_ids(tokenizer, captions))[0]
+    assert torch.allclose(states[rows], expected, atol=1e-5)
+
+
+def test_a_caption_that_would_be_cut_is_named(plain):
+    tokenizer, _ = plain
+    with pytest.raises(ValueError, match=r"takes 64: 'hip hip"):
+        text.caption_ids(tokenizer, ["a hip", "hip " * 70])

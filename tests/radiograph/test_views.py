@@ -118,6 +118,18 @@ def test_jitter_is_repeatable_and_moves_the_view():
     assert one[1] == two[1] != other[1]
 
 
+def test_jitter_can_be_a_share_of_the_full_one():
+    film = film_with_dots(FILM, 384, 360, sigma=3)
+    nominal = points(make_view(film, FILM, 64, 0.6)[1])
+    moved = {
+        share: points(make_view(film, FILM, 64, 0.6, np.random.default_rng(5), jitter=share)[1])
+        for share in (0.0, 0.5, 1.0)
+    }
+    np.testing.assert_allclose(moved[0.0], nominal)
+    half, full = (np.abs(moved[share] - nominal).mean() for share in (0.5, 1.0))
+    assert 0.4 * full < half < 0.6 * full
+
+
 def test_the_resolution_budget_is_one_pixel_over_the_shorter_arm():
     arms = [math.hypot(6.2, 24.6), math.hypot(7.9, 28.6)]
     assert resolution_budget(FILM) == pytest.approx(math.degrees(1 / arms[0]))
