@@ -6,7 +6,6 @@ SHELL := /bin/bash
 .ONESHELL:
 .PHONY: help env demo ruler test lint format lock status
 
-CONFIG ?= configs/llcm.yaml
 PYTHON_OF_ENV = $$(bash sbatch/environment.sh)
 
 help: ## this text

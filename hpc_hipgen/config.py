@@ -69,7 +69,7 @@ class Training(Section):
     ema_images: float = Field(0.0, ge=0)  # time constant of the weight average; 0: no average
     precision: Literal["fp32", "bf16"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 1
-    checkpoint_images: int = Field(20_000, gt=0)  # between two checkpoints
+    checkpoint_images: int = Field(2_000, gt=0)  # between two checkpoints
     log_images: int = Field(512, gt=0)  # between two lines of metrics.jsonl
 
     @model_validator(mode="after")
@@ -109,7 +109,7 @@ class Autoencoder(Section):
 
 
 class Text(Section):
-    """The CLIP text encoder that is trained with the UNet when none is given."""
+    """The CLIP text encoder that is built when none is given."""
 
     hidden_size: int = Field(128, gt=0, multiple_of=8)
     layers: int = Field(2, ge=1)
@@ -138,7 +138,8 @@ class Diffusion(Section):
     pretrained: Path | None = None  # a diffusers folder, e.g. Stable Diffusion 1.5
     conditioning: Literal["measurement", "caption"] = "measurement"
     text: Text = Text()
-    train_text: bool = False  # else its states are computed once
+    # False: the encoder keeps its first weights, and the states of captions are computed once.
+    train_text: bool = False
     unet: UNet = UNet()
     prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
     caption_dropout: float = Field(0.1, ge=0, lt=1)
@@ -247,6 +248,8 @@ def _check_experiment(config: Experiment) -> Experiment:
                 f"{name}.training.batch: {training.batch} is more than the data set has "
                 f"({config.data.train} films x {config.data.views} views = {count})"
             )
+        if isinstance(section, Diffusion):
+            _check_measurements(name, section)
         folder = section.pretrained if section and hasattr(section, "pretrained") else None
         if folder is not None and not folder.exists():
             raise ValueError(f"{name}.pretrained: {folder} does not exist; put the weights there")
@@ -297,6 +300,15 @@ def _multiples(key: str, values: Iterable[int], of: int, what: str = "a group's 
             raise ValueError(f"{key}: {value} is not a multiple of {of}, {what}")
 
 
+def _check_measurements(name: str, section: Diffusion) -> None:
+    """New tokens in a pretrained text encoder mean nothing untrained; raises ValueError."""
+    if section.pretrained and section.conditioning == "measurement" and not section.train_text:
+        raise ValueError(
+            f"{name}.train_text: must be true, or the measurement tokens that are added to a "
+            "pretrained text encoder stay random"
+        )
+
+
 def _check_steps(config: Experiment) -> None:
     """The timesteps that are trained on and sampled at exist; raises ValueError."""
     llcm, steps = config.llcm, config.sampling.llcm_steps
@@ -307,6 +319,12 @@ def _check_steps(config: Experiment) -> None:
         raise ValueError(f"llcm.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
     if TIMESTEPS % llcm.skip:
         raise ValueError(f"llcm.skip: {llcm.skip} does not divide the {TIMESTEPS} timesteps")
+    w = config.sampling.student_guidance - 1
+    if not low <= w <= high:
+        raise ValueError(
+            f"sampling.llcm_guidance: w = {w:g} (the scale less 1) is outside llcm.guidance "
+            f"[{low:g}, {high:g}], for which the student is trained"
+        )
     most = TIMESTEPS // llcm.skip
     if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
         raise ValueError(

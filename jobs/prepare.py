@@ -34,6 +34,7 @@ What is made is set by `seed` and `data` of RUN/config.yaml:
   train, validation, test   phantoms to draw; for films, the proportions in which dogs are split
   resolution, head_distance, views   size of the square views, distance between the femoral
                   heads as a fraction of it, crops of each training film
+  jitter          share of the full jitter (4 degrees, 3 % of the width, 5 % zoom) of those crops
 and by `evaluation`:
   films, landmarks   real films to measure, and their landmarks, in the formats above
 

@@ -19,4 +19,4 @@ cd "$here/.."
 # shellcheck source=sbatch/common.sh
 . sbatch/common.sh
 
-launch "${CONFIG:-configs/llcm.yaml}" name=stable_diffusion llcm=null "$@"
+launch "${CONFIG:-configs/llcm.yaml}" name=stable_diffusion stable_diffusion_caption=null llcm=null "$@"

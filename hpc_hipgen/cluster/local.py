@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -30,6 +31,7 @@ from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.run import Run
 
 _POLL_SECONDS = 0.2
+_SAVE_SECONDS = 30.0  # for a training step and the checkpoint after it
 
 
 class StageFailed(RuntimeError):
@@ -72,7 +74,7 @@ def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
     try:
         follow(job, log)
     except KeyboardInterrupt:
-        _stop(job)
+        _stop(job, saves=stage.name.startswith("train-"))
         raise
     problem = _outcome(job)
     if problem is None and not stage.done(run):
@@ -132,13 +134,25 @@ def _failed(run: Run, stage: Stage, reason: str, log: Path, since: float) -> Sta
     return StageFailed(stage.name, shown or reason, log, user)
 
 
-def _stop(job: Any) -> None:
-    """Ends the job and waits until nothing of it writes any more."""
+def _stop(job: Any, saves: bool) -> None:
+    """Ends the job and waits until nothing of it writes any more.
+
+    SIGTERM first for a stage that saves: training does at its next step, and ends by itself.
+    """
+    if saves:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(job.job_id), signal.SIGTERM)
+            _wait(job, _SAVE_SECONDS)
     with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C is no reason to leave it behind
         job.cancel(check=False)
-    until = time.monotonic() + 10
-    while not job.done() and time.monotonic() < until:
-        with contextlib.suppress(KeyboardInterrupt):
+    _wait(job, 10)
+
+
+def _wait(job: Any, seconds: float) -> None:
+    """Waits for the end of the job; a second Ctrl-C ends the waiting, not the launcher."""
+    until = time.monotonic() + seconds
+    with contextlib.suppress(KeyboardInterrupt):
+        while not job.done() and time.monotonic() < until:
             time.sleep(0.1)
 
 

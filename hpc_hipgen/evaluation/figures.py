@@ -58,7 +58,9 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.draw_without_rendering()
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(
+            buffer, format="png", dpi=dpi, metadata={"Software": None, "synthetic": "hpc_hipgen"}
+        )
     return buffer.getvalue()
 
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 CAVEAT = (
     "Angles of real films come from landmarks that a person placed. They are estimates, so every "
-    "error here contains the annotator's own: a standard deviation of about 2.5 degrees in one "
-    "angle on the films that this was first tried on; between people, published studies found "
-    "3 to 10 degrees. The films were cropped by the same landmarks."
+    "error here contains the annotator's own: between people, published studies found mean "
+    "differences of 3 to 10 degrees. The films were cropped by the same landmarks."
 )
 COLUMNS = ("film", "side", "annotated", "measured", "error", "confidence", "reason")
 FILE = "films.csv"

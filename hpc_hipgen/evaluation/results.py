@@ -280,7 +280,7 @@ def _runtime(run: Run, logs: Mapping[str, list[dict[str, Any]]]) -> dict[str, An
     for path in sorted(run.path("stages").glob("*.json")):
         stages[path.stem] = json.loads(path.read_text())
     for stage, lines in logs.items():
-        speeds = [line["images_per_s"] for line in lines if line.get("images_per_s")]
+        speeds = [x["images_per_second"] for x in lines if x.get("images_per_second")]
         entry = stages.setdefault(stage, {})
         if lines:
             entry["images"] = lines[-1]["images"]

@@ -122,6 +122,17 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> P
     """The parts that a run starts from: a pretrained folder's, or new ones."""
     if config.pretrained:
         parts = load_parts(config.pretrained)
+        parts.autoencoder = autoencoder  # the run's: latents are its, and decoded by it
+        if autoencoder.config.latent_channels != parts.unet.config.in_channels:
+            raise ValueError(
+                f"autoencoder: {autoencoder.config.latent_channels} latent channels, but the UNet "
+                f"of {config.pretrained} takes {parts.unet.config.in_channels}"
+            )
+        if parts.prediction != config.prediction:
+            raise ValueError(
+                f"prediction: {config.prediction}, but {config.pretrained} predicts "
+                f"{parts.prediction}"
+            )
     else:
         tokenizer = text.build_tokenizer(config.text)
         encoder = text.build_text_encoder(config.text, tokenizer)

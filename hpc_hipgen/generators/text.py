@@ -171,7 +171,7 @@ def build_text_encoder(config: Text, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def install_measurements(encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
-    """Gives tokenizer and encoder the measurement tokens, to be trained."""
+    """Gives tokenizer and encoder the measurement tokens."""
     words = encoder.get_input_embeddings()
     first = add_measurement_tokens(tokenizer)
     if words.num_embeddings != first:  # a checkpoint whose table was padded or cut
@@ -187,8 +187,8 @@ def attend_to_measurements(encoder: CLIPTextModel, logit: float = 6.0) -> None:
 
     A measurement is one or two tokens of some fifty. With random weights every later token, and
     in the end the UNet, would see a few per cent of it; with this start the tokens after a
-    measurement carry it, and training goes on from there. `logit` is the head start before the
-    softmax.
+    measurement carry it, whether the encoder is trained or not. `logit` is the head start
+    before the softmax.
     """
     embedding = encoder.get_input_embeddings()
     assert isinstance(embedding, MeasurementEmbedding), "no measurement tokens installed"

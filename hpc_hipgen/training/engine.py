@@ -85,8 +85,7 @@ def micro_batch(training: Training) -> int:
 def deepspeed_settings(training: Training) -> dict[str, Any]:
     """The DeepSpeed configuration of a training run.
 
-    bf16 means torch autocast with fp32 master weights: the same arithmetic at every ZeRO stage,
-    and none of the false first step of DeepSpeed 0.19's bf16 optimizer at stage 0.
+    bf16 means torch autocast with fp32 master weights: the same arithmetic at every ZeRO stage.
     """
     return {
         "train_batch_size": training.batch,

@@ -166,7 +166,7 @@ def test_the_whole_report(tmp_path, stubs, capsys):
     rows = ["ruler", "round_trip", "stable_diffusion", "llcm_4"]  # llcm_1 was not sampled
     run = make_run(tmp_path / "run", rows, **GENERATORS)
     evaluate.evaluate_items(run, evaluate.items(run))
-    log = [{"images": 16 * i, "loss": 1 / i, "images_per_s": 10.0} for i in range(1, 5)]
+    log = [{"images": 16 * i, "loss": 1 / i, "images_per_second": 10.0} for i in range(1, 5)]
     run.path("llcm").mkdir()
     text = "\n".join(json.dumps(line) for line in log)
     run.path("llcm", "metrics.jsonl").write_text(text + '\n{"images": 80, "lo')
