@@ -248,11 +248,11 @@ def _check_experiment(config: Experiment) -> Experiment:
                 f"{name}.training.batch: {training.batch} is more than the data set has "
                 f"({config.data.train} films x {config.data.views} views = {count})"
             )
-        if isinstance(section, Diffusion):
-            _check_measurements(name, section)
         folder = section.pretrained if section and hasattr(section, "pretrained") else None
         if folder is not None and not folder.exists():
             raise ValueError(f"{name}.pretrained: {folder} does not exist; put the weights there")
+        if isinstance(section, Diffusion):
+            _check_measurements(name, section)
     _check_shapes(config)
     _check_steps(config)
     _check_film_folders(config.data.films, config.evaluation.films)
