@@ -48,14 +48,18 @@ class Stage:
         return self.missing(run) == []
 
 
+SHARED_BATCH = 8
+"""Smallest batch that the GPUs of a node share out; below it, as for the ruler, one is enough."""
+
+
 def stages(config: Experiment) -> list[Stage]:
     """The graph of an experiment, in an order in which the stages can run one after another."""
     trained = config.trained()
     graph = [Stage("prepare", "jobs.prepare:prepare", "cpu")]
     for model in trained:
         after = tuple(f"train-{needed}" for needed in _NEEDS[model] if needed in trained)
-        # the ruler is small: one GPU is enough; the others share out their batch
-        kind: Kind = "gpu" if model == "ruler" else "train"
+        small = getattr(config, model).training.batch < SHARED_BATCH
+        kind: Kind = "gpu" if model == "ruler" or small else "train"
         graph.append(
             Stage(f"train-{model}", "jobs.train:train", kind, ("prepare", *after), (model,))
         )

@@ -19,13 +19,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_hipgen.pipeline import REFERENCE_ROW as REFERENCE
+from hpc_hipgen.pipeline import Item, score_shard
 from hpc_hipgen.run import Run, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
-
-REFERENCE = "reference"
-Item = tuple[str, int]
 
 
 def items(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
@@ -42,8 +41,7 @@ def items(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
 
 def output(run: Run, row: str, shard: int) -> Path:
     """The file that marks a shard as evaluated."""
-    suffix = "npz" if row == REFERENCE else "parquet"
-    return run.path("evaluation", row, f"shard-{shard:05d}.{suffix}")
+    return score_shard(run, (row, shard))
 
 
 def pending(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
@@ -125,9 +123,7 @@ def _evaluate_shard(run: Run, row: str, shard: int, ruler: Any, backbone: Any) -
         raise ValueError(f"{source}: holds no samples")
     images = np.stack([sample.image for sample in samples])
     batch = run.config.evaluation.batch
-    measured = [
-        m for i in range(0, len(images), batch) for m in ruler.measure(images[i : i + batch])
-    ]
+    measured = ruler.measure(images, batch)
     assert len(measured) == len(samples), "the ruler answers once per image"
     table = pd.DataFrame([_line(row, s, m) for s, m in zip(samples, measured, strict=True)])
     path = output(run, row, shard)

@@ -66,7 +66,10 @@ def test_arguments_are_settings(tmp_path):
 
 def test_the_demo_is_the_script_of_the_cluster():
     done = subprocess.run(
-        ["make", "-n", "demo", "ARGS=--dry-run"], cwd=ROOT, capture_output=True, text=True
+        ["make", "--no-print-directory", "-n", "demo", "ARGS=--dry-run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.splitlines()[-1] == "bash sbatch/llcm.sh --dry-run"
 

@@ -104,7 +104,7 @@ def test_samples_are_the_views_with_what_their_landmarks_say(run, films):
 class StubRuler:
     """Says 100 degrees of every hip; refuses the first view of every call."""
 
-    def measure(self, images):
+    def measure(self, images, batch=64):
         marks = np.array([[8, 16, 3, 7, 12], [24, 16, 3, 25, 12]], dtype=float)
         seen = Measurement(100.0, 100.0, 0.9, marks)
         return [Measurement(math.nan, math.nan, 0.01, marks, "blank"), *[seen] * (len(images) - 1)]
