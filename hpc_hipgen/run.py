@@ -124,7 +124,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         # A hard link needs no second sync of the same file.
         for file in {f.stat().st_ino: f for f in temporary.rglob("*") if f.is_file()}.values():
-            _fsync(file)
+            fsync(file)
         if path.exists():
             retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             os.replace(path, retired / path.name)
@@ -132,13 +132,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(retired)
         else:
             os.replace(temporary, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Waits until a file's content, or a folder's entries, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -11,7 +11,6 @@ what the Fréchet distances compare with.
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_hipgen.arguments import check_row, parse_shards
 from hpc_hipgen.pipeline import REFERENCE_ROW as REFERENCE
 from hpc_hipgen.pipeline import Item, score_shard
 from hpc_hipgen.run import Run, write_atomic
@@ -169,20 +169,10 @@ def _line(row: str, sample: Any, measurement: Any) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate", description="Measure sample shards with the ruler."
-    )
-    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
-    parser.add_argument("--row", help="row of the report, e.g. llcm_4; default: all")
-    parser.add_argument("--shard", type=int, help="number of one shard; default: all of the row")
-    given = parser.parse_args(arguments)
-    if given.shard is not None and given.row is None:
-        parser.error("--shard needs --row")
+    given = parse_shards("evaluate", "Measure sample shards with the ruler.", arguments)
     try:
         run = Run(given.run)
-        known = [REFERENCE, *run.rows()]
-        if given.row is not None and given.row not in known:
-            raise ValueError(f"--row: '{given.row}' is not one of {', '.join(known)}")
+        check_row(given.row, [REFERENCE, *run.rows()])
         rows = None if given.row is None else [given.row]
         todo = items(run, rows) if given.shard is None else [(given.row, given.shard)]
         if not todo:

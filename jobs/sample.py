@@ -13,13 +13,13 @@ the same whatever the shard size, the batch or the number of tasks.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hpc_hipgen.arguments import check_row, parse_shards
 from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, Item, report_items, row_data, sample_shard
 from hpc_hipgen.run import Run, write_atomic
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hpc_hipgen.radiograph.layouts import Films
-
-SYNTHETIC = ("synthetic", "hpc_hipgen")
-"""PNG text chunk that marks a generated image."""
 
 UNTOUCHED_ROWS = ("ruler", FILMS_ROW)
 """Rows of views as they were prepared."""
@@ -158,6 +155,8 @@ def _png(image: np.ndarray, synthetic: bool) -> bytes:
     """A grey PNG, marked when it is no film."""
     from PIL import Image, PngImagePlugin
 
+    from hpc_hipgen.evaluation.samples import SYNTHETIC
+
     text = PngImagePlugin.PngInfo()
     if synthetic:
         text.add_text(*SYNTHETIC)
@@ -168,19 +167,10 @@ def _png(image: np.ndarray, synthetic: bool) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.sample", description="Draw images for the captions of the test films."
-    )
-    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
-    parser.add_argument("--row", help="row of the report, e.g. llcm_4; default: all")
-    parser.add_argument("--shard", type=int, help="number of one shard; default: all of the row")
-    given = parser.parse_args(arguments)
-    if given.shard is not None and given.row is None:
-        parser.error("--shard needs --row")
+    given = parse_shards("sample", "Draw images for the captions of the test films.", arguments)
     try:
         run = Run(given.run)
-        if given.row is not None and given.row not in run.rows():
-            raise ValueError(f"--row: '{given.row}' is not one of {', '.join(run.rows())}")
+        check_row(given.row, run.rows())
         items = report_items(run)
         if items is None:
             raise ValueError(f"{run.folder}: not prepared yet (python -m jobs.prepare)")

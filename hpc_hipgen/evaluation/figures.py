@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from hpc_hipgen.evaluation.samples import SYNTHETIC
+
 SIDES = ("left", "right")
 COLOURS = {"left": "#1f6fb4", "right": "#d9731a"}
 MARKERS = {"left": "o", "right": "s"}
@@ -59,7 +61,7 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
     with mpl.rc_context(STYLE):
         figure.draw_without_rendering()
         figure.savefig(
-            buffer, format="png", dpi=dpi, metadata={"Software": None, "synthetic": "hpc_hipgen"}
+            buffer, format="png", dpi=dpi, metadata={"Software": None, **dict([SYNTHETIC])}
         )
     return buffer.getvalue()
 

@@ -192,7 +192,7 @@ def _picture(cell: Mapping[str, Any], generated: bool) -> dict[str, Any]:
         image.thumbnail((GRID_PIXELS, GRID_PIXELS), Image.Resampling.LANCZOS)
     notes = PngImagePlugin.PngInfo()
     if generated:
-        notes.add_text("synthetic", "hpc_hipgen")
+        notes.add_text(*samples.SYNTHETIC)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True, pnginfo=notes)
     picture = {**cell, "uri": _uri(buffer.getvalue(), "png"), "width": width, "height": height}

@@ -83,9 +83,7 @@ class RulerTask:
         torch.manual_seed(config.seed)
         self.module = RulerLoss(config.ruler.channels)
         self.size = len(self.films.ids)
-        training = config.ruler.training
-        decay = 1 - training.batch / training.ema_images if training.ema_images else 0.0
-        self.averages = {"export": WeightAverage(self.module, max(0.0, decay), warmup=True)}
+        self.averages = {"export": WeightAverage.for_export(self.module, config.ruler.training)}
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Views of the films with their landmarks, augmented."""

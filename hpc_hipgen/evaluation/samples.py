@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+SYNTHETIC = ("synthetic", "hpc_hipgen")
+"""PNG text chunk, key and value, that marks an image which is no film."""
+
 SHARD = "shard-{:05d}"
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.(tar|parquet)")
 REQUIRED = ("row", "index", "seed", "film", "prompt_class", "asked_left", "asked_right")

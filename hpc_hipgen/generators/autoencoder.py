@@ -84,9 +84,8 @@ class AutoencoderTask:
         self.autoencoder = build_autoencoder(self.section, self.resolution)
         self.module = AutoencoderLoss(self.autoencoder, self.section.kl_weight)
         self.size = len(films.ids)
-        training = self.section.training
-        decay = 1 - training.batch / training.ema_images if training.ema_images else 0.0
-        self.averages = {"export": WeightAverage(self.autoencoder, max(0.0, decay), warmup=True)}
+        average = WeightAverage.for_export(self.autoencoder, self.section.training)
+        self.averages = {"export": average}
         self.latent_shape = (
             self.section.latent_channels,
             *(self.resolution // stride(self.autoencoder),) * 2,

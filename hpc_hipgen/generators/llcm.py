@@ -139,10 +139,8 @@ class LLCMTask:
         self.module = DistillationLoss(student, unet, section, self.parts.prediction)
         self.averages = {"target": WeightAverage(student, section.ema_decay)}
         self.module.frozen["target"] = self.averages["target"].module
-        training = section.training
-        if training.ema_images:
-            decay = max(0.0, 1 - training.batch / training.ema_images)
-            self.averages["export"] = WeightAverage(student, decay, warmup=True)
+        if section.training.ema_images:  # else the target itself is exported
+            self.averages["export"] = WeightAverage.for_export(student, section.training)
         self.timesteps = distillation_timesteps(section.skip)
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:

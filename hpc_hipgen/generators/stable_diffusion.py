@@ -207,9 +207,7 @@ class StableDiffusionTask:
         self.rows = np.arange(self.size)
         self.texts, self.null = self._texts()
         self.module = DenoiserLoss(self.parts, section.train_text, section.min_snr_gamma)
-        training = section.training
-        decay = 1 - training.batch / training.ema_images if training.ema_images else 0.0
-        average = WeightAverage(self.module.networks, max(0.0, decay), warmup=True)
+        average = WeightAverage.for_export(self.module.networks, section.training)
         self.averages = {"export": average}
 
     def _texts(self) -> tuple[Tensor, Tensor]:

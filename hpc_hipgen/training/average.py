@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hpc_hipgen.config import Training
+
 
 @contextmanager
 def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
@@ -39,6 +41,12 @@ class WeightAverage:
         self.warmup = warmup
         self.steps = 0
         self.module = copy.deepcopy(source).requires_grad_(False).eval()
+
+    @classmethod
+    def for_export(cls, source: nn.Module, training: Training) -> WeightAverage:
+        """The average that a run exports: time constant `ema_images`, or 0: the last weights."""
+        decay = 1 - training.batch / training.ema_images if training.ema_images else 0.0
+        return cls(source, max(0.0, decay), warmup=True)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hpc_hipgen.run import write_atomic
+from hpc_hipgen.run import fsync, write_atomic
 from hpc_hipgen.training.engine import rank
 from hpc_hipgen.training.task import Task
 
@@ -44,7 +44,7 @@ def save(engine: Any, task: Task, folder: Path, images: int) -> None:
             if f.is_file()
         }
         for name in sizes:
-            _fsync(temporary / name)
+            fsync(temporary / name)
         write_atomic(temporary / _COMPLETE, json.dumps({"images": images, "files": sizes}))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
@@ -78,11 +78,6 @@ def complete_checkpoints(folder: Path) -> list[Path]:
         if all((path / n).is_file() and (path / n).stat().st_size == s for n, s in sizes.items()):
             found.append(path)
     return found
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _barrier() -> None:

@@ -1,0 +1,24 @@
+"""The command line that the array stages share: a run, and which of its sample shards."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+def parse_shards(job: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """`run` (folder), `row` (a row of the report, or None for all), `shard` (number, or None)."""
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{job}", description=description)
+    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
+    parser.add_argument("--row", help="row of the report, e.g. llcm_4; default: all")
+    parser.add_argument("--shard", type=int, help="number of one shard; default: all of the row")
+    given = parser.parse_args(arguments)
+    if given.shard is not None and given.row is None:
+        parser.error("--shard needs --row")
+    return given
+
+
+def check_row(row: str | None, known: Sequence[str]) -> None:
+    """Raises ValueError when a row is named that is not one of the `known` ones."""
+    if row is not None and row not in known:
+        raise ValueError(f"--row: '{row}' is not one of {', '.join(known)}")
