@@ -105,6 +105,9 @@ class Autoencoder(Section):
     latent_channels: int = Field(4, ge=1)
     kl_weight: float = Field(1e-6, ge=0)
     hip_weight: float = Field(4.0, ge=0)  # extra weight of the pixels around the hips
+    # Pixels; trains on windows of the views, most of them at a hip. It has no attention, so what
+    # is learnt on windows holds for views, and a window costs less.
+    window: int | None = Field(None, ge=16)
     training: Training | None = None
 
 
@@ -278,6 +281,12 @@ def _check_shapes(config: Experiment) -> None:
         _multiples("autoencoder.block_out_channels", auto.block_out_channels, 8)
         stride = 2 ** (len(auto.block_out_channels) - 1)
         _multiples("data.resolution", [resolution], stride, "the stride of the autoencoder")
+        if auto.window:
+            _multiples("autoencoder.window", [auto.window], stride, "the stride of the autoencoder")
+            if auto.window > resolution:
+                raise ValueError(
+                    f"autoencoder.window: {auto.window} is above data.resolution, {resolution}"
+                )
     for name in ("stable_diffusion", "stable_diffusion_caption"):
         section = getattr(config, name)
         if section is None or section.pretrained:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hpc_hipgen.config import Autoencoder, Experiment
 from hpc_hipgen.diffusion.consistency import spatial_mean
-from hpc_hipgen.generators.focus import hip_focus
+from hpc_hipgen.generators.focus import hip_focus, hip_windows
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -66,10 +66,11 @@ class AutoencoderLoss(nn.Module):
         """Per-image losses of pixels (b, 3, n, n) with weight (b, 1, n, n) and latent noise."""
         posterior = self.autoencoder.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * noise
-        error = (self.autoencoder.decode(latents).sample.float() - pixels).abs()
+        # squared: an edge in the wrong place weighs more than the grain of the film does
+        error = (self.autoencoder.decode(latents).sample.float() - pixels).square()
         divergence = posterior.kl()
         losses = spatial_mean(error, weight) + self.kl_weight * divergence
-        return losses, {"l1": error.mean(), "kl": divergence.mean()}
+        return losses, {"mse": error.mean(), "kl": divergence.mean()}
 
 
 class AutoencoderTask:
@@ -86,21 +87,23 @@ class AutoencoderTask:
         self.size = len(films.ids)
         average = WeightAverage.for_export(self.autoencoder, self.section.training)
         self.averages = {"export": average}
+        self.window = self.section.window or self.resolution
         self.latent_shape = (
             self.section.latent_channels,
-            *(self.resolution // stride(self.autoencoder),) * 2,
+            *(self.window // stride(self.autoencoder),) * 2,
         )
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
-        """Pixels, latent noise and focus of the views."""
+        """Pixels, latent noise and focus of the views, or of a window of each."""
         landmarks = torch.from_numpy(self.films.landmarks[indices])
-        return {
-            "pixels": to_pixels(self.films.images[indices]),
-            "noise": random.normal("posterior", *self.latent_shape),
-            "weight": hip_focus(
-                landmarks, self.resolution, self.resolution, self.section.hip_weight
-            ),
-        }
+        pixels = to_pixels(self.films.images[indices])
+        weight = hip_focus(landmarks, self.resolution, self.resolution, self.section.hip_weight)
+        if self.window < self.resolution:
+            draws = random.uniform("window", 4)
+            corners = hip_windows(landmarks, self.window, self.resolution, draws)
+            pixels, weight = (_cut(maps, corners, self.window) for maps in (pixels, weight))
+        noise = random.normal("posterior", *self.latent_shape)
+        return {"pixels": pixels, "noise": noise, "weight": weight}
 
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""
@@ -114,6 +117,12 @@ class AutoencoderTask:
         standardise_latents(autoencoder, mean, std)
         autoencoder.save_pretrained(folder)
         return {"latent_std_before": float(std.mean())}
+
+
+def _cut(maps: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Windows (b, c, size, size) of maps (b, c, n, n) at corners (b, 2), x and y."""
+    places = zip(maps, corners.tolist(), strict=True)
+    return torch.stack([m[:, y : y + size, x : x + size] for m, (x, y) in places])
 
 
 @torch.no_grad()

@@ -78,10 +78,10 @@ def test_the_loss_weighs_the_focus(autoencoder):
     with torch.no_grad():
         even, scalars = loss(pixels, noise, torch.ones(2, 1, 32, 32))
         assert even.shape == (2,)
-        assert even.mean() == pytest.approx(float(scalars["l1"]), rel=1e-5)
+        assert even.mean() == pytest.approx(float(scalars["mse"]), rel=1e-5)
         weight = torch.zeros(2, 1, 32, 32)
         weight[..., 5, 7] = 9.0
-        error = (autoencoder(pixels).sample - pixels).abs()[..., 5, 7].mean(1)
+        error = (autoencoder(pixels).sample - pixels).square()[..., 5, 7].mean(1)
         assert torch.allclose(loss(pixels, noise, weight)[0], error, rtol=1e-5)
         loss.kl_weight = 0.5
         divergence = autoencoder.encode(pixels).latent_dist.kl()
@@ -113,3 +113,26 @@ def test_first_weights_and_batches_follow_the_seed(tiny_run, tiny_settings):
     )
     assert all(torch.equal(one[name][1:], two[name]) for name in one)
     assert tasks[0].describe(np.array([0])) == [films.ids[0]]
+
+
+def test_windows_are_cut_from_the_same_place_of_pixels_and_focus(tiny_run, tiny_settings):
+    films = read_manifest(tiny_run.path("data"), "train")
+    tree = copy.deepcopy(tiny_settings)
+    tree["autoencoder"] |= {"window": 16, "hip_weight": 5.0}
+    whole, cut = (
+        AutoencoderTask(parse_experiment(t, "x"), films)
+        for t in (tree | {"autoencoder": tree["autoencoder"] | {"window": None}}, tree)
+    )
+    indices, clock = np.array([0, 3]), np.array([7, 8])
+    views = whole.batch(indices, ImageRandom(3, clock))
+    windows = cut.batch(indices, ImageRandom(3, clock))
+    assert windows["pixels"].shape == (2, 3, 16, 16) and windows["weight"].shape == (2, 1, 16, 16)
+    size = 16 // stride(cut.autoencoder)
+    assert windows["noise"].shape[2:] == (size, size)
+    for i in range(2):
+        every = views["pixels"][i].unfold(1, 16, 1).unfold(2, 16, 1)
+        places = (every == windows["pixels"][i][:, None, None]).flatten(3).all(3).all(0)
+        y, x = places.nonzero()[0].tolist()
+        assert torch.equal(windows["weight"][i], views["weight"][i][:, y : y + 16, x : x + 16])
+    losses, _ = cut.module(**windows)
+    assert losses.shape == (2,)

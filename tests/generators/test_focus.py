@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_hipgen.generators.focus import REACH, hip_focus
+from hpc_hipgen.generators.focus import AT_A_HIP, REACH, hip_focus, hip_windows
 
 # heads at (40, 70) and (90, 66), rims up and outwards; view of 128 px
 LANDMARKS = torch.tensor([[[40.0, 70.0, 9.0, 34.0, 60.0], [90.0, 66.0, 9.0, 96.0, 56.0]]])
@@ -55,3 +55,29 @@ def test_every_image_has_its_own():
     focus = hip_focus(both, 64, 128, 4.0)
     assert torch.equal(focus[:1], hip_focus(LANDMARKS, 64, 128, 4.0))
     assert not torch.equal(focus[0], focus[1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), size=st.sampled_from([16, 48, 64, 128]), shift=st.floats(-60, 60))
+def test_windows_lie_within_the_view_and_most_hold_a_hip(seed, size, shift):
+    count = 400
+    landmarks = (LANDMARKS + torch.tensor([shift, 0, 0, shift, 0])).expand(count, -1, -1)
+    draws = torch.rand(count, 4, generator=torch.Generator().manual_seed(seed))
+    corners = hip_windows(landmarks, size, 128, draws)
+    assert corners.shape == (count, 2) and corners.dtype == torch.int64
+    assert corners.min() >= 0 and corners.max() <= 128 - size
+    middles = (landmarks[..., :2] + landmarks[..., 3:]) / 2
+    inside = (middles >= corners[:, None]) & (middles < corners[:, None] + size)
+    visible = ((middles >= 0) & (middles < 128)).all(-1)
+    if visible.all():
+        assert inside.all(-1).any(-1).float().mean() > AT_A_HIP - 0.1
+
+
+def test_windows_reach_both_hips_and_every_corner():
+    draws = torch.rand(4000, 4, generator=torch.Generator().manual_seed(0))
+    corners = hip_windows(LANDMARKS.expand(4000, -1, -1), 32, 128, draws)
+    # the middles of the hips are at x = 37 and 93
+    left, right = [float(((corners[:, 0] + 16 - x).abs() < 12).float().mean()) for x in (37, 93)]
+    assert left == pytest.approx(right, abs=0.05) and left > 0.3
+    assert corners.min() == 0 and corners.max() == 96
+    assert not hip_windows(LANDMARKS.expand(4000, -1, -1), 128, 128, draws).any()
