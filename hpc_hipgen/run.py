@@ -6,15 +6,17 @@ that a reader never sees half of anything and a second start goes on where the f
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -97,45 +99,105 @@ class Run:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file through a temporary name, fsync and rename."""
     data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with _workspace(path) as workspace:
+        temporary = workspace / path.name
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(temporary, path)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling folder that takes the place of `path` when the block ends well.
+    """A temporary folder that takes the place of `path` when the block ends well.
 
     An older folder of that name is replaced; on an exception nothing changes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    os.chmod(temporary, 0o777 & ~_umask())
-    try:
+    with _workspace(path) as workspace:
+        temporary = workspace / path.name
+        temporary.mkdir()
         yield temporary
         # A hard link needs no second sync of the same file.
         for file in {f.stat().st_ino: f for f in temporary.rglob("*") if f.is_file()}.values():
             fsync(file)
         if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, retired / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(retired)
-        else:
-            os.replace(temporary, path)
+            os.replace(path, workspace / _RETIRED)
+        os.replace(temporary, path)
         fsync(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+
+_TEMPORARY, _LOCK, _RETIRED = ".tmp", "lock", "retired"
+
+
+@contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` in which it is made; what killed makers left goes first.
+
+    A lock in it, which ends with its process, tells the workspace of a living maker, on this node
+    or another, from one that was left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clean_abandoned(path.parent, path.name)
+    workspace, lock = _claim(path)
+    try:
+        yield workspace
+    finally:
+        _restore(workspace)
+        lock.close()  # NFS keeps the name of a file that is open
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _claim(path: Path) -> tuple[Path, IO[str]]:
+    """A new workspace and its held lock."""
+    while True:
+        folder = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+        workspace = Path(folder)
+        with suppress(FileNotFoundError):  # taken for an abandoned one before it was locked
+            lock = (workspace / _LOCK).open("w")
+            if _lock(lock) is not False and (workspace / _LOCK).exists():
+                return workspace, lock
+            lock.close()
+
+
+def clean_abandoned(folder: Path, name: str | None = None) -> None:
+    """Removes what killed makers of the artefact `name`, or of any, left in `folder`.
+
+    Nothing is removed where the file system has no locks, since nobody can tell then.
+    """
+    pattern = f".{'*' if name is None else glob.escape(name)}.*{_TEMPORARY}"
+    for workspace in folder.glob(pattern):
+        with suppress(FileNotFoundError), (workspace / _LOCK).open("a") as lock:
+            if not _lock(lock):
+                continue
+            _restore(workspace)
+            (workspace / _LOCK).unlink()  # a maker that had no lock yet sees this, and starts anew
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder so that it is whole or gone at any moment."""
+    doomed = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY))
+    os.replace(path, doomed)  # an empty folder may be replaced
+    shutil.rmtree(doomed)
+
+
+def _restore(workspace: Path) -> None:
+    """Puts an older folder back whose successor did not get into its place."""
+    name = workspace.name.removeprefix(".").removesuffix(_TEMPORARY).rpartition(".")[0]
+    if (workspace / _RETIRED).exists() and not workspace.with_name(name).exists():
+        os.replace(workspace / _RETIRED, workspace.with_name(name))
+
+
+def _lock(file: IO[str]) -> bool | None:
+    """True when this process holds the lock now, False when another does, None without locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def fsync(path: Path) -> None:
@@ -145,12 +207,6 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
