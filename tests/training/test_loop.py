@@ -15,6 +15,7 @@ import torch
 from toy_task import SETTINGS, ToyTask, lines, losses, toy_train
 
 from hpc_hipgen.config import Training
+from hpc_hipgen.training.checkpoint import STATE, complete_checkpoints
 from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import NonFiniteLossError, train
 
@@ -112,18 +113,57 @@ def test_a_finished_run_is_loaded_and_not_trained(whole, tmp_path):
     assert task.seen == [] and same(task, whole[0])
 
 
-@pytest.mark.parametrize("damage", ["cut", "lost", "unmarked"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, damage):
-    shutil.copytree(whole[1], tmp_path / "toy")
-    newest = tmp_path / "toy" / "checkpoints" / "0000000096"
-    weights = newest / "state" / "mp_rank_00_model_states.pt"
-    if damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:-100])
+def damage(checkpoint, what):
+    """Spoils one file of a checkpoint."""
+    state = checkpoint / STATE
+    content = bytearray(state.read_bytes())
+    if what == "cut":
+        state.write_bytes(content[:-100])
+    elif what == "altered":  # the same size
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
     else:
-        {"lost": weights, "unmarked": newest / "complete.json"}[damage].unlink()
+        {"lost": state, "unmarked": checkpoint / "complete.json"}[what].unlink()
+
+
+DAMAGES = {
+    "cut": "bytes, ",
+    "lost": "state.pt is missing",
+    "unmarked": "complete.json is missing",
+    "altered": "state.pt does not hold what was written",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, what, capsys):
+    shutil.copytree(whole[1], tmp_path / "toy")
+    checkpoints = tmp_path / "toy" / "checkpoints"
+    damage(checkpoints / "0000000096", what)
     task = toy_train(tmp_path / "toy", ToyTask(first_weights=99))
     assert task.seen[0] == 64
     assert same(task, whole[0]) and losses(tmp_path / "toy") == losses(whole[1])
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"damaged checkpoint: {checkpoints / '0000000096'}: ")
+    assert DAMAGES[what] in said[0]
+    assert said[1] == f"going on from the one before: {checkpoints / '0000000064'}"
+    assert [p.name for p in complete_checkpoints(checkpoints)] == ["0000000096", "0000000064"]
+
+
+def test_when_every_checkpoint_is_damaged_the_run_starts_anew_and_says_so(whole, tmp_path, capsys):
+    shutil.copytree(whole[1], tmp_path / "toy")
+    for checkpoint in (tmp_path / "toy" / "checkpoints").iterdir():
+        damage(checkpoint, "altered")
+    task = toy_train(tmp_path / "toy")
+    assert task.seen[0] == 0 and same(task, whole[0])
+    assert "no sound checkpoint; starting anew" in capsys.readouterr().err
+
+
+def test_the_checkpoint_of_another_network_is_refused(whole, tmp_path):
+    shutil.copytree(whole[1], tmp_path / "toy")
+    task = ToyTask()
+    task.module.layers[0] = torch.nn.Linear(6, 9)
+    with pytest.raises(ValueError, match=r"0000000096 is of another network: layers.0.weight"):
+        toy_train(tmp_path / "toy", task)
 
 
 def test_half_a_line_of_a_killed_run_is_dropped(whole, tmp_path):
