@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_hipgen.training.average import gathered
-from hpc_hipgen.training.engine import rank
+from hpc_hipgen.training.engine import rank, world_size
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _GATHERED_AT_ONCE = 32
@@ -125,10 +125,17 @@ def _moment(engine: Any, parameter: nn.Parameter, key: str) -> Tensor:
 
 def _set_moment(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:
     """Gives every rank its part of a moment."""
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    if _is_partitioned(parameter):
-        safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+    value = value.to(parameter.device)
+    if hasattr(parameter, "ds_id"):
+        # DeepSpeed's own setter of whole values fails where the ranks do not divide the elements
+        size = parameter.ds_tensor.numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * world_size() - value.numel()))
+        part = padded.narrow(0, size * rank(), size)
+        safe_set_local_optimizer_state(parameter, part, key)
+    elif hasattr(parameter, "_hp_mapping"):
+        safe_set_full_optimizer_state(parameter, value, key)
     else:
         _optimizer(engine).state[parameter][key].copy_(value)
 
