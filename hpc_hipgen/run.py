@@ -11,8 +11,8 @@ import glob
 import json
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -99,13 +99,18 @@ class Run:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file through a temporary name, fsync and rename."""
     data = content.encode() if isinstance(content, str) else content
-    with _workspace(path) as workspace:
-        temporary = workspace / path.name
-        with temporary.open("xb") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clean_abandoned(path.parent, path.name)
+    temporary, file = _claim(path, folder=False)
+    try:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -114,8 +119,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     An older folder of that name is replaced; on an exception nothing changes.
     """
-    with _workspace(path) as workspace:
-        temporary = workspace / path.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clean_abandoned(path.parent, path.name)
+    workspace, lock = _claim(path, folder=True)
+    temporary = workspace / path.name
+    try:
         temporary.mkdir()
         yield temporary
         # A hard link needs no second sync of the same file.
@@ -125,39 +133,35 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(path, workspace / _RETIRED)
         os.replace(temporary, path)
         fsync(path.parent)
-
-
-_TEMPORARY, _LOCK, _RETIRED = ".tmp", "lock", "retired"
-
-
-@contextmanager
-def _workspace(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path` in which it is made; what killed makers left goes first.
-
-    A lock in it, which ends with its process, tells the workspace of a living maker, on this node
-    or another, from one that was left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clean_abandoned(path.parent, path.name)
-    workspace, lock = _claim(path)
-    try:
-        yield workspace
     finally:
         _restore(workspace)
         lock.close()  # NFS keeps the name of a file that is open
         shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _claim(path: Path) -> tuple[Path, IO[str]]:
-    """A new workspace and its held lock."""
+_TEMPORARY, _LOCK, _RETIRED = ".tmp", "lock", "retired"
+
+
+def _claim(path: Path, folder: bool) -> tuple[Path, IO[bytes]]:
+    """A new hidden file beside `path`, or a folder with a file in it, and that file, locked.
+
+    The lock ends with its process: it tells a living maker, on this node or another, from one
+    that was killed.
+    """
     while True:
-        folder = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
-        workspace = Path(folder)
+        temporary = _new_name(path)
+        if folder:
+            temporary.mkdir()
+        locked = temporary / _LOCK if folder else temporary
         with suppress(FileNotFoundError):  # taken for an abandoned one before it was locked
-            lock = (workspace / _LOCK).open("w")
-            if _lock(lock) is not False and (workspace / _LOCK).exists():
-                return workspace, lock
-            lock.close()
+            file = locked.open("wb" if folder else "xb")
+            if _lock(file) is not False and locked.exists():
+                return temporary, file
+            file.close()
+
+
+def _new_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
 
 
 def clean_abandoned(folder: Path, name: str | None = None) -> None:
@@ -166,19 +170,22 @@ def clean_abandoned(folder: Path, name: str | None = None) -> None:
     Nothing is removed where the file system has no locks, since nobody can tell then.
     """
     pattern = f".{'*' if name is None else glob.escape(name)}.*{_TEMPORARY}"
-    for workspace in folder.glob(pattern):
-        with suppress(FileNotFoundError), (workspace / _LOCK).open("a") as lock:
-            if not _lock(lock):
+    for temporary in folder.glob(pattern):
+        whole = temporary.is_dir()
+        locked = temporary / _LOCK if whole else temporary
+        with suppress(FileNotFoundError), locked.open("ab" if whole else "r+b") as file:
+            if not _lock(file):
                 continue
-            _restore(workspace)
-            (workspace / _LOCK).unlink()  # a maker that had no lock yet sees this, and starts anew
-        shutil.rmtree(workspace, ignore_errors=True)
+            _restore(temporary)
+            locked.unlink()  # a maker that had not locked it yet sees this, and starts anew
+        if whole:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:
     """Removes a folder so that it is whole or gone at any moment."""
-    doomed = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY))
-    os.replace(path, doomed)  # an empty folder may be replaced
+    doomed = _new_name(path)
+    os.replace(path, doomed)
     shutil.rmtree(doomed)
 
 
@@ -189,7 +196,7 @@ def _restore(workspace: Path) -> None:
         os.replace(workspace / _RETIRED, workspace.with_name(name))
 
 
-def _lock(file: IO[str]) -> bool | None:
+def _lock(file: IO[bytes]) -> bool | None:
     """True when this process holds the lock now, False when another does, None without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

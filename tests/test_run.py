@@ -76,6 +76,21 @@ def test_what_a_killed_process_left_goes_when_the_artefact_is_made_again(tmp_pat
     assert names(tmp_path) == ["a", "f"] and names(tmp_path / "f") == ["two"]
 
 
+def test_a_file_that_is_in_place_leaves_nothing_more_to_clean(tmp_path):
+    replace = os.replace
+
+    def then_killed(source, to):
+        replace(source, to)
+        os._exit(9)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: (setattr(os, "replace", then_killed), write_atomic(tmp_path / "a", "x"))
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 9 and names(tmp_path) == ["a"]
+
+
 def test_what_a_living_process_makes_is_left_alone(tmp_path):
     with atomic_folder(tmp_path / "f") as folder:
         (folder / "mine").touch()

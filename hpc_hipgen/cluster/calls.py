@@ -6,6 +6,7 @@ takes no time and the job sees the code and the files as they are when it starts
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib
 import json
@@ -22,7 +23,7 @@ from typing import Any
 from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.pipeline import Item, Stage
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run, clean_abandoned, write_atomic
 
 LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
 """Process number and start time of the launcher; a local job does not outlive it."""
@@ -62,10 +63,12 @@ class StageCall:
         with _lock(logs / f"running{part}"):
             failed = logs / f"failed{part}.json"
             failed.unlink(missing_ok=True)
+            clean_abandoned(logs, failed.name)
             try:
                 info = self._call(run)
             except Exception as error:
-                write_atomic(failed, json.dumps(_failure(error), indent=1))
+                with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                    write_atomic(failed, json.dumps(_failure(error), indent=1))
                 raise
             if self.stage.items is None and run.done(self.stage.name) is None:
                 run.mark_done(self.stage.name, **(info if isinstance(info, dict) else {}))
