@@ -6,6 +6,7 @@ that a reader never sees half of anything and a second start goes on where the f
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import json
@@ -205,6 +206,20 @@ def _lock(file: IO[bytes]) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """True when an error came from a disk, or a quota, that is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def full_disk_advice(folder: Path) -> str:
+    """One line for whoever filled the disk."""
+    return f"{folder}: the disk is full. Free space there, then start again to go on."
 
 
 def fsync(path: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen.run import Run, atomic_folder
+from hpc_hipgen.run import Run, atomic_folder, disk_full, full_disk_advice
 
 if TYPE_CHECKING:
     from hpc_hipgen.training.task import Task
@@ -65,7 +65,11 @@ def _task(run: Run, model: str) -> Task:
     if model == "llcm":
         from hpc_hipgen.generators.llcm import LLCMTask
 
-        films = layouts.read_shards(data / "layouts" / "shards", "train")
+        folder = data / "layouts" / "shards"
+        films = layouts.read_shards(folder, "train")
+        prepared = (run.done("prepare") or {}).get("views", {}).get("train", len(films))
+        if len(films) != prepared:
+            raise ValueError(f"{folder}: {len(films)} views, but {prepared} were prepared")
         return LLCMTask(config, films, run.path("stable_diffusion", "export"), run.path("latents"))
     from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask
 
@@ -100,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
     parser.add_argument("model", choices=MODELS)
     given = parser.parse_args(arguments)
+    from hpc_hipgen.training.checkpoint import CheckpointError
     from hpc_hipgen.training.interruption import Interrupted
     from hpc_hipgen.training.loop import NonFiniteLossError
 
@@ -108,9 +113,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (Interrupted, NonFiniteLossError) as error:
+    except Interrupted as error:
         print(error, file=sys.stderr)
-        return 130 if isinstance(error, Interrupted) else 1
+        return 130
+    except (CheckpointError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        print(f"error: {full_disk_advice(Path(given.run))}", file=sys.stderr)
+        return 1
     print(f"{given.model}: complete, {_line(figures)}")
     return 0
 

@@ -23,7 +23,7 @@ from typing import Any
 from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.pipeline import Item, Stage
-from hpc_hipgen.run import Run, clean_abandoned, write_atomic
+from hpc_hipgen.run import Run, clean_abandoned, disk_full, full_disk_advice, write_atomic
 
 LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
 """Process number and start time of the launcher; a local job does not outlive it."""
@@ -68,7 +68,7 @@ class StageCall:
                 info = self._call(run)
             except Exception as error:
                 with contextlib.suppress(OSError):  # a full disk must not hide what happened
-                    write_atomic(failed, json.dumps(_failure(error), indent=1))
+                    write_atomic(failed, json.dumps(_failure(error, run), indent=1))
                 raise
             if self.stage.items is None and run.done(self.stage.name) is None:
                 run.mark_done(self.stage.name, **(info if isinstance(info, dict) else {}))
@@ -160,9 +160,12 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _failure(error: Exception, run: Run) -> dict[str, Any]:
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    return {"error": str(error), "kinds": kinds, "time": time.time(), "pid": os.getpid()}
+    # the system does not say where: "No space left on device"
+    bare = isinstance(error, OSError) and disk_full(error)
+    text = full_disk_advice(run.folder) if bare else str(error)
+    return {"error": text, "kinds": kinds, "time": time.time(), "pid": os.getpid()}
 
 
 def launcher_identity() -> str:

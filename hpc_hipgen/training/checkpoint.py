@@ -7,17 +7,15 @@ resumed on any number of ranks.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hpc_hipgen.run import atomic_folder, clean_abandoned, remove_folder, write_atomic
+from hpc_hipgen.run import atomic_folder, clean_abandoned, disk_full, remove_folder, write_atomic
 from hpc_hipgen.training import portable
 from hpc_hipgen.training.engine import rank
 from hpc_hipgen.training.task import Task
@@ -43,7 +41,7 @@ def save(engine: Any, task: Task, folder: Path, images: int) -> None:
         averages = {name: average.state_dict() for name, average in task.averages.items()}
         try:
             _write(folder, images, {STATE: state, AVERAGES: averages})
-        except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
+        except (OSError, RuntimeError) as error:  # torch wraps some errors of a disk
             problem = _why(folder, images, error)
     if problem := _from_rank_0(problem):
         raise CheckpointError(problem)
@@ -120,7 +118,9 @@ def _write(folder: Path, images: int, contents: dict[str, Any]) -> None:
     final = folder / f"{images:010d}"
     with atomic_folder(final) as temporary:
         for name, content in contents.items():
-            torch.save(content, temporary / name)
+            # given a path, torch reports a full disk as a position it did not expect
+            with (temporary / name).open("wb") as file:
+                torch.save(content, file)
         files = {n: [(temporary / n).stat().st_size, _digest(temporary / n)] for n in contents}
         write_atomic(temporary / _COMPLETE, json.dumps({"images": images, "files": files}))
     kept = complete_checkpoints(folder)[:KEEP]
@@ -131,15 +131,14 @@ def _write(folder: Path, images: int, contents: dict[str, Any]) -> None:
 
 def _why(folder: Path, images: int, error: Exception) -> str:
     """One line that names the folder and what to do."""
-    free = shutil.disk_usage(folder).free
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free < 2**20
-    reason = f"the disk is full ({free / 2**20:.1f} MiB are free)" if full else str(error)
+    full = disk_full(error)
+    reason = "the disk is full" if full else " ".join(str(error).split())
     before = complete_checkpoints(folder)
-    kept = f"{before[0].name} is kept" if before else "there is none before it"
-    then = "free space there, then" if full else "then"
+    kept = f"the one at {int(before[0].name)} is kept" if before else "there is none before it"
+    remedy = "Free space there, then start" if full else "Start"
     return (
-        f"{folder}: the checkpoint at {images} images could not be written: "
-        f"{' '.join(reason.split())}; {kept}: {then} start again to go on"
+        f"{folder}: the checkpoint at {images} images could not be written ({reason}); {kept}. "
+        f"{remedy} again to go on."
     )
 
 

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from hpc_hipgen.config import Training
@@ -69,5 +70,6 @@ class Record:
         print(f"{self.title}: {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Flushes TensorBoard."""
-        self.writer.close()
+        """Flushes TensorBoard; a disk that takes no more must not hide why training ended."""
+        with suppress(OSError):
+            self.writer.close()

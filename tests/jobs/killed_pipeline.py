@@ -31,6 +31,7 @@ torch.utils.tensorboard torchvision transformers webdataset jobs.evaluate jobs.p
 jobs.sample jobs.train hpc_hipgen.evaluation.distances hpc_hipgen.evaluation.report
 hpc_hipgen.evaluation.ruler_training hpc_hipgen.generators.llcm hpc_hipgen.generators.sampling
 hpc_hipgen.radiograph.dataset hpc_hipgen.training.loop""".split()
+ENTERS = "enters"
 LONGEST = 120.0  # seconds of a child; the undisturbed one needs a tenth
 
 
@@ -58,7 +59,7 @@ class Moments:
 
     def enter(self, stage: str) -> None:
         self.stage, self.passed = stage, 0
-        self.note("enters")
+        self.note(ENTERS)
 
     def note(self, kind: str) -> None:
         os.write(self.log, f"{self.stage} {kind} {time.monotonic()}\n".encode())
@@ -70,6 +71,12 @@ class Moments:
             self.passed += 1
             if self.passed == kill.number:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+    def leave(self) -> None:
+        """A stage that was faster than its kill is killed at its end."""
+        if self.kill and self.kill.stage == self.stage:
+            self.note("leaves")
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(self, owner: object, name: str) -> None:
         """A moment before and one after each call of a function."""
@@ -89,28 +96,34 @@ class Moments:
 
         function = torch.save
 
-        def watched(content, path, *arguments, **settings):
-            function(content, path, *arguments, **settings)
-            whole = Path(path).read_bytes()
-            Path(path).write_bytes(whole[: len(whole) // 2])
+        def watched(content, file, *arguments, **settings):
+            function(content, file, *arguments, **settings)
+            file.flush()
+            path = Path(file.name)
+            whole = path.read_bytes()
+            os.truncate(path, len(whole) // 2)
             self("within-save")
-            Path(path).write_bytes(whole)
+            path.write_bytes(whole)
 
         torch.save = watched
 
 
 def work(settings: Path, folder: Path, moments: Moments) -> None:
-    """What one child does: everything that is left of the run."""
+    """What one child does: what is left of the run, up to the stage in which it is to die."""
     for owner, names in ((os, "replace fsync mkdir unlink"), (shutil, "rmtree")):
         for name in names.split():
             moments.watch(owner, name)
     moments.watch_saving()
     config = parse_experiment(yaml.safe_load(settings.read_text()), "killed")
     run = Run.create(folder, config)
+    moments.leave()
     for stage in stages(config):
         if not stage.done(run):
             moments.enter(stage.name)
             StageCall(stage, str(folder))()
+            moments.leave()
+        elif moments.kill and moments.kill.stage == stage.name:
+            return
 
 
 def child(settings: Path, folder: Path, log: Path, kill: Kill | None) -> int:
@@ -137,7 +150,7 @@ def child(settings: Path, folder: Path, log: Path, kill: Kill | None) -> int:
             return os.waitstatus_to_exitcode(status)
         now = time.monotonic()
         if kill and kill.seconds is not None and ends is None:
-            entered = [line for line in read(log) if line[:2] == (kill.stage, "enters")]
+            entered = [line for line in read(log) if line[:2] == (kill.stage, ENTERS)]
             ends = entered[0][2] + kill.seconds if entered else None
         if (ends and now > ends) or now > began + LONGEST:
             os.kill(pid, signal.SIGKILL)
@@ -161,7 +174,7 @@ def plan(moments: list[tuple[str, str, float]], seed: int) -> list[Kill]:
         # what is done stays done, so a child has fewer moments than the one before it
         kills += [Kill(stage, number=chance.randint(1, max(1, count // k))) for k in (2, 3)]
         if any(kind == "within-save" for _, kind, _ in mine):
-            kills += [Kill(stage, "within-save", number) for number in (1, 2)]
+            kills.append(Kill(stage, "within-save", chance.randint(1, 3)))
             kills.append(Kill(stage, "before-replace", chance.randint(2, 5)))
         if stage != "create":
             kills.append(Kill(stage, seconds=chance.uniform(0, mine[-1][2] - mine[0][2])))
@@ -180,7 +193,7 @@ def main(folder: Path, seed: int) -> None:
         log = folder / f"killed-{number:02d}.log"
         began = time.monotonic()
         status = child(settings, folder / "killed", log, kill)
-        last = read(log)[-1]
+        last = [("", ""), *(line[:2] for line in read(log))][-1]
         attempts.append(
             {
                 "kill": kill and asdict(kill),
