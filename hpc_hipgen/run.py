@@ -50,7 +50,8 @@ class Run:
         path = folder / "config.yaml"
         tree = config.model_dump(mode="json")
         if path.is_file():
-            stored = yaml.safe_load(path.read_text())
+            # parsed, so that a run from before a setting existed has that setting's default
+            stored = cls(folder).config.model_dump(mode="json")
             changed = list(_differences(stored, tree))
             if changed:
                 raise ConfigError(

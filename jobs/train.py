@@ -29,7 +29,9 @@ def train(run: Run, model: str) -> dict[str, Any]:
     Returns figures for the stage's record. Raises ValueError for a model that the experiment does
     not train.
     """
+    from hpc_hipgen.tracking import tracked
     from hpc_hipgen.training import loop
+    from hpc_hipgen.training.checkpoint import complete_checkpoints
     from hpc_hipgen.training.engine import init_distributed, rank
 
     if model not in run.config.trained():
@@ -40,12 +42,18 @@ def train(run: Run, model: str) -> dict[str, Any]:
     init_distributed()
     task = _task(run, model)
     settings = getattr(run.config, model).training
-    figures = loop.train(task, settings, run.path(model), seed=run.config.seed, title=model)
-    if rank() == 0:
-        with atomic_folder(run.path(model, "export")) as folder:
-            figures |= task.export(folder)
-        print(f"{model}: done, {_line(figures)}", file=sys.stderr, flush=True)
-        run.mark_done(stage, **figures)
+    folder = run.path(model)
+    with tracked(run, model, active=rank() == 0) as tracker:
+        seed = run.config.seed
+        figures = loop.train(task, settings, folder, seed=seed, title=model, also=tracker.log)
+        if rank() == 0:
+            with atomic_folder(folder / "export") as export:
+                figures |= task.export(export)
+            for checkpoint in complete_checkpoints(folder / "checkpoints")[:1]:
+                tracker.artefact("checkpoint", checkpoint, images=figures["images"])
+            tracker.artefact("model", folder / "export", **figures)
+            print(f"{model}: done, {_line(figures)}", file=sys.stderr, flush=True)
+            run.mark_done(stage, **figures)
     return figures
 
 
