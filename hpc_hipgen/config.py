@@ -202,6 +202,22 @@ class Evaluation(Section):
         return self
 
 
+class WandB(Section):
+    """A project of Weights & Biases."""
+
+    project: str = Field(min_length=1)
+    entity: str | None = None  # user or team; default: the one of the login
+    # Compute nodes have no internet: `wandb sync RUN/wandb/offline-*` sends all of it later.
+    mode: Literal["offline", "online"] = "offline"
+    artefacts: bool = True  # the last checkpoint and the export of every model
+
+
+class Logging(Section):
+    """Where numbers go besides metrics.jsonl and TensorBoard, which are always written."""
+
+    wandb: WandB | None = None
+
+
 class Experiment(Section):
     """A whole experiment: one file of configs/."""
 
@@ -215,6 +231,7 @@ class Experiment(Section):
     llcm: LLCM | None = None
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
+    logging: Logging = Logging()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

@@ -21,6 +21,7 @@ from hpc_hipgen.config import ConfigError, Experiment, load_experiment
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.pipeline import Stage, stages
 from hpc_hipgen.run import Run
+from hpc_hipgen.tracking import check_tracking
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,6 +59,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _launch(options: argparse.Namespace) -> int:
     config, folder = _experiment(options)
+    check_tracking(config)
     site = load_site(options.site)
     if not options.run and site.results and not Path(options.experiment).is_dir():
         folder = site.results / config.name

@@ -6,6 +6,7 @@ takes no time and the job sees the code and the files as they are when it starts
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib
 import json
@@ -23,7 +24,7 @@ from typing import Any
 from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.pipeline import Item, Stage
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run, clean_abandoned, disk_full, full_disk_advice, write_atomic
 from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted
 
 LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
@@ -66,15 +67,14 @@ class StageCall:
         with _lock(logs / f"running{part}"):
             failed = logs / f"failed{part}.json"
             failed.unlink(missing_ok=True)
+            clean_abandoned(logs, failed.name)
             try:
                 info = self._call(run)
-            except Interrupted as stop:
-                if stop.signal == GO_ON_LATER:
-                    _queue_again()
-                write_atomic(failed, json.dumps(_failure(stop), indent=1))
-                raise
             except Exception as error:
-                write_atomic(failed, json.dumps(_failure(error), indent=1))
+                if isinstance(error, Interrupted) and error.signal == GO_ON_LATER:
+                    _queue_again()
+                with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                    write_atomic(failed, json.dumps(_failure(error, run), indent=1))
                 raise
             if self.stage.items is None and run.done(self.stage.name) is None:
                 run.mark_done(self.stage.name, **(info if isinstance(info, dict) else {}))
@@ -190,9 +190,12 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _failure(error: Exception, run: Run) -> dict[str, Any]:
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    return {"error": str(error), "kinds": kinds, "time": time.time(), "pid": os.getpid()}
+    # the system does not say where: "No space left on device"
+    bare = isinstance(error, OSError) and disk_full(error)
+    text = full_disk_advice(run.folder) if bare else str(error)
+    return {"error": text, "kinds": kinds, "time": time.time(), "pid": os.getpid()}
 
 
 def launcher_identity() -> str:

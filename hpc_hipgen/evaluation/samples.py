@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hpc_hipgen.radiograph.layouts import check_whole
+
 SYNTHETIC = ("synthetic", "hpc_hipgen")
 """PNG text chunk, key and value, that marks an image which is no film."""
 
 SHARD = "shard-{:05d}"
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.(tar|parquet)")
+UNREADABLE = (tarfile.TarError, OSError, SyntaxError)  # PIL calls a broken PNG a syntax error
 REQUIRED = ("row", "index", "seed", "film", "prompt_class", "asked_left", "asked_right")
 
 
@@ -69,6 +72,7 @@ def read_samples(path: Path) -> list[Sample]:
     """
     samples = []
     try:
+        check_whole(path)
         for key, group in _members(path):
             absent = [e for e in ("png", "txt", "json") if e not in group]
             if absent:
@@ -82,8 +86,11 @@ def read_samples(path: Path) -> list[Sample]:
             samples.append(Sample(key, pixels, group["txt"].decode(), info))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such sample shard; run the sample stage first") from None
-    except (tarfile.TarError, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: unreadable sample shard ({error})") from None
+    except (*UNREADABLE, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: unreadable sample shard ({' '.join(str(error).split())}); remove it and "
+            "start again: it will be drawn anew, the same"
+        ) from None
     shapes = {sample.image.shape for sample in samples}
     if len(shapes) > 1:
         raise ValueError(f"{path}: images of different sizes: {sorted(shapes)}")

@@ -54,6 +54,9 @@ class Parts:
 
     def save(self, folder: Path, scheduler: SchedulerMixin) -> None:
         """Writes a folder that a stock StableDiffusionPipeline loads."""
+        for part in (self.autoencoder, self.unet):
+            # diffusers notes where a part was loaded from: a path of this machine
+            part.register_to_config(_name_or_path="")
         pipeline = StableDiffusionPipeline(
             vae=self.autoencoder,
             unet=self.unet,

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,20 +167,48 @@ def read_shards(folder: Path, split: str) -> Films:
     """Load one split of the webdataset layout, every shard on every rank.
 
     Raises:
-        ValueError: no shard of that split.
+        ValueError: no shard of that split, or one that is cut off or damaged; names it.
     """
     from webdataset import WebDataset
 
-    urls = sorted(str(path) for path in folder.glob(f"{split}-class_*.tar"))
-    if not urls:
+    paths = sorted(folder.glob(f"{split}-class_*.tar"))
+    if not paths:
         raise ValueError(f"{folder}: no shard {split}-class_*.tar")
-    # The default splitter refuses to run on several ranks; here each wants all of it.
-    samples = WebDataset(urls, shardshuffle=False, nodesplitter=lambda shards: shards)
-    rows = [
-        (json.loads(sample["json"]), sample["txt"].decode(), io.BytesIO(sample["png"]))
-        for sample in samples
-    ]
+    rows: list[tuple[Row, str, io.BytesIO]] = []
+    for path in paths:
+        # The default splitter refuses to run on several ranks; here each wants all of it.
+        samples = WebDataset(str(path), shardshuffle=False, nodesplitter=lambda shards: shards)
+        try:
+            check_whole(path)
+            rows += [(json.loads(s["json"]), s["txt"].decode(), _png(s["png"])) for s in samples]
+        except (tarfile.TarError, OSError, SyntaxError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path}: unreadable shard ({' '.join(str(error).split())}); "
+                "make the data again in another run (--run NAME), or copy the file from a backup"
+            ) from None
     return _films(sorted(rows, key=lambda row: row[0]["id"]))
+
+
+def check_whole(path: Path) -> None:
+    """Sees that a tar file ends as one does: two blocks of zeros.
+
+    One that was cut off between two members reads like a shorter one.
+
+    Raises:
+        tarfile.ReadError: when it does not.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 1024))
+        if size % 512 or file.read() != bytes(1024):
+            raise tarfile.ReadError("the file is cut off")
+
+
+def _png(data: bytes) -> io.BytesIO:
+    """The bytes of a PNG file, checked against its own checksums."""
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.verify()
+    return io.BytesIO(data)
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
