@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError
 
 from hpc_hipgen.config import ConfigError, Section
 
-SITES = Path(__file__).resolve().parents[2] / "configs" / "site"
+ROOT = Path(__file__).resolve().parents[2]
+SITES = ROOT / "configs" / "site"
 Kind = Literal["cpu", "gpu", "train"]
 """cpu: no accelerator; gpu: one process on one GPU; train: one process per GPU on whole nodes."""
 
@@ -61,6 +62,17 @@ class Site(Section):
         """The resources of a stage: those of its kind, changed by its own entry."""
         base = self.resources.get(kind, Resources()).model_dump(exclude_unset=True)
         return Resources.model_validate(base | self.stages.get(stage, {}))
+
+    def run_folder(self, name: str) -> Path:
+        """The run that a person means: a path, or a name in this site's parent of runs."""
+        path = Path(name)
+        if "/" in name or (path / "config.yaml").is_file():
+            return path
+        return self.runs() / name
+
+    def runs(self) -> Path:
+        """The parent of the run folders."""
+        return self.results or ROOT / "results"
 
     def uses_slurm(self) -> bool:
         """True when jobs go to Slurm; `auto` asks whether a Slurm answers here."""
