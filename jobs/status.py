@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hpc_hipgen.cluster.site import Site, load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Stage, stages
 from hpc_hipgen.run import Run
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,9 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", nargs="?", help="run folder, or its name in results/")
+    parser.add_argument("--site", help="a file of configs/site/, for its results folder")
     options = parser.parse_args(arguments)
     try:
-        run = Run(_folder(options.run))
+        run = Run(_folder(options.run, load_site(options.site)))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -108,17 +108,17 @@ def _progress(run: Run, stage: Stage) -> str:
     return ", ".join(parts)
 
 
-def _folder(given: str | None) -> Path:
+def _folder(given: str | None, site: Site) -> Path:
     """The run folder that was meant.
 
     Raises:
         ConfigError: when there is no run at all.
     """
     if given:
-        return Path(given) if Path(given).is_dir() else RESULTS / given
-    runs = [path.parent for path in RESULTS.glob("*/config.yaml")]
+        return site.run_folder(given)
+    runs = [path.parent for path in site.runs().glob("*/config.yaml")]
     if not runs:
-        raise ConfigError(f"no run in {RESULTS}; start one: make demo")
+        raise ConfigError(f"no run in {site.runs()}; start one: make demo")
     return max(runs, key=_touched)
 
 

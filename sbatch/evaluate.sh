@@ -21,6 +21,6 @@ cd "$here/.."
 . sbatch/common.sh
 
 if [[ $# == 0 || $1 == -* ]]; then
-    set -- results/llcm "$@"
+    set -- llcm "$@"
 fi
 launch "$@"

@@ -57,8 +57,19 @@ def test_queued_failed_and_done(run):
     assert state(run, "prepare")[0] == "done"
 
 
-def test_no_run_is_one_clear_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(status, "RESULTS", tmp_path)
-    assert status.main([]) == 2
+def test_runs_are_found_where_the_site_keeps_them(run, tmp_path, capsys, monkeypatch):
+    site = tmp_path / "site.yaml"
+    site.write_text(f"results: {run.folder.parent}")
+    for arguments in ([], ["tiny"]):
+        assert status.main([*arguments, "--site", str(site)]) == 0
+        assert capsys.readouterr().out.startswith(f"{run.folder}  (experiment tiny)")
+    monkeypatch.setenv("HIPGEN_SITE", str(site))
+    assert status.main([]) == 0
+
+
+def test_no_run_is_one_clear_line(tmp_path, capsys):
+    site = tmp_path / "site.yaml"
+    site.write_text(f"results: {tmp_path}")
+    assert status.main(["--site", str(site)]) == 2
     assert "make demo" in capsys.readouterr().err
-    assert status.main(["nothing"]) == 2
+    assert status.main(["nothing", "--site", str(site)]) == 2
