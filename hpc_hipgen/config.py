@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -444,17 +444,34 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
-    for override in overrides or []:
-        _apply_override(tree, override)
-    return parse_experiment(tree, str(path))
+    return parse_experiment(settings_tree(tree, overrides or []), str(path))
 
 
 def parse_experiment(tree: dict[str, Any], origin: str) -> Experiment:
     """Checks a tree of plain values; `origin` is named in the message of ConfigError."""
+    return parse_settings(Experiment, tree, origin)
+
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def parse_settings(kind: type[Settings], tree: dict[str, Any], origin: str) -> Settings:
+    """Checks a tree of plain values against a group of settings.
+
+    Raises:
+        ConfigError: one problem a line, each with `origin` and its key.
+    """
     try:
-        return Experiment.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_problem(origin, e) for e in error.errors())) from None
+
+
+def settings_tree(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The tree changed by `key.sub=value` overrides, values in YAML; raises ConfigError."""
+    for override in overrides:
+        _apply_override(tree, override)
+    return tree
 
 
 def _problem(origin: str, error: Any) -> str:

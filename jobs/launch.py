@@ -84,7 +84,7 @@ def _launch(options: argparse.Namespace) -> int:
     check_inputs(config, options.experiment, done)
     check_films(config, done)
     if options.dry_run:
-        return _dry_run(folder, config, graph, site, slurm)
+        return dry_run(folder, f"experiment {config.name}", graph, site, slurm)
     return execute(Run.create(folder, config), graph, site, slurm)
 
 
@@ -164,8 +164,13 @@ def forget(run: Run, graph: list[Stage], name: str) -> None:
                 shutil.rmtree(row, ignore_errors=True)
 
 
-def execute(run: Run, graph: list[Stage], site: Site, slurm: bool) -> int:
-    """Runs the graph here or submits it; returns the exit status."""
+def execute(
+    run: Run, graph: list[Stage], site: Site, slurm: bool, result: str | None = None
+) -> int:
+    """Runs the graph here or submits it; returns the exit status.
+
+    `result` says where the results lie, when they are not the report.
+    """
     from hpc_hipgen import provenance
     from hpc_hipgen.cluster.local import StageFailed, run_stages
     from hpc_hipgen.cluster.slurm import submit_stages
@@ -186,16 +191,16 @@ def execute(run: Run, graph: list[Stage], site: Site, slurm: bool) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from the last complete artefact.")
         return 130
-    print(f"Everything is done. {report_line(run)}")
+    print(f"Everything is done. {result or report_line(run)}")
     return 0
 
 
-def _dry_run(folder: Path, config: Experiment, graph: list[Stage], site: Site, slurm: bool) -> int:
+def dry_run(folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool) -> int:
     """Prints the graph, what each stage asks for and, for Slurm, the scripts; writes nothing."""
     from hpc_hipgen.cluster.slurm import describe
 
     run = Run(folder) if (folder / "config.yaml").is_file() else None
-    print(f"experiment {config.name}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
+    print(f"{what}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
     for stage in graph:
         need = site.of(stage.name, stage.kind)
         state = "done" if run and stage.done(run) else "to do"
