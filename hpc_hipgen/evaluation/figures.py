@@ -264,7 +264,9 @@ def sweep(lines: Sequence[Mapping[str, Any]]) -> Figure:
                 _sweep_curves(axes, own, across, other, score)
             column[0].set_title(model.replace("_", " "))
             column[1].set_xlabel({"guidance": "guidance scale", "steps": "steps"}[across])
-            column[0].legend(fontsize=7)
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
+            column[1].legend(*column[0].get_legend_handles_labels(), fontsize=7, **below)
+            column[1].xaxis.set_major_locator(MaxNLocator(6, integer=across == "steps"))
         grid[0, 0].set_ylabel("mean absolute error (°)")
         grid[1, 0].set_ylabel("r, asked against measured")
     return figure
