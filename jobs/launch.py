@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from hpc_hipgen.cluster.site import Site, load_site
+from hpc_hipgen.cluster.site import Site, load_site, slurm_answers
 from hpc_hipgen.config import (
     ConfigError,
     Experiment,
@@ -55,7 +55,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--site", help="a file of configs/site/ (default: $HIPGEN_SITE, then auto)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be done, and where"
+        "--dry-run",
+        action="store_true",
+        help="print what would be done, and where; a Slurm is asked whether it would take it",
     )
     parser.add_argument("--redo", metavar="STAGE", help="do this stage and all after it again")
     return parser.parse_intermixed_args(arguments)
@@ -196,9 +198,13 @@ def execute(
 
 
 def dry_run(folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool) -> int:
-    """Prints the graph, what each stage asks for and, for Slurm, the scripts; writes nothing."""
-    from hpc_hipgen.cluster.slurm import describe
+    """Prints the graph, what each stage asks for and, for Slurm, the scripts; writes nothing.
 
+    Where a Slurm answers it is asked whether it would take them.
+
+    Raises:
+        ConfigError: a line for each stage that Slurm refuses.
+    """
     run = Run(folder) if (folder / "config.yaml").is_file() else None
     print(f"{what}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
     for stage in graph:
@@ -207,8 +213,20 @@ def dry_run(folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool
         ask = f"{need.nodes} x {need.gpus} GPU, {need.cpus} CPUs a process, {need.hours:g} h"
         waits = f"  after {', '.join(stage.after)}" if stage.after else ""
         print(f"  {stage.name:32} {state:6}{ask if slurm else ''}{waits}")
-    if slurm:
-        print(describe(folder.resolve(), graph, site))
+    if not slurm:
+        return 0
+    from hpc_hipgen.cluster.slurm import describe, refusals
+
+    print(describe(folder.resolve(), graph, site), flush=True)
+    if not slurm_answers():
+        print("No Slurm answers here: it was not asked whether it would take these scripts.")
+        return 0
+    refused = refusals(graph, site)
+    if refused:
+        raise ConfigError(
+            "\n".join(f"Slurm refuses {name}: {why}" for name, why in refused.items())
+        )
+    print(f"Slurm would take all {len(graph)} scripts (sbatch --test-only).")
     return 0
 
 

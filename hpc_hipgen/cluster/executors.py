@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
@@ -126,6 +127,22 @@ def sbatch_script(parameters: dict[str, Any], tasks: int = 1, folder: Path = Pat
     if tasks > 1:
         executor.parameters["map_count"] = tasks
     return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def refusal(script: str) -> str | None:
+    """Why Slurm would not take this script, or None: `sbatch --test-only`, nothing is submitted."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, clean_environment():
+        file.write(script)
+        file.flush()
+        try:
+            done = subprocess.run(
+                ["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=30
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"sbatch does not answer: {error}"
+    if done.returncode == 0:
+        return None
+    return " ".join((done.stderr or done.stdout).split()) or f"exit status {done.returncode}"
 
 
 def local_executor(folder: Path, site: Site, processes: int) -> submitit.LocalExecutor:

@@ -13,6 +13,7 @@ from hpc_hipgen.cluster.calls import StageCall, stage_logs
 from hpc_hipgen.cluster.executors import (
     clean_environment,
     queued_jobs,
+    refusal,
     sbatch_script,
     slurm_executor,
     slurm_parameters,
@@ -101,6 +102,17 @@ def describe(run_folder: Path, graph: list[Stage], site: Site) -> str:
         script = sbatch_script(parameters, tasks, run_folder / "logs" / stage.name)
         texts.append(f"##### {stage.name}\n{script}")
     return "\n".join(texts)
+
+
+def refusals(graph: list[Stage], site: Site) -> dict[str, str]:
+    """The stages whose scripts Slurm would not take, and why; dependencies are left out."""
+    found = {}
+    for stage in graph:
+        parameters = slurm_parameters(stage.name, site.of(stage.name, stage.kind), site)
+        why = refusal(sbatch_script(parameters, site.array_tasks if stage.items else 1))
+        if why:
+            found[stage.name] = why
+    return found
 
 
 def submitted(run: Run, stage: str) -> dict[str, Any] | None:
