@@ -177,7 +177,7 @@ def execute(
     from hpc_hipgen.cluster.local import StageFailed, run_stages
     from hpc_hipgen.cluster.slurm import submit_stages
 
-    provenance.record_launch(run, sys.argv)
+    provenance.record_launch(run, sys.argv, site)
     if slurm:
         print(f"{shown(run.folder)}: submitting to Slurm")
         submit_stages(run, graph, site)

@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", help="run folder, or its name")
     parser.add_argument("grid", nargs="*", metavar="key=[a,b]", help="what to cross (below)")
-    parser.add_argument("--name", default="sweep", help="of the folder in RUN/sweeps (sweep)")
+    parser.add_argument("--name", default="grid", help="of the folder in RUN/sweeps (grid)")
     parser.add_argument("--split", choices=SPLITS, default="validation", help="whose captions")
     parser.add_argument("--site", help="a file of configs/site/ (default: $HIPGEN_SITE, then auto)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")

@@ -259,6 +259,18 @@ def test_the_catalogue_agrees_with_who_reads_it():
         assert not [n for n in entry.files if n.endswith((".bin", ".ckpt"))]
 
 
+def test_nothing_else_opens_a_connection_to_the_world():
+    root = weights.Path(__file__).parents[1]
+    words = ("urllib.request", "import requests", "huggingface_hub", "http.client", "hf_hub_")
+    found = {
+        path.name
+        for folder in ("hpc_hipgen", "jobs")
+        for path in (root / folder).rglob("*.py")
+        if any(word in path.read_text() for word in words)
+    }
+    assert found == {"weights.py"}
+
+
 @pytest.mark.slow
 def test_a_fetched_stable_diffusion_is_read_offline(hub, tiny_run, tmp_path, monkeypatch):
     """What the catalogue lists is all that training reads."""

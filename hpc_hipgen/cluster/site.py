@@ -51,7 +51,9 @@ class Site(Section):
     resources: dict[Kind, Resources] = Field({})
     stages: dict[str, dict[str, Any]] = Field({})  # of single stages, over those of their kind
     setup: list[str] = Field([])  # shell lines before every job: module load ..., ulimit ...
-    env: dict[str, str] = Field({})  # variables of every job: NCCL_SOCKET_IFNAME ...
+    # Variables of every job: NCCL_SOCKET_IFNAME ... Those named like secrets (..._KEY, ..._TOKEN)
+    # reach the jobs through the environment of sbatch and are written nowhere.
+    env: dict[str, str] = Field({})
     array_tasks: int = Field(1, ge=1)  # jobs that an array is divided into
     array_parallel: int = Field(1, ge=1)  # of these, at once
     signal_seconds: int = Field(120, ge=10)  # warning before the time limit

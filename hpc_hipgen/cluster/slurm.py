@@ -11,12 +11,12 @@ from typing import Any
 
 from hpc_hipgen.cluster.calls import StageCall, stage_logs
 from hpc_hipgen.cluster.executors import (
-    clean_environment,
     queued_jobs,
     refusal,
     sbatch_script,
     slurm_executor,
     slurm_parameters,
+    submission_environment,
     submission_folder,
 )
 from hpc_hipgen.cluster.site import Site
@@ -134,7 +134,7 @@ def _submit(
     folder = submission_folder(logs)
     need = site.of(stage.name, stage.kind)
     parameters = slurm_parameters(f"{run.config.name}:{stage.name}", need, site, after, follows)
-    with clean_environment():
+    with submission_environment(site):
         executor = slurm_executor(folder, site, parameters)
         job = executor.submit_array(calls)[0] if len(calls) > 1 else executor.submit(calls[0])
     record = {"job": job.job_id.split("_")[0], "log": str(folder), "time": time.time()}

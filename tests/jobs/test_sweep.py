@@ -113,7 +113,7 @@ def test_the_dry_run_lists_cells_and_scripts_and_writes_nothing(run, capsys):
     assert sweep.main(arguments) == 0
     said = capsys.readouterr().out
     assert "  llcm-export-lcm-1-3\n  llcm-export-lcm-2-3\n" in said
-    assert "#SBATCH --array=0-" in said and "sweep-sweep-table" in said
+    assert "#SBATCH --array=0-" in said and "sweep-grid-table" in said
     assert not run.path("sweeps").exists()
 
 
@@ -128,7 +128,7 @@ def test_the_table_is_made_again_only_when_a_cell_was_missing(run, capsys, monke
         array.artefact(run, item).parent.mkdir(parents=True)
         array.artefact(run, item).touch()
     run.mark_done(table.name)
-    (sweeps.sweep_folder(run, "sweep") / "table.csv").touch()
+    (sweeps.sweep_folder(run, "grid") / "table.csv").touch()
     capsys.readouterr()
     assert sweep.main(arguments[:1] + arguments[-2:]) == 0  # the saved grid
     assert "all 2 cells are there" in capsys.readouterr().out and len(started) == 1
@@ -169,7 +169,7 @@ def pngs(path):
 def test_a_sweep_from_the_command_to_the_table(trained, capfd):
     assert sweep.main([str(trained.folder), *GRID, "--site", "local"]) == 0
     assert "Everything is done. Table: " in capfd.readouterr().out
-    folder = sweeps.sweep_folder(trained, "sweep")
+    folder = sweeps.sweep_folder(trained, "grid")
     with (folder / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["model"] for line in lines] == ["stable_diffusion"] * 4 + ["llcm"] * 4
@@ -187,24 +187,24 @@ def test_a_sweep_from_the_command_to_the_table(trained, capfd):
 @pytest.mark.slow
 def test_a_lost_cell_is_drawn_again_alone_and_the_table_is_the_same(trained, monkeypatch):
     sweep.main([str(trained.folder), *GRID, "--site", "local"])
-    folder = sweeps.sweep_folder(trained, "sweep")
+    folder = sweeps.sweep_folder(trained, "grid")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     lost, half = (folder / "cells" / f"llcm-8-lcm-{n}-3" for n in (1, 2))
     shutil.rmtree(lost)
     (half / "table.parquet").unlink()
     with pytest.raises(ValueError, match="missing; start the sweep again"):
-        sweep.merge(trained, "sweep")
+        sweep.merge(trained, "grid")
     kept = (half / "samples.tar").stat().st_mtime_ns
-    todo = sweeps.graph("sweep")[0].missing(trained)
+    todo = sweeps.graph("grid")[0].missing(trained)
     assert sorted(todo) == [(lost.name, 0), (half.name, 0)]
-    assert sweep.draw_and_measure(trained, "sweep", todo) == 2
+    assert sweep.draw_and_measure(trained, "grid", todo) == 2
     assert (half / "samples.tar").stat().st_mtime_ns == kept
-    sweep.merge(trained, "sweep")
+    sweep.merge(trained, "grid")
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     # a cell of other captions is not merged
     shutil.copy(half / "table.parquet", lost / "table.parquet")
     with pytest.raises(ValueError, match="holds other images"):
-        sweep.merge(trained, "sweep")
+        sweep.merge(trained, "grid")
 
 
 @pytest.mark.slow
