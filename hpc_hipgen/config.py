@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -152,6 +152,16 @@ class Diffusion(Section):
     gradient_checkpointing: bool = False
     training: Training
 
+    @model_validator(mode="after")
+    def _shapes_are_its_own(self) -> Diffusion:
+        for key, default in (("unet", UNet()), ("text", Text())):
+            if self.pretrained and getattr(self, key) != default:
+                raise ValueError(
+                    f"{key}: given, but the pretrained folder {self.pretrained} brings its own; "
+                    f"leave {key} out, or pretrained"
+                )
+        return self
+
 
 class LLCM(Section):
     """The Leapfrog Latent Consistency Model, distilled from the teacher."""
@@ -259,28 +269,73 @@ def _check_experiment(config: Experiment) -> Experiment:
     auto = config.autoencoder
     if auto and auto.pretrained is None and auto.training is None:
         raise ValueError("autoencoder: give either pretrained (a folder) or training")
-    count = config.data.train * config.data.views
-    for name in ("ruler", "autoencoder", "stable_diffusion", "stable_diffusion_caption", "llcm"):
-        section = getattr(config, name)
-        training = section.training if section else None
-        if config.data.source == "phantom" and training and training.batch > count:
-            raise ValueError(
-                f"{name}.training.batch: {training.batch} is more than the data set has "
-                f"({config.data.train} films x {config.data.views} views = {count})"
-            )
-        folder = section.pretrained if section and hasattr(section, "pretrained") else None
-        if folder is not None and not folder.exists():
-            raise ValueError(f"{name}.pretrained: {folder} does not exist; put the weights there")
-        if isinstance(section, Diffusion):
+    for name in ("stable_diffusion", "stable_diffusion_caption"):
+        if section := getattr(config, name):
             _check_measurements(name, section)
+    if config.data.source == "phantom":
+        check_batches(config, config.data.train)
     _check_shapes(config)
     _check_steps(config)
-    _check_film_folders(config.data.films, config.evaluation.films)
-    if config.ruler.pretrained:
-        _check_ruler(config.ruler.pretrained, config.data)
-    if config.evaluation.inception and not config.evaluation.inception.is_file():
-        raise ValueError(f"evaluation.inception: {config.evaluation.inception} does not exist")
+    _check_apart(config.data.films, config.evaluation.films)
     return config
+
+
+def check_batches(config: Experiment, films: int) -> None:
+    """Every batch fits into the views of so many training films; raises ConfigError naming it."""
+    count = films * config.data.views
+    for name in config.trained():
+        training = getattr(config, name).training
+        if training.batch > count:
+            raise ConfigError(
+                f"{name}.training.batch: {training.batch} is more than the data set has "
+                f"({films} films x {config.data.views} views = {count})"
+            )
+
+
+def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> None:
+    """Sees that the weights and folders that an experiment reads are there.
+
+    Args:
+        config: the experiment.
+        origin: named in the message.
+        done: stages that are done, whose inputs are no longer needed.
+
+    Raises:
+        ConfigError: one line for each that is missing.
+    """
+    done = set(done)
+    problems = [] if "prepare" in done else _missing_films(config)
+    for name in ("autoencoder", "stable_diffusion", "stable_diffusion_caption"):
+        section = getattr(config, name)
+        folder = section.pretrained if section else None
+        if folder and f"train-{name}" not in done and not folder.exists():
+            problems.append(_absent(f"{name}.pretrained", folder))
+    weights = config.evaluation.inception
+    if weights and not weights.is_file():
+        problems.append(_absent("evaluation.inception", weights))
+    if config.ruler.pretrained:
+        try:
+            _check_ruler(config.ruler.pretrained, config.data)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+
+
+def _missing_films(config: Experiment) -> list[str]:
+    given = {"data.films": config.data.films, "evaluation.films": config.evaluation.films}
+    return [
+        f"{key}: {path} is not a folder"
+        for key, path in given.items()
+        if path and not path.is_dir()
+    ]
+
+
+def _absent(key: str, path: Path) -> str:
+    return (
+        f"{key}: {path} does not exist; on a machine with internet, such as the login node, "
+        "`bash sbatch/prefetch.sh` fetches the known weights into weights/"
+    )
 
 
 def _check_shapes(config: Experiment) -> None:
@@ -359,11 +414,8 @@ def _check_steps(config: Experiment) -> None:
         )
 
 
-def _check_film_folders(trained: Path | None, measured: Path | None) -> None:
-    """Folders of films exist, and none is both trained on and measured; raises ValueError."""
-    for key, folder in (("data.films", trained), ("evaluation.films", measured)):
-        if folder and not folder.is_dir():
-            raise ValueError(f"{key}: {folder} is not a folder")
+def _check_apart(trained: Path | None, measured: Path | None) -> None:
+    """No film is both trained on and measured; raises ValueError."""
     if trained and measured:
         first, second = trained.resolve(), measured.resolve()
         if first.is_relative_to(second) or second.is_relative_to(first):
@@ -392,9 +444,10 @@ def _check_ruler(folder: Path, data: Data) -> None:
 
 
 def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Experiment:
-    """Reads an experiment file, applies `key.sub=value` overrides and checks it.
+    """Reads an experiment file, applies `key.sub=value` overrides and checks the settings.
 
-    Values of overrides are YAML (`llcm.guidance=[2,6]`, `autoencoder.pretrained=null`).
+    The files that they name need not be there (see `check_inputs`). Values of overrides are YAML
+    (`llcm.guidance=[2,6]`, `autoencoder.pretrained=null`).
 
     Raises:
         ConfigError: one problem a line, each with its key.
@@ -408,17 +461,34 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
-    for override in overrides or []:
-        _apply_override(tree, override)
-    return parse_experiment(tree, str(path))
+    return parse_experiment(settings_tree(tree, overrides or []), str(path))
 
 
 def parse_experiment(tree: dict[str, Any], origin: str) -> Experiment:
     """Checks a tree of plain values; `origin` is named in the message of ConfigError."""
+    return parse_settings(Experiment, tree, origin)
+
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def parse_settings(kind: type[Settings], tree: dict[str, Any], origin: str) -> Settings:
+    """Checks a tree of plain values against a group of settings.
+
+    Raises:
+        ConfigError: one problem a line, each with `origin` and its key.
+    """
     try:
-        return Experiment.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_problem(origin, e) for e in error.errors())) from None
+
+
+def settings_tree(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The tree changed by `key.sub=value` overrides, values in YAML; raises ConfigError."""
+    for override in overrides:
+        _apply_override(tree, override)
+    return tree
 
 
 def _problem(origin: str, error: Any) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards
@@ -44,10 +44,12 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
     pipelines: dict[str, Any] = {}
     for number, (row, shard) in enumerate(sorted(todo), 1):
         films = films_of[row_data(run, row)]
-        specs = _specs(run, films, row)
+        specs = _row_specs(run, films, row)
         size = run.config.sampling.shard_size
         specs = specs[shard * size : (shard + 1) * size]
-        write_atomic(sample_shard(run, (row, shard)), _tar(run, films, row, specs, pipelines))
+        images = _images(run, films, row, specs, pipelines)
+        content = shard_bytes(specs, images, synthetic=row not in UNTOUCHED_ROWS)
+        write_atomic(sample_shard(run, (row, shard)), content)
         print(
             f"sample {number}/{len(todo)}  {row} shard {shard}: {len(specs)} images",
             file=sys.stderr,
@@ -56,19 +58,36 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
     return len(todo)
 
 
-def _specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
-    """What each image of a row is asked for; angles are the patient's sides, in degrees."""
+def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
+    """What each image of a row of the report is asked for."""
+    if row in MEASURED_ROWS:
+        return image_specs(run.config.seed, films, row)
+    return image_specs(
+        run.config.seed, films, row, _settings(run, row), run.config.sampling.per_caption
+    )
+
+
+def image_specs(
+    seed: int,
+    films: Films,
+    row: str,
+    settings: dict[str, Any] | None = None,
+    per_caption: int = 1,
+) -> list[dict[str, Any]]:
+    """What each image is asked for; angles are the patient's sides, in degrees.
+
+    `settings` (steps, guidance, solver) are those of images that are drawn; without, the images
+    are the films themselves. The seed of an image follows from its index alone.
+    """
     from hpc_hipgen.radiograph.captions import parse_caption
 
-    sampling = run.config.sampling
-    generated = row not in MEASURED_ROWS
     specs = []
-    for index in range(len(films) * (sampling.per_caption if generated else 1)):
+    for index in range(len(films) * per_caption):
         i = index % len(films)
         spec = {
             "row": row,
             "index": index,
-            "seed": run.config.seed * 1_000_003 + index,
+            "seed": seed * 1_000_003 + index,
             "film": films.film[i],
             "prompt": films.captions[i],
             "prompt_class": int(films.prompt_class[i]),
@@ -76,11 +95,11 @@ def _specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
             "asked_right": float(films.patient_right[i]),
             "view": i,
         }
-        if generated:  # asked for is what the caption says, to half a degree
+        if settings is not None:  # asked for is what the caption says, to half a degree
             asked = parse_caption(films.captions[i])
             assert asked is not None, f"caption of {films.ids[i]} names no angles"
             spec |= {"asked_left": asked.patient_left, "asked_right": asked.patient_right}
-            spec |= _settings(run, row)
+            spec |= settings
         specs.append(spec)
     return specs
 
@@ -94,20 +113,20 @@ def _settings(run: Run, row: str) -> dict[str, Any]:
     return {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
 
 
-def _tar(
-    run: Run, films: Films, row: str, specs: list[dict[str, Any]], pipelines: dict[str, Any]
+def shard_bytes(
+    specs: list[dict[str, Any]], images: Iterable[np.ndarray], synthetic: bool
 ) -> bytes:
-    """The bytes of a shard; the same specs give the same bytes."""
+    """The bytes of a shard, marked where it is no film; the same images give the same bytes."""
     import webdataset
 
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, mtime=0) as writer:
-        for spec, image in zip(specs, _images(run, films, row, specs, pipelines), strict=True):
+        for spec, image in zip(specs, images, strict=True):
             info = {k: v for k, v in spec.items() if k not in ("prompt", "view")}
             writer.write(
                 {
                     "__key__": f"{spec['index']:06d}",
-                    "png": _png(image, synthetic=row not in UNTOUCHED_ROWS),
+                    "png": _png(image, synthetic),
                     "txt": spec["prompt"],
                     "json": json.dumps(info).encode(),
                 }
@@ -129,26 +148,34 @@ def _images(
 
         yield from round_trip(load_autoencoder(run).to(device()).eval(), films.images[views])
     else:
-        from hpc_hipgen.generators.sampling import draw, load_pipeline
+        from hpc_hipgen.generators.sampling import load_pipeline
 
         model = "llcm" if row.startswith("llcm_") else row
         if model not in pipelines:
             pipelines[model] = load_pipeline(
                 run.path(model, "export"), run.config.sampling.precision
             )
-        size = run.config.sampling.batch
-        for start in range(0, len(specs), size):
-            part = specs[start : start + size]
-            yield from draw(
-                pipelines[model],
-                [s["prompt"] for s in part],
-                [s["seed"] for s in part],
-                steps=part[0]["steps"],
-                guidance=part[0]["guidance"],
-                solver=part[0]["solver"],
-                resolution=run.config.data.resolution,
-            )
-            print(f"  {row}: {start + len(part)}/{len(specs)}", file=sys.stderr, flush=True)
+        yield from drawn(run, pipelines[model], specs)
+
+
+def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+    """Images (r, r) uint8 of a pipeline in the order of the specs, all of the same settings."""
+    from hpc_hipgen.generators.sampling import draw
+
+    size = run.config.sampling.batch
+    for start in range(0, len(specs), size):
+        part = specs[start : start + size]
+        yield from draw(
+            pipeline,
+            [s["prompt"] for s in part],
+            [s["seed"] for s in part],
+            steps=part[0]["steps"],
+            guidance=part[0]["guidance"],
+            solver=part[0]["solver"],
+            resolution=run.config.data.resolution,
+        )
+        done = f"{start + len(part)}/{len(specs)}"
+        print(f"  {part[0]['row']}: {done}", file=sys.stderr, flush=True)
 
 
 def _png(image: np.ndarray, synthetic: bool) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
@@ -14,6 +15,7 @@ from typing import Any
 import submitit
 
 from hpc_hipgen.cluster.site import Kind, Resources, Site
+from hpc_hipgen.provenance import is_secret
 
 ROOT = Path(__file__).resolve().parents[2]
 GPUS_VARIABLE = "HIPGEN_GPUS"
@@ -36,6 +38,23 @@ def clean_environment() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+@contextmanager
+def submission_environment(site: Site) -> Iterator[None]:
+    """The environment of sbatch, which hands it on to the job.
+
+    It is that of no enclosing job (`clean_environment`), with the secret variables of the site:
+    those must not stand in the script, which stays in the run folder.
+    """
+    before = dict(os.environ)
+    os.environ.update({key: value for key, value in site.env.items() if is_secret(key)})
+    try:
+        with clean_environment():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def job_variables(site: Site) -> dict[str, str]:
@@ -75,7 +94,8 @@ def slurm_parameters(
     if waits:
         extra["kill-on-invalid-dep"] = "yes"  # else a failed dependency pends for ever
     variables = {"OMP_NUM_THREADS": str(need.cpus)} | job_variables(site)
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
+    public = {key: value for key, value in variables.items() if not is_secret(key)}
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in public.items()]
     parameters: dict[str, Any] = {
         "job_name": name,
         "nodes": need.nodes,
@@ -126,6 +146,22 @@ def sbatch_script(parameters: dict[str, Any], tasks: int = 1, folder: Path = Pat
     if tasks > 1:
         executor.parameters["map_count"] = tasks
     return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def refusal(script: str) -> str | None:
+    """Why Slurm would not take this script, or None: `sbatch --test-only`, nothing is submitted."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, clean_environment():
+        file.write(script)
+        file.flush()
+        try:
+            done = subprocess.run(
+                ["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=30
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"sbatch does not answer: {error}"
+    if done.returncode == 0:
+        return None
+    return " ".join((done.stderr or done.stdout).split()) or f"exit status {done.returncode}"
 
 
 def local_executor(folder: Path, site: Site, processes: int) -> submitit.LocalExecutor:

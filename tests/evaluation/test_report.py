@@ -100,7 +100,7 @@ class StubFilms:
 
 @pytest.fixture
 def stubs(monkeypatch):
-    monkeypatch.setattr(evaluate, "_ruler", lambda run, device: StubRuler())
+    monkeypatch.setattr(evaluate, "ruler_of", lambda run, device: StubRuler())
     monkeypatch.setattr(distances, "load_backbone", lambda inception: StubBackbone())
     monkeypatch.setattr("hpc_hipgen.radiograph.layouts.read_manifest", lambda *a, **k: StubFilms())
 
@@ -130,7 +130,7 @@ def test_a_shard_is_measured_in_patient_sides_and_only_once(tmp_path, stubs, mon
     assert keys == table["key"].tolist() and features.shape == (6, 8)
     assert name == "EfficientNet-Lite0"
 
-    monkeypatch.setattr(evaluate, "_ruler", None)  # nothing is loaded when nothing is missing
+    monkeypatch.setattr(evaluate, "ruler_of", None)  # nothing is loaded when nothing is missing
     assert evaluate.main(["--run", str(run.folder)]) == 0
     assert "0 done now, 3 were there already" in capsys.readouterr().out
 
