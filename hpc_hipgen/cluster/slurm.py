@@ -89,6 +89,8 @@ def _submit(run: Run, stage: Stage, site: Site, after: list[str]) -> tuple[str, 
     """Submits one stage; returns its job id and the number of array tasks."""
     logs = stage_logs(run, stage.name).resolve()
     folder = submission_folder(logs)
+    for failed in logs.glob("failed*.json"):  # of the last submission, whose shares were others
+        failed.unlink()
     need = site.of(stage.name, stage.kind)
     parameters = slurm_parameters(f"{run.config.name}:{stage.name}", need, site, after)
     calls = calls_of(run, stage, site)
