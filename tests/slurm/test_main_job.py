@@ -108,9 +108,9 @@ def test_slurm_accepts_every_script(script, slurm):
 @pytest.mark.parametrize("site", ["test", "a100"])
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "configs").glob("*.yaml")))
 def test_slurm_accepts_what_the_dry_run_prints(site, experiment, slurm, tmp_path):
+    launch = [sys.executable, "-m", "jobs.launch", f"configs/{experiment}.yaml"]
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.launch", f"configs/{experiment}.yaml", "--dry-run"]
-        + ["--site", site],
+        [*launch, "--dry-run", "--site", site],
         cwd=ROOT,
         capture_output=True,
         text=True,
