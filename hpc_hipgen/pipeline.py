@@ -32,6 +32,7 @@ class Stage:
     arguments: tuple[str, ...] = ()
     items: Callable[[Run], list[Item] | None] | None = None  # of an array; None: not known yet
     artefact: Callable[[Run, Item], Path] | None = None
+    follows: str | None = None  # the array, one of `after`, that makes what each item here reads
 
     def missing(self, run: Run) -> list[Item] | None:
         """Items without their artefact, or None while the items are not known."""
@@ -82,6 +83,7 @@ def stages(config: Experiment) -> list[Stage]:
             ("sample", *ruler),
             items=score_items,
             artefact=score_shard,
+            follows="sample",
         ),
         Stage("report", "jobs.report:report", "cpu", ("evaluate",)),
     ]
@@ -120,9 +122,12 @@ def report_items(run: Run) -> list[Item] | None:
 
 
 def score_items(run: Run) -> list[Item] | None:
-    """What is evaluated: the training films for reference, then every shard of samples."""
+    """What is evaluated: every shard of samples, then the training films for reference.
+
+    In the order of `report_items`, so that the k-th share of both arrays holds the same shards.
+    """
     items = report_items(run)
-    return None if items is None else [(REFERENCE_ROW, 0), *items]
+    return None if items is None else [*items, (REFERENCE_ROW, 0)]
 
 
 def test_films(run: Run) -> int | None:

@@ -10,6 +10,7 @@ import fcntl
 import importlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -23,11 +24,14 @@ from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted
 
 LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
 """Process number and start time of the launcher; a local job does not outlive it."""
 
 _LOCK_SECONDS = 10.0  # more than a job of a killed launcher needs to notice and end
+
+_REQUEUE_SECONDS = 60.0  # within which Slurm ends the ranks of a job that is queued again
 
 
 @dataclass
@@ -55,7 +59,7 @@ class StageCall:
         ranks = rendezvous.export()
         run = Run(self.run)
         if ranks.rank:
-            self._call(run)
+            self._call_beside(run)
             return
         logs = stage_logs(run, self.stage.name)
         part = f"-{self.share[0]}" if self.stage.items else ""
@@ -64,6 +68,11 @@ class StageCall:
             failed.unlink(missing_ok=True)
             try:
                 info = self._call(run)
+            except Interrupted as stop:
+                if stop.signal == GO_ON_LATER:
+                    _queue_again()
+                write_atomic(failed, json.dumps(_failure(stop), indent=1))
+                raise
             except Exception as error:
                 write_atomic(failed, json.dumps(_failure(error), indent=1))
                 raise
@@ -80,6 +89,15 @@ class StageCall:
         self.requeued += 1
         return submitit.helpers.DelayedSubmission(self)
 
+    def _call_beside(self, run: Run) -> None:
+        """What ranks above 0 do: their part of the stage, and nothing about it."""
+        try:
+            self._call(run)
+        except Interrupted as stop:
+            if stop.signal == GO_ON_LATER:
+                time.sleep(_REQUEUE_SECONDS)  # ending now would take rank 0 down before it requeues
+            raise
+
     def _call(self, run: Run) -> Any:
         function = resolve(self.stage.function)
         if self.stage.items is None:
@@ -94,6 +112,21 @@ class StageCall:
         left = set(missing)
         todo = sorted(item for item in mine if item in left)
         return function(run, *self.stage.arguments, todo) if todo else None
+
+
+def _queue_again() -> None:
+    """Hands the saved job back to Slurm under its own id, and ends; elsewhere it does nothing.
+
+    The signal that training swallowed until its state was saved is raised once more, now that
+    submitit's handler is back in place: that one counts time-outs and calls `scontrol requeue`.
+
+    Raises:
+        UncompletedJobError: of submitit, when the job has timed out too often.
+    """
+    import submitit
+
+    if os.environ.get("SUBMITIT_EXECUTOR") and submitit.JobEnvironment().cluster == "slurm":
+        signal.raise_signal(GO_ON_LATER)
 
 
 def resolve(function: str) -> Callable[..., Any]:

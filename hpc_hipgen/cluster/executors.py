@@ -62,11 +62,17 @@ def submission_folder(logs: Path) -> Path:
 
 
 def slurm_parameters(
-    name: str, need: Resources, site: Site, after: Sequence[str] = ()
+    name: str, need: Resources, site: Site, after: Sequence[str] = (), follows: str | None = None
 ) -> dict[str, Any]:
-    """submitit's parameters of one Slurm job that waits for the jobs `after` to end well."""
+    """submitit's parameters of one Slurm job.
+
+    It waits for the jobs `after` to end well, and each of its array tasks for the task of the same
+    number of the array job `follows`.
+    """
     extra: dict[str, Any] = {"requeue": True} | dict(need.extra)
-    if after:
+    waits = [f"afterok:{':'.join(after)}"] if after else []
+    waits += [f"aftercorr:{follows}"] if follows else []
+    if waits:
         extra["kill-on-invalid-dep"] = "yes"  # else a failed dependency pends for ever
     variables = {"OMP_NUM_THREADS": str(need.cpus)} | job_variables(site)
     exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
@@ -90,8 +96,8 @@ def slurm_parameters(
         parameters |= spelled or {"gpus_per_node": need.gpus}
     if need.mem_gb:
         parameters["mem"] = f"{ceil(need.mem_gb * 1024)}M"
-    if after:
-        parameters["dependency"] = "afterok:" + ":".join(after)
+    if waits:
+        parameters["dependency"] = ",".join(waits)
     for key in ("partition", "account", "qos", "constraint"):
         if getattr(need, key):
             parameters[key] = getattr(need, key)

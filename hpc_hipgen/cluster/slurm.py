@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def submit_stages(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:
         ConfigError: when Slurm refuses a job; those submitted before it are cancelled.
     """
     ids: dict[str, str] = {}
-    mine: list[str] = []
+    mine: dict[str, list[StageCall]] = {}
     queued = queued_jobs()
     for stage in graph:
         if stage.done(run):
@@ -41,30 +42,50 @@ def submit_stages(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:
             ids[stage.name] = earlier["job"]
             print(f"{stage.name:32} job {earlier['job']}, in the queue already")
             continue
-        after = [ids[name] for name in stage.after if name in ids]
+        beside = mine.get(stage.follows or "", [])
+        beside = beside if len(beside) > 1 else []  # one job is no array to follow task by task
+        calls = calls_of(run, stage, site, beside)
+        waits = {name: ids[name] for name in stage.after if name in ids}
+        followed = waits.pop(stage.follows) if stage.follows and beside else None
         try:
-            ids[stage.name], tasks = _submit(run, stage, site, after)
+            job = _submit(run, stage, site, calls, list(waits.values()), followed)
         except Exception as error:
-            _cancel(mine)
+            _cancel([ids[name] for name in mine])
             raise ConfigError(f"Slurm refuses {stage.name}: {_reason(error)}") from error
-        mine.append(ids[stage.name])
-        array = f" [{tasks} tasks]" if tasks > 1 else ""
-        waits = f"  after {', '.join(after)}" if after else ""
-        print(f"{stage.name:32} job {ids[stage.name]}{array}{waits}", flush=True)
+        ids[stage.name], mine[stage.name] = job, calls
+        array = f" [{len(calls)} tasks]" if len(calls) > 1 else ""
+        after = f"  after {', '.join(waits.values())}" if waits else ""
+        each = f"  each task after the same one of {followed}" if followed else ""
+        print(f"{stage.name:32} job {job}{array}{after}{each}", flush=True)
     return ids
 
 
-def calls_of(run: Run, stage: Stage, site: Site) -> list[StageCall]:
-    """The jobs of a stage: one, or for an array at most `site.array_tasks` shares of the rest."""
+def calls_of(
+    run: Run, stage: Stage, site: Site, followed: Sequence[StageCall] = ()
+) -> list[StageCall]:
+    """The jobs of a stage: one, or for an array at most `site.array_tasks` shares of the rest.
+
+    `followed`: the jobs of the array whose results this one reads. Then there are as many here,
+    and the items of the k-th are among those made by the k-th there, or made before.
+    """
     folder = str(run.folder.resolve())
     if stage.items is None:
         return [StageCall(stage, folder)]
     items = stage.missing(run)
     if items is None:  # known only when earlier stages have run: shares are taken then
-        n = site.array_tasks
+        n = len(followed) if followed else site.array_tasks
         return [StageCall(stage, folder, None, (k, n)) for k in range(n)]
-    n = min(site.array_tasks, len(items))
-    return [StageCall(stage, folder, items[k::n], (k, n)) for k in range(n)]
+    if followed:
+        made = [set(call.items or ()) for call in followed]
+        others = [item for item in items if not any(item in share for share in made)]
+        shares = [
+            [item for item in items if item in share] + others[k :: len(made)]
+            for k, share in enumerate(made)
+        ]
+    else:
+        n = min(site.array_tasks, len(items))
+        shares = [items[k::n] for k in range(n)]
+    return [StageCall(stage, folder, s, (k, len(shares))) for k, s in enumerate(shares)]
 
 
 def describe(run_folder: Path, graph: list[Stage], site: Site) -> str:
@@ -72,8 +93,11 @@ def describe(run_folder: Path, graph: list[Stage], site: Site) -> str:
     texts = []
     for stage in graph:
         need = site.of(stage.name, stage.kind)
-        parameters = slurm_parameters(stage.name, need, site, [f"<{n}>" for n in stage.after])
         tasks = site.array_tasks if stage.items else 1
+        follows = stage.follows if tasks > 1 else None
+        after = [f"<{name}>" for name in stage.after if name != follows]
+        each = f"<{follows}>" if follows else None
+        parameters = slurm_parameters(stage.name, need, site, after, each)
         script = sbatch_script(parameters, tasks, run_folder / "logs" / stage.name)
         texts.append(f"##### {stage.name}\n{script}")
     return "\n".join(texts)
@@ -85,21 +109,27 @@ def submitted(run: Run, stage: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _submit(run: Run, stage: Stage, site: Site, after: list[str]) -> tuple[str, int]:
-    """Submits one stage; returns its job id and the number of array tasks."""
+def _submit(
+    run: Run,
+    stage: Stage,
+    site: Site,
+    calls: list[StageCall],
+    after: list[str],
+    follows: str | None,
+) -> str:
+    """Submits the jobs of one stage; returns their job id."""
     logs = stage_logs(run, stage.name).resolve()
     folder = submission_folder(logs)
     for failed in logs.glob("failed*.json"):  # of the last submission, whose shares were others
         failed.unlink()
     need = site.of(stage.name, stage.kind)
-    parameters = slurm_parameters(f"{run.config.name}:{stage.name}", need, site, after)
-    calls = calls_of(run, stage, site)
+    parameters = slurm_parameters(f"{run.config.name}:{stage.name}", need, site, after, follows)
     with clean_environment():
         executor = slurm_executor(folder, site, parameters)
         job = executor.submit_array(calls)[0] if len(calls) > 1 else executor.submit(calls[0])
     record = {"job": job.job_id.split("_")[0], "log": str(folder), "time": time.time()}
     write_atomic(logs / "submitted.json", json.dumps(record, indent=1))
-    return record["job"], len(calls)
+    return record["job"]
 
 
 def _cancel(ids: list[str]) -> None:

@@ -1,17 +1,31 @@
-"""Signals that ask a run to save and stop, obeyed at the next step boundary."""
+"""Signals that ask a run to save and stop, obeyed at the next step boundary.
+
+SIGTERM means stop. SIGUSR2, which the scheduler sends before the time limit and at preemption,
+means stop here and go on later: the job queues itself again (hpc_hipgen/cluster/calls.py).
+"""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+STOP = signal.SIGTERM
+GO_ON_LATER = signal.SIGUSR2
+_ORDER = (None, STOP, GO_ON_LATER)
+"""The later of two requests wins: a preempted job may get both, and must come back."""
 
 
 class Interrupted(RuntimeError):
     """The run was asked to stop; it has saved, and goes on when it is started again."""
+
+    def __init__(self, message: str, number: signal.Signals) -> None:
+        """`number`: the signal that asked, STOP or GO_ON_LATER."""
+        super().__init__(message)
+        self.signal = number
 
 
 class StopRequest:
@@ -23,24 +37,27 @@ class StopRequest:
 
     def __init__(self) -> None:
         """Installs the handlers; possible in the main thread only, elsewhere they are left out."""
-        self.requested = False
+        self._request = 0
         self._previous = {}
-        for number in SIGNALS:
+        for number in (STOP, GO_ON_LATER):
             try:
                 self._previous[number] = signal.signal(number, self._on_signal)
             except ValueError:
                 break
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._request = max(self._request, _ORDER.index(signal.Signals(number)))
 
-    def agreed(self, device: torch.device) -> bool:
-        """True on all ranks when any of them was asked."""
-        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-            return self.requested
-        flag = torch.tensor(int(self.requested), device=device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
+    def agreed(self, device: torch.device) -> signal.Signals | None:
+        """The signal that any rank got, the same on all of them; None when there was none."""
+        import torch
+
+        place = self._request
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            flag = torch.tensor(place, device=device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            place = int(flag.item())
+        return _ORDER[place]
 
     def close(self) -> None:
         """Puts the previous handlers back."""

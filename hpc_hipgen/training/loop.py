@@ -22,7 +22,7 @@ from hpc_hipgen.training.engine import (
     rank,
     world_size,
 )
-from hpc_hipgen.training.interruption import Interrupted, StopRequest
+from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted, StopRequest
 from hpc_hipgen.training.record import Record
 from hpc_hipgen.training.task import Task
 
@@ -74,8 +74,10 @@ def train(task: Task, training: Training, folder: Path, *, seed: int, title: str
             if due or asked or (images >= total and images > saved):
                 checkpoint.save(engine, task, checkpoints, images)
                 saved = images
-            if asked and images < total:
-                raise Interrupted(f"{title}: stopped at {images} images; start again to go on")
+            if asked == GO_ON_LATER or (asked and images < total):
+                raise Interrupted(
+                    f"{title}: stopped at {images} images; start again to go on", asked
+                )
     finally:
         stop.close()
         if record:

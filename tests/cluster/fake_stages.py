@@ -1,11 +1,13 @@
 """Stages that take no time, for tests of what runs them. Importable in the jobs' own processes."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.training.interruption import Interrupted
 
 ITEMS = [("a", 0), ("a", 1), ("b", 0)]
 
@@ -42,6 +44,10 @@ def broken(run: Run) -> None:
     raise RuntimeError("the loss is not finite")
 
 
+def interrupted(run: Run, number: int) -> None:
+    raise Interrupted("saved at 64 images", signal.Signals(number))
+
+
 def slow(run: Run) -> None:
     write_atomic(run.path("slow.pid"), str(os.getpid()))
     print("slow is working")
@@ -52,6 +58,18 @@ GRAPH = [
     Stage("first", "fake_stages:first", "cpu"),
     Stage("second", "fake_stages:second", "train", ("first",), ("hello",)),
     Stage("array", "fake_stages:array", "gpu", ("first",), items=items, artefact=artefact),
+]
+FOLLOWED = [
+    *GRAPH,
+    Stage(
+        "follower",
+        "fake_stages:array",
+        "gpu",
+        ("second", "array"),
+        items=lambda run: (found := items(run)) and [*found, ("c", 0)],
+        artefact=lambda run, item: run.path("after", f"{item[0]}-{item[1]}"),
+        follows="array",
+    ),
 ]
 BROKEN = [GRAPH[0], Stage("broken", "fake_stages:broken", "cpu", ("first",))]
 SLOW = [GRAPH[0], Stage("slow", "fake_stages:slow", "cpu", ("first",))]

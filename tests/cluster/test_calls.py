@@ -1,13 +1,17 @@
 import json
 import multiprocessing
+import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from hpc_hipgen.cluster import calls
+from hpc_hipgen.cluster import calls, rendezvous
 from hpc_hipgen.cluster.calls import StageCall, failures, running, stage_logs
+from hpc_hipgen.pipeline import Stage
+from hpc_hipgen.training.interruption import Interrupted
 
 
 def test_a_stage_is_called_and_marked(run, fake_stages):
@@ -89,6 +93,36 @@ def test_a_job_does_not_outlive_its_launcher(tmp_path):
     assert job.poll() is None
     launcher.communicate(b"\n")
     assert job.wait(20) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("cluster", ["slurm", "local"])
+def test_a_saved_job_queues_itself_again_only_where_slurm_asked_for_it(
+    run, fake_stages, monkeypatch, number, cluster
+):
+    """The real requeue is tested on a real Slurm; here, that submitit's handler gets the signal."""
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(cluster=cluster))
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", cluster)
+    monkeypatch.setattr(rendezvous, "export", rendezvous.Rendezvous)
+
+    def requeue(number, frame):
+        raise SystemExit(-1)  # as submitit's handler does after `scontrol requeue`
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    call = StageCall(
+        Stage("stopped", "fake_stages:interrupted", "train", arguments=(int(number),)),
+        str(run.folder),
+    )
+    again = (number, cluster) == (signal.SIGUSR2, "slurm")
+    try:
+        with pytest.raises(SystemExit if again else Interrupted):
+            call()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert run.done("stopped") is None and not running(run, "stopped")
+    assert [f["error"] for f in failures(run, "stopped")] == (
+        [] if again else ["saved at 64 images"]
+    )
 
 
 def test_the_requeued_call_is_the_same_call(run, fake_stages):

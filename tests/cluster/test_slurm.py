@@ -1,11 +1,13 @@
 import os
+from unittest.mock import patch
 
 import pytest
 
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.cluster.slurm import calls_of, describe, submit_stages
 from hpc_hipgen.config import ConfigError
-from hpc_hipgen.pipeline import stages
+from hpc_hipgen.pipeline import score_items, stages
+from hpc_hipgen.run import write_atomic
 
 SITE = Site(executor="slurm", array_tasks=2, array_parallel=2)
 
@@ -52,6 +54,43 @@ def test_an_array_submits_only_what_is_missing(run, fake_stages, tasks):
     shares = calls_of(run, fake_stages.GRAPH[2], Site(array_tasks=tasks))
     assert len(shares) == min(tasks, 2)
     assert sorted(i for call in shares for i in call.items) == [("a", 1), ("b", 0)]
+
+
+def test_tasks_of_an_array_wait_for_the_same_task_of_the_one_they_follow(
+    run, fake_stages, fake_slurm, capsys
+):
+    graph = fake_stages.FOLLOWED
+    submit_stages(run, graph, SITE)  # items not known: shares of them
+    script = (fake_slurm / "104.sh").read_text()
+    assert "--dependency=afterok:102,aftercorr:103" in script and "--array=0-1%2" in script
+    assert "kill-on-invalid-dep=yes" in script
+    assert "each task after the same one of 103" in capsys.readouterr().out
+    (fake_slurm / "queue").unlink()
+    alone = submit_stages(run, graph, Site(executor="slurm", array_tasks=1))
+    assert "aftercorr" not in (fake_slurm / f"{alone['follower']}.sh").read_text()
+
+
+@pytest.mark.parametrize("there", [[], [("a", 1)], [("a", 0), ("b", 0)]])
+def test_a_followers_task_reads_only_what_its_task_or_an_earlier_run_made(run, fake_stages, there):
+    run.mark_done("first")
+    *_, array, follower = fake_stages.FOLLOWED
+    for item in there:
+        write_atomic(fake_stages.artefact(run, item), "x")
+    write_atomic(follower.artefact(run, ("b", 0)), "x")
+    made = calls_of(run, array, Site(array_tasks=2))
+    calls = calls_of(run, follower, Site(array_tasks=9), made)
+    assert len(calls) == len(made)
+    for first, second in zip(made, calls, strict=True):
+        assert set(second.items) <= {*first.items, *there, ("c", 0)}
+    todo = sorted(item for call in calls for item in call.items)
+    assert todo == [("a", 0), ("a", 1), ("c", 0)]
+
+
+def test_shares_of_unknown_items_agree_between_samples_and_scores(run):
+    items = [("ruler", 0), ("llcm_1", 0), ("llcm_1", 1)]
+    with patch("hpc_hipgen.pipeline.report_items", return_value=items):
+        scored = score_items(run)
+    assert scored[: len(items)] == items and len(scored) == len(items) + 1
 
 
 def test_the_dry_run_shows_every_script(run):
