@@ -23,18 +23,21 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = [s for s in sorted((ROOT / "sbatch").glob("*.sh")) if "#SBATCH" in s.read_text()]
 
 
-def copy_clone(folder):
-    """What a clone holds of the program, in another place than this one."""
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """What a clone holds of the program, in another place, with a folder for the base weights."""
+    folder = tmp_path_factory.mktemp("main") / "clone"
     for name in ("sbatch", "configs", "jobs", "hpc_hipgen"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements.lock", folder)
+    (folder / "weights" / "stable-diffusion-v1-5").mkdir(parents=True)
     return folder
 
 
 @pytest.fixture(scope="module")
-def job(cluster, tiny_run, tmp_path_factory):
+def job(cluster, tiny_run, clone):
     """The controller's job when it has ended, and the run, which then has just begun."""
-    folder = tmp_path_factory.mktemp("main")
-    clone = copy_clone(folder / "clone")
+    folder = clone.parent
     files = {
         "tiny.yaml": tiny_run.config.model_dump(mode="json", exclude_unset=True),
         "site.yaml": site_with(results=folder / "results").model_dump(
@@ -56,7 +59,7 @@ def job(cluster, tiny_run, tmp_path_factory):
     said = (clone / f"slurm-llcm-{number}.out").read_text()
     assert state == "COMPLETED", said
     run = Run(folder / "results" / "tiny")
-    return SimpleNamespace(run=run, said=said, clone=clone, graph=stages(run.config))
+    return SimpleNamespace(run=run, said=said, graph=stages(run.config))
 
 
 def ids(job):
@@ -107,11 +110,11 @@ def test_slurm_accepts_every_script(script, slurm):
 @pytest.mark.slow
 @pytest.mark.parametrize("site", ["test", "a100"])
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "configs").glob("*.yaml")))
-def test_slurm_accepts_what_the_dry_run_prints(site, experiment, slurm, tmp_path):
+def test_slurm_accepts_what_the_dry_run_prints(site, experiment, slurm, clone, tmp_path):
     launch = [sys.executable, "-m", "jobs.launch", f"configs/{experiment}.yaml"]
     done = subprocess.run(
         [*launch, "--dry-run", "--site", site],
-        cwd=ROOT,
+        cwd=clone,
         capture_output=True,
         text=True,
     )
