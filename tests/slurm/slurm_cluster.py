@@ -238,18 +238,26 @@ def install() -> None:
         raise Unavailable("no Slurm, and no apt-get to install one")
     install = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
     for command in (install, ["apt-get", "update"], install):
+        said = _apt(command)
+        if all(where(program) for program in PROGRAMS):
+            return
+    raise Unavailable(f"apt-get could not install {' '.join(PACKAGES)}: {said}")
+
+
+def _apt(command: list[str]) -> str:
+    """Runs it without questions; returns its last line of complaint."""
+    try:
         done = subprocess.run(
             command,
             env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=180,
         )
-        if all(where(program) for program in PROGRAMS):
-            return
-    reason = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-    raise Unavailable(f"apt-get could not install {' '.join(PACKAGES)}: {reason}")
+    except subprocess.TimeoutExpired:
+        return "it did not end"
+    return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
 
 
 @contextmanager
