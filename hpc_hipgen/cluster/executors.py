@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ from hpc_hipgen.provenance import is_secret
 ROOT = Path(__file__).resolve().parents[2]
 GPUS_VARIABLE = "HIPGEN_GPUS"
 """Carries CUDA_VISIBLE_DEVICES past submitit, which overwrites it for jobs of this machine."""
+
+# USR2 ends a process that has no handler for it, and with it the job: until python has one, a
+# preemption or the time limit must not be more than overheard
+_PYTHON = 'bash -c \'trap "" USR2; exec "$0" "$@"\' ' + shlex.quote(sys.executable)
 
 _INHERITED = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
 
@@ -126,7 +131,7 @@ def slurm_parameters(
 
 def slurm_executor(folder: Path, site: Site, parameters: dict[str, Any]) -> submitit.SlurmExecutor:
     """An executor whose files lie in `folder`."""
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=site.requeues)
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=site.requeues, python=_PYTHON)
     executor.update_parameters(**parameters)
     return executor
 
@@ -141,7 +146,7 @@ class _Described(submitit.SlurmExecutor):
 
 def sbatch_script(parameters: dict[str, Any], tasks: int = 1, folder: Path = Path("logs")) -> str:
     """The script that would be submitted; `tasks` > 1 makes it an array."""
-    executor = _Described(folder=folder)
+    executor = _Described(folder=folder, python=_PYTHON)
     executor.update_parameters(**parameters)
     if tasks > 1:
         executor.parameters["map_count"] = tasks

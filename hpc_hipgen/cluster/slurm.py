@@ -132,6 +132,8 @@ def _submit(
     """Submits the jobs of one stage; returns their job id."""
     logs = stage_logs(run, stage.name).resolve()
     folder = submission_folder(logs)
+    for failed in logs.glob("failed*.json"):  # of the last submission, whose shares were others
+        failed.unlink()
     need = site.of(stage.name, stage.kind)
     parameters = slurm_parameters(f"{run.config.name}:{stage.name}", need, site, after, follows)
     with submission_environment(site):
