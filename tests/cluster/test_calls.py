@@ -62,7 +62,7 @@ def test_two_processes_do_not_work_on_one_stage(run, fake_stages, monkeypatch):
     other = multiprocessing.get_context("fork").Process(target=call)
     other.start()
     try:
-        while not running(run, "slow"):
+        while not any("pid" in who for who in running(run, "slow")):  # locked, then signed
             time.sleep(0.01)
         assert running(run, "slow")[0]["pid"] == other.pid
         with pytest.raises(RuntimeError, match=rf"worked on already.*{other.pid}"):
