@@ -131,12 +131,3 @@ def test_at_its_time_limit_a_job_saves_and_puts_itself_back(
     assert slurm.job(cut_short)["Restarts"] == "1"
     assert went_on_exactly(disturbed.run, "limited")
     assert same(weights(disturbed.run, "limited"), of_two_ranks)
-
-
-def test_a_signal_before_python_is_up_does_not_end_a_job(run, slurm):
-    number = submit_stages(run, [toy("early", slow=False)], SITE)["early"]
-    wait_until(
-        lambda: number in slurm.call("squeue", "-h", "--steps", f"--jobs={number}"), "a step"
-    )
-    slurm.call("scancel", "--signal=USR2", number)
-    assert slurm.wait(number) == ["COMPLETED"]
