@@ -11,8 +11,10 @@ import fcntl
 import importlib
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,8 +73,9 @@ class StageCall:
             try:
                 info = self._call(run)
             except Exception as error:
-                if isinstance(error, Interrupted) and error.signal == GO_ON_LATER:
-                    _queue_again()
+                if isinstance(error, Interrupted) and _on_slurm():
+                    if error.signal == GO_ON_LATER or _preempted():
+                        _queue_again()
                 with contextlib.suppress(OSError):  # a full disk must not hide what happened
                     write_atomic(failed, json.dumps(_failure(error, run), indent=1))
                 raise
@@ -93,8 +96,8 @@ class StageCall:
         """What ranks above 0 do: their part of the stage, and nothing about it."""
         try:
             self._call(run)
-        except Interrupted as stop:
-            if stop.signal == GO_ON_LATER:
+        except Interrupted:
+            if _on_slurm():
                 time.sleep(_REQUEUE_SECONDS)  # ending now would take rank 0 down before it requeues
             raise
 
@@ -114,8 +117,23 @@ class StageCall:
         return function(run, *self.stage.arguments, todo) if todo else None
 
 
+def _on_slurm() -> bool:
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+
+
+def _preempted() -> bool:
+    """True when Slurm is taking this job's node for another: some sites send SIGTERM for that."""
+    number = os.environ.get("SLURM_JOB_ID", "")
+    try:
+        show = ["scontrol", "show", "job", "-o", number]
+        said = subprocess.run(show, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return bool(number) and re.search(r" PreemptTime=\d", said) is not None
+
+
 def _queue_again() -> None:
-    """Hands the saved job back to Slurm under its own id, and ends; elsewhere it does nothing.
+    """Hands the saved job back to Slurm under its own id, and ends.
 
     The signal that training swallowed until its state was saved is raised once more, now that
     submitit's handler is back in place: that one counts time-outs and calls `scontrol requeue`.
@@ -123,10 +141,7 @@ def _queue_again() -> None:
     Raises:
         UncompletedJobError: of submitit, when the job has timed out too often.
     """
-    import submitit
-
-    if os.environ.get("SUBMITIT_EXECUTOR") and submitit.JobEnvironment().cluster == "slurm":
-        signal.raise_signal(GO_ON_LATER)
+    signal.raise_signal(GO_ON_LATER)
 
 
 def resolve(function: str) -> Callable[..., Any]:

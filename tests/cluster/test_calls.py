@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -96,13 +95,17 @@ def test_a_job_does_not_outlive_its_launcher(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-@pytest.mark.parametrize("cluster", ["slurm", "local"])
+@pytest.mark.parametrize("cluster", ["slurm", "local", "slurm that preempts"])
 def test_a_saved_job_queues_itself_again_only_where_slurm_asked_for_it(
-    run, fake_stages, monkeypatch, number, cluster
+    run, fake_stages, fake_slurm, monkeypatch, number, cluster
 ):
     """The real requeue is tested on a real Slurm; here, that submitit's handler gets the signal."""
-    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(cluster=cluster))
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", cluster)
+    taken = "2026-01-01T00:00:00" if "preempts" in cluster else "None"
+    scontrol = fake_slurm / "bin" / "scontrol"
+    scontrol.write_text(f"#!/bin/bash\necho JobId=$5 PreemptTime={taken} Account=x\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("SLURM_JOB_ID", "101")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", cluster.split()[0])
     monkeypatch.setattr(rendezvous, "export", rendezvous.Rendezvous)
 
     def requeue(number, frame):
@@ -113,7 +116,7 @@ def test_a_saved_job_queues_itself_again_only_where_slurm_asked_for_it(
         Stage("stopped", "fake_stages:interrupted", "train", arguments=(int(number),)),
         str(run.folder),
     )
-    again = (number, cluster) == (signal.SIGUSR2, "slurm")
+    again = "preempts" in cluster or (number, cluster) == (signal.SIGUSR2, "slurm")
     try:
         with pytest.raises(SystemExit if again else Interrupted):
             call()

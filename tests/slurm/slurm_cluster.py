@@ -161,6 +161,19 @@ class Cluster:
         wait_until(ended, f"the end of {', '.join(jobs)}", seconds)
         return [self.job(number)["JobState"] for number in jobs]
 
+    @contextmanager
+    def without(self, setting: str) -> Iterator[None]:
+        """The cluster as it is without a line of its configuration."""
+        before = self.configuration.read_text()
+        assert before.count(f"\n{setting}\n") == 1, setting
+        self.configuration.write_text(before.replace(f"\n{setting}\n", "\n"))
+        self.call("scontrol", "reconfigure")
+        try:
+            yield
+        finally:
+            self.configuration.write_text(before)
+            self.call("scontrol", "reconfigure")
+
     def _configure(self) -> None:
         """Writes slurm.conf and gres.conf, with ports that are free now."""
         host = socket.gethostname().split(".")[0]

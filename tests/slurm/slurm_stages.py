@@ -2,14 +2,14 @@
 
 import json
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.training.interruption import Interrupted
 
 ITEMS = [("row", number) for number in range(100)]
 LONG = {"images": 2400, "checkpoint_images": 2400, "log_images": 8}
@@ -40,6 +40,7 @@ def toy(name, slow=True, **settings) -> Stage:
 
 def train_toy(run: Run, name: str, given: str) -> None:
     """Trains from the last checkpoint; writes the weights, and for each start what it trained."""
+    import torch
     from toy_task import ToyTask, toy_train
 
     settings = json.loads(given)
@@ -93,3 +94,21 @@ def work(run: Run, todo: list[Item]) -> None:
 
 
 ARRAY = Stage("array", "slurm_stages:work", "gpu", items=all_items, artefact=item_file)
+
+
+def at_once(run: Run) -> None:
+    """Does nothing."""
+
+
+def until_terminated(run: Run) -> None:
+    """Waits for SIGTERM and stops as training does after it; a second start ends at once."""
+    if "SLURM_RESTART_COUNT" in os.environ:
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    if os.environ["RANK"] == "0":
+        write_atomic(run.path("waiting"), "")
+    while not asked:
+        time.sleep(0.05)
+    signal.signal(signal.SIGTERM, before)
+    raise Interrupted("saved", signal.SIGTERM)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SPOT = {"partition": "spot", "hours": 1}
 STAGES = {
-    "limited": {"hours": 0.05},
+    "limited": {"hours": 0.15},
     "preempted": SPOT | {"extra": {"nodelist": "spot-1"}},
     "stopped": {"gpus": 1},
     "lost": SPOT | {"gpus": 1, "extra": {"nodelist": "spot-2"}},
@@ -35,10 +35,7 @@ def disturbed(cluster, tmp_path_factory):
     graph = [toy("limited"), toy("preempted"), toy("stopped"), toy("lost", checkpoint_images=32)]
     graph.append(toy("whole", slow=False))
     with on(cluster):
-        ids = submit_stages(run, graph[:1], SITE)
-        # it alone has a short time: it starts before the others compete
-        wait_until(lambda: steps(run, "limited") > 0, "the first step", 90)
-        ids |= submit_stages(run, graph[1:], SITE)
+        ids = submit_stages(run, graph, SITE)
     return SimpleNamespace(run=run, ids=ids, stages={stage.name: stage for stage in graph})
 
 
@@ -54,6 +51,15 @@ def weights(run, name):
 
 def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture(scope="module")
+def cut_short(disturbed, cluster):
+    """The job `limited`, training, its time limit now one or two minutes from now."""
+    number = training(disturbed, "limited")
+    minutes = int(cluster.call("squeue", "-h", "-o", "%M", "-j", number).split(":")[-2]) + 2
+    cluster.call("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes}")
+    return number
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,9 @@ def went_on_exactly(run, name):
     return 0 < before == resumed and before + rest == LONG["images"] == 8 * steps(run, name)
 
 
-def test_preemption_saves_and_the_job_goes_on_when_the_node_is_free(disturbed, slurm, of_two_ranks):
+def test_preemption_saves_and_the_job_goes_on_when_the_node_is_free(
+    disturbed, cut_short, slurm, of_two_ranks
+):
     number = training(disturbed, "preempted")
     urgent = ("--partition=urgent", "--nodelist=spot-1", "--exclusive", "--wrap=sleep 1")
     taken = slurm.call("sbatch", "--parsable", "--output=/dev/null", *urgent).strip()
@@ -114,19 +122,12 @@ def test_a_lost_node_costs_the_work_since_the_last_checkpoint(disturbed, slurm, 
     assert same(weights(run, "lost"), of_one_rank)
 
 
-def test_at_its_time_limit_a_job_saves_and_puts_itself_back(disturbed, slurm, of_two_ranks):
-    number = disturbed.ids["limited"]
-    assert slurm.wait(number) == ["COMPLETED"]
-    assert slurm.job(number)["TimeLimit"] == "00:03:00"
-    assert slurm.job(number)["Restarts"] == "1"
+def test_at_its_time_limit_a_job_saves_and_puts_itself_back(
+    disturbed, cut_short, slurm, of_two_ranks
+):
+    wait_until(lambda: slurm.job(cut_short)["Restarts"] == "1", "the requeue", 150)
+    slurm.call("scontrol", "update", f"JobId={cut_short}", "TimeLimit=9")
+    assert slurm.wait(cut_short) == ["COMPLETED"]
+    assert slurm.job(cut_short)["Restarts"] == "1"
     assert went_on_exactly(disturbed.run, "limited")
     assert same(weights(disturbed.run, "limited"), of_two_ranks)
-
-
-def test_a_signal_before_python_is_up_does_not_end_a_job(run, slurm):
-    number = submit_stages(run, [toy("early", slow=False)], SITE)["early"]
-    wait_until(
-        lambda: number in slurm.call("squeue", "-h", "--steps", f"--jobs={number}"), "a step"
-    )
-    slurm.call("scancel", "--signal=USR2", number)
-    assert slurm.wait(number) == ["COMPLETED"]
