@@ -175,11 +175,14 @@ def clean_abandoned(folder: Path, name: str | None = None) -> None:
     for temporary in folder.glob(pattern):
         whole = temporary.is_dir()
         locked = temporary / _LOCK if whole else temporary
-        with suppress(FileNotFoundError), locked.open("ab" if whole else "r+b") as file:
-            if not _lock(file):
-                continue
-            _restore(temporary)
-            locked.unlink()  # a maker that had not locked it yet sees this, and starts anew
+        try:
+            with locked.open("ab" if whole else "r+b") as file:
+                if not _lock(file):
+                    continue
+                _restore(temporary)
+                locked.unlink()  # a maker that had not locked it yet sees this, and starts anew
+        except OSError:  # it ended by itself meanwhile, or is another user's
+            continue
         if whole:
             shutil.rmtree(temporary, ignore_errors=True)
 

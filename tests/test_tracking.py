@@ -136,7 +136,7 @@ def test_a_missing_package_is_said_before_anything_is_submitted(
 
 def test_an_unknown_mode_and_an_empty_project_are_refused(tiny_settings):
     for wandb in ({"project": ""}, {"project": "hips", "mode": "on"}, {}):
-        with pytest.raises(ConfigError, match="logging.wandb"):
+        with pytest.raises(ConfigError, match=r"logging\.wandb"):
             parse_experiment(tiny_settings | {"logging": {"wandb": wandb}}, "x")
 
 

@@ -63,8 +63,8 @@ def restore(engine: Any, task: Task, folder: Path) -> int:
         except ValueError as error:
             raise ValueError(f"{path} is of another network: {error}") from None
     averages = _load(path / AVERAGES)
-    for name, average in task.averages.items():
-        average.load_state_dict(averages[name])
+    for key, average in task.averages.items():
+        average.load_state_dict(averages[key])
     return int(path.name)
 
 
@@ -123,7 +123,8 @@ def _write(folder: Path, images: int, contents: dict[str, Any]) -> None:
                 torch.save(content, file)
         files = {n: [(temporary / n).stat().st_size, _digest(temporary / n)] for n in contents}
         write_atomic(temporary / _COMPLETE, json.dumps({"images": images, "files": files}))
-    kept = complete_checkpoints(folder)[:KEEP]
+    # a later one than this was damaged, or training would have gone on from it
+    kept = [path for path in complete_checkpoints(folder) if path.name <= final.name][:KEEP]
     for old in _candidates(folder):
         if old not in kept:
             remove_folder(old)

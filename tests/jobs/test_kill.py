@@ -47,7 +47,7 @@ def killed(tmp_path_factory):
         env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=2400,
     )
     said = "".join(path.read_text()[-3000:] for path in sorted(folder.glob("*.txt"))[-1:])
     assert done.returncode == 0, done.stderr + said
@@ -84,7 +84,7 @@ def test_it_was_killed_often_and_everywhere(killed):
     for model in MODELS:
         kinds = {kill["kind"] for kill in kills if kill["stage"] == f"train-{model}"}
         assert "within-save" in kinds, model
-    by_clock = [kill for kill in kills if kill["kill"] and kill["kill"]["seconds"] is not None]
+    by_clock = [k for k in kills if k["kill"]["seconds"] is not None and k["kind"] != "leaves"]
     assert len(by_clock) >= 3
 
 

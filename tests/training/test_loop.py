@@ -153,8 +153,12 @@ def test_when_every_checkpoint_is_damaged_the_run_starts_anew_and_says_so(whole,
     shutil.copytree(whole[1], tmp_path / "toy")
     for checkpoint in (tmp_path / "toy" / "checkpoints").iterdir():
         damage(checkpoint, "altered")
+    with pytest.raises(OSError):
+        toy_train(tmp_path / "toy", crashed := ToyTask(at={48: "crash"}))
+    assert crashed.seen[0] == 0
     task = toy_train(tmp_path / "toy")
-    assert task.seen[0] == 0 and same(task, whole[0])
+    assert task.seen[0] == 32, "its own checkpoint counts, not the damaged ones of later"
+    assert same(task, whole[0])
     assert "no sound checkpoint; starting anew" in capsys.readouterr().err
 
 
