@@ -72,24 +72,23 @@ def _launch(options: argparse.Namespace) -> int:
     if options.redo and options.redo not in [s.name for s in graph]:
         names = ", ".join(s.name for s in graph)
         raise ConfigError(f"--redo {options.redo}: no such stage; this experiment has {names}")
-    there = (folder / "config.yaml").is_file()
-    if there and not options.dry_run:
-        run = Run.create(folder, config)
-        if options.redo:
-            forget(run, graph, options.redo)
-        if all(stage.done(run) for stage in graph):
-            print(f"{shown(folder)}: everything is done. {report_line(run)}")
-            for line in film_lines(run):
-                print(line)
-            return 0
+    run = Run.create(folder, config) if (folder / "config.yaml").is_file() else None
+    done = [stage.name for stage in graph if run and stage.done(run)]
+    if run and len(done) == len(graph) and not (options.redo or options.dry_run):
+        print(f"{shown(folder)}: everything is done. {report_line(run)}")
+        for line in film_lines(run):
+            print(line)
+        return 0
     slurm = site.uses_slurm()
     check_ranks(config, graph, site, slurm)
-    done = [s.name for s in graph if there and s.done(Run(folder))]
     check_inputs(config, options.experiment, done)
     check_films(config, done)
     if options.dry_run:
         return dry_run(folder, f"experiment {config.name}", graph, site, slurm)
-    return execute(Run.create(folder, config), graph, site, slurm)
+    run = run or Run.create(folder, config)
+    if options.redo:
+        forget(run, graph, options.redo)
+    return execute(run, graph, site, slurm)
 
 
 def _experiment(options: argparse.Namespace, site: Site) -> tuple[Experiment, Path]:
@@ -100,8 +99,8 @@ def _experiment(options: argparse.Namespace, site: Site) -> tuple[Experiment, Pa
         if options.run or options.settings:
             raise ConfigError(f"{given}: a run keeps its settings; give a file of configs/ instead")
         return Run(folder).config, folder
-    if Path(given).is_dir():
-        raise ConfigError(f"{given}: not a run folder (no config.yaml)")
+    if not given.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{given}: no file of configs/, and no run ({folder} has no config.yaml)")
     config = load_experiment(given, options.settings)
     return config, site.run_folder(options.run or config.name)
 

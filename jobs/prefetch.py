@@ -10,7 +10,7 @@ HIPGEN_WEIGHTS=/scratch/me/weights they go there, and weights/ becomes a link to
 is left alone. An interrupted download goes on when the same command is given again. Every file is
 checked against a hash that is written in the code, or against the hub's, before it gets its name.
 HF_ENDPOINT=https://mirror asks another hub; proxies are taken from https_proxy.
-Exit status: 0 all there, 1 a download failed or a hash is wrong, 2 a mistake in the command.
+Exit status: 0 all there, 1 a download failed, a hash is wrong or something is missing, 2 a mistake.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _one(weights: Weights, folder: Path, check: bool) -> int:
                 verify(weights, folder)
             print(f"{place}: there already{', hashes right' if check else ''}")
         elif check:
-            print(f"{place}: not there")
+            raise FetchError(f"{place}: not there")
         else:
             print(f"{place}: {weights.what}", flush=True)
             fetch(weights, folder)

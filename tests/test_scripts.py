@@ -64,6 +64,12 @@ def test_arguments_are_settings(tmp_path):
     assert "train-stable_diffusion" in done.stdout and "train-llcm" not in done.stdout
 
 
+def test_prefetch_is_called_from_anywhere_and_knows_what_it_may_fetch(tmp_path):
+    done = bash(ROOT / "sbatch" / "prefetch.sh", "some/model", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: some/model: not known here")
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
 def test_the_demo_is_the_script_of_the_cluster():
     done = subprocess.run(
         ["make", "--no-print-directory", "-n", "demo", "ARGS=--dry-run"],

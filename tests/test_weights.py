@@ -202,7 +202,7 @@ def command(hub, tmp_path, monkeypatch):
 
 def test_the_command_says_what_it_did(command, hub, tmp_path, capsys):
     model = tmp_path / "clone" / "weights" / "model"
-    assert command(["--check"]) == 0 and f"{model}: not there" in capsys.readouterr().out
+    assert command(["--check"]) == 1 and f"{model}: not there" in capsys.readouterr().err
     assert command([]) == 0
     said = capsys.readouterr().out
     assert f"{model}: a model\n" in said and said.endswith(f"{model}: complete\n")

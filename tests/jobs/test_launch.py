@@ -244,6 +244,23 @@ def test_dry_run_writes_nothing(experiment, tmp_path, capsys):
     assert not folder.parent.exists()
 
 
+def test_neither_an_experiment_nor_a_run_is_said(tmp_path, capsys):
+    for given in ("lcm", str(tmp_path)):
+        assert launch.main([given]) == 2
+        said = capsys.readouterr().err
+        assert f"{given}: no file of configs/, and no run" in said and said.count("\n") == 1
+
+
+def test_nothing_is_forgotten_when_an_input_is_missing(tmp_path, capsys):
+    settings = SETTINGS | {"evaluation": {"inception": str(tmp_path / "gone")}}
+    run = Run.create(tmp_path / "tiny", Experiment.model_validate(settings))
+    complete(run)
+    before = sorted(run.folder.rglob("*"))
+    assert launch.main([str(run.folder), "--redo", "evaluate", "--site", "local"]) == 2
+    assert "bash sbatch/prefetch.sh" in capsys.readouterr().err
+    assert sorted(run.folder.rglob("*")) == before
+
+
 def complete(run):
     """Makes a run look finished."""
     for stage in stages(run.config):
