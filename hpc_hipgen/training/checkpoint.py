@@ -55,13 +55,10 @@ def restore(engine: Any, task: Task, folder: Path) -> int:
     if name is None:
         return 0
     path = folder / name
-    if (path / "state").is_dir():  # DeepSpeed's files, written until 2026-11-22; same ranks only
-        engine.load_checkpoint(str(path), tag="state")
-    else:
-        try:
-            portable.load_state(engine, _load(path / STATE))
-        except ValueError as error:
-            raise ValueError(f"{path} is of another network: {error}") from None
+    try:
+        portable.load_state(engine, _load(path / STATE))
+    except ValueError as error:
+        raise ValueError(f"{path} is of another network: {error}") from None
     averages = _load(path / AVERAGES)
     for key, average in task.averages.items():
         average.load_state_dict(averages[key])
@@ -77,20 +74,18 @@ def damage(path: Path, contents: bool = True) -> str | None:
     """What is wrong with a checkpoint, or None; `contents` also compares every file's hash."""
     try:
         files = json.loads((path / _COMPLETE).read_text())["files"]
+        written = [(path / name, size, digest) for name, (size, digest) in files.items()]
     except FileNotFoundError:
         return f"{_COMPLETE} is missing"
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return f"{_COMPLETE} is damaged"
-    for name, written in files.items():
-        file = path / name
-        # sizes alone were written until 2026-11-22
-        size, digest = (written, None) if isinstance(written, int) else written
+    for file, size, digest in written:
         if not file.is_file():
-            return f"{name} is missing"
+            return f"{file.name} is missing"
         if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes, {size} were written"
-        if contents and digest and _digest(file) != digest:
-            return f"{name} does not hold what was written"
+            return f"{file.name} has {file.stat().st_size} bytes, {size} were written"
+        if contents and _digest(file) != digest:
+            return f"{file.name} does not hold what was written"
     return None
 
 
