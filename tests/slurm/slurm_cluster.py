@@ -138,7 +138,9 @@ class Cluster:
             text=True,
             timeout=60,
         )
-        assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}"
+        assert not check or done.returncode == 0, (
+            f"{done.returncode} {' '.join(command)}: {done.stdout}"
+        )
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:

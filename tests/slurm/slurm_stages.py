@@ -12,8 +12,8 @@ from hpc_hipgen.run import Run, write_atomic
 from hpc_hipgen.training.interruption import Interrupted
 
 ITEMS = [("row", number) for number in range(100)]
-LONG = {"images": 2400, "checkpoint_images": 2400, "log_images": 8}
-"""300 steps, of which only the last is saved unless something happens."""
+LONG = {"images": 4800, "checkpoint_images": 4800, "log_images": 8}
+"""600 steps, of which only the last is saved unless something happens."""
 STEP_SECONDS = 0.5
 
 

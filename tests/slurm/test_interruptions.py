@@ -41,7 +41,7 @@ def disturbed(cluster, tmp_path_factory):
 
 def training(disturbed, name, least=8):
     """Waits until a toy has made some steps; returns its job id."""
-    wait_until(lambda: steps(disturbed.run, name) >= least, f"steps of {name}", 180)
+    wait_until(lambda: steps(disturbed.run, name) >= least, f"steps of {name}", 400)
     return disturbed.ids[name]
 
 
@@ -110,15 +110,16 @@ def test_a_terminated_job_saves_and_stays_away_until_it_is_submitted(disturbed, 
 
 def test_a_lost_node_costs_the_work_since_the_last_checkpoint(disturbed, slurm, of_one_rank):
     run, number = disturbed.run, training(disturbed, "lost")
+    seen = steps(run, "lost") * 8
     slurm.call("scontrol", "update", "nodename=spot-2", "state=down", "reason=test")
     try:
         wait_until(lambda: slurm.job(number)["Restarts"] == "1", "the requeue", 60)
-        seen = steps(run, "lost") * 8
     finally:
         slurm.call("scontrol", "update", "nodename=spot-2", "state=resume")
     assert slurm.wait(number) == ["COMPLETED"]
-    ((resumed, rest),) = starts(run, "lost")  # the first start had no time to write
-    assert seen - 32 - 8 <= resumed <= seen and resumed + rest == LONG["images"]
+    # the first start wrote what it did only if the node let it save before it was killed
+    resumed, rest = starts(run, "lost")[-1]
+    assert seen - 32 - 8 <= resumed and resumed + rest == LONG["images"] and rest > 0
     assert same(weights(run, "lost"), of_one_rank)
 
 
