@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
@@ -166,6 +173,48 @@ class LLCM(Section):
     training: Training
 
 
+class DiscreteVAE(Section):
+    """The autoencoder of DALL-E, whose latents are entries of a codebook."""
+
+    pretrained: Path | None = None  # <run>/discrete_vae/export of another run
+    block_out_channels: tuple[int, ...] = (16, 32, 32, 64)  # stride 2 ** (levels - 1)
+    layers_per_block: int = Field(1, ge=1)
+    codes: int = Field(512, ge=2)  # entries of the codebook
+    code_width: int = Field(32, ge=1)  # channels of an entry
+    # Of the Gumbel-softmax: from the first to the second over `anneal`, a share of the run.
+    temperature: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.0625)
+    anneal: float = Field(0.75, gt=0, le=1)
+    kl_weight: float = Field(0.0, ge=0)  # of the divergence from even use of the codebook
+    hip_weight: float = Field(4.0, ge=0)  # extra weight of the pixels around the hips
+    window: int | None = Field(None, ge=16)  # as of the autoencoder
+    training: Training | None = None
+
+
+class TokenSampling(Section):
+    """How DALL-E draws the next token."""
+
+    temperature: float = Field(1.0, gt=0)
+    top_k: int | None = Field(None, ge=1)  # among the k most probable codes
+    top_p: float = Field(1.0, gt=0, le=1)  # among the fewest codes of this total probability
+    guidance: float = Field(1.0, ge=1)  # guidance scale on the logits; 1: none, half the time
+
+
+class DallE(Section):
+    """The autoregressive transformer over the tokens of a caption and of its image."""
+
+    conditioning: Literal["measurement", "caption"] = "measurement"
+    text_length: int = Field(64, ge=2)  # tokens of a caption; with digits they have up to 52
+    width: int = Field(192, gt=0)
+    layers: int = Field(6, ge=1)
+    heads: int = Field(6, ge=1)
+    text_weight: float = Field(0.125, ge=0, lt=1)  # share of the text in the loss
+    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the image tokens around the hips
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    gradient_checkpointing: bool = False
+    sampling: TokenSampling = TokenSampling()
+    training: Training
+
+
 class Sampling(Section):
     """What is drawn for the test captions."""
 
@@ -202,6 +251,21 @@ class Evaluation(Section):
         return self
 
 
+TRAINED = (
+    "ruler",
+    "autoencoder",
+    "discrete_vae",
+    "stable_diffusion",
+    "stable_diffusion_caption",
+    "llcm",
+    "dall_e",
+)
+"""Sections of an experiment that are models, in the order of their training."""
+
+FIRST_STAGES = ("ruler", "autoencoder", "discrete_vae")
+"""Those of which a pretrained one is taken as it is; others go on training from it."""
+
+
 class Experiment(Section):
     """A whole experiment: one file of configs/."""
 
@@ -213,6 +277,8 @@ class Experiment(Section):
     stable_diffusion: Diffusion | None = None
     stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
     llcm: LLCM | None = None
+    discrete_vae: DiscreteVAE | None = None
+    dall_e: DallE | None = None
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
 
@@ -222,11 +288,11 @@ class Experiment(Section):
 
     def trained(self) -> list[str]:
         """Names of the models that this experiment trains, in order."""
-        names = ["ruler"] if self.ruler.pretrained is None else []
-        if self.autoencoder and self.autoencoder.pretrained is None:
-            names.append("autoencoder")
-        return names + [
-            n for n in ("stable_diffusion", "stable_diffusion_caption", "llcm") if getattr(self, n)
+        sections = {name: getattr(self, name) for name in TRAINED}
+        return [
+            name
+            for name, section in sections.items()
+            if section and not (name in FIRST_STAGES and section.pretrained)
         ]
 
 
@@ -236,14 +302,17 @@ def _check_experiment(config: Experiment) -> Experiment:
         raise ValueError("autoencoder: needed by stable_diffusion")
     if config.llcm and not config.stable_diffusion:
         raise ValueError("llcm: needs stable_diffusion, its teacher")
+    if config.dall_e and not config.discrete_vae:
+        raise ValueError("discrete_vae: needed by dall_e")
     baseline = config.stable_diffusion_caption
     if baseline and baseline.conditioning != "caption":
         raise ValueError("stable_diffusion_caption.conditioning: must be 'caption'")
-    auto = config.autoencoder
-    if auto and auto.pretrained is None and auto.training is None:
-        raise ValueError("autoencoder: give either pretrained (a folder) or training")
+    for name in ("autoencoder", "discrete_vae"):
+        auto = getattr(config, name)
+        if auto and auto.pretrained is None and auto.training is None:
+            raise ValueError(f"{name}: give either pretrained (a folder) or training")
     count = config.data.train * config.data.views
-    for name in ("ruler", "autoencoder", "stable_diffusion", "stable_diffusion_caption", "llcm"):
+    for name in TRAINED:
         section = getattr(config, name)
         training = section.training if section else None
         if config.data.source == "phantom" and training and training.batch > count:
@@ -268,7 +337,7 @@ def _check_experiment(config: Experiment) -> Experiment:
 
 def _check_shapes(config: Experiment) -> None:
     """Networks that are built here can be built, and take the views; raises ValueError."""
-    auto, resolution = config.autoencoder, config.data.resolution
+    resolution = config.data.resolution
     if config.ruler.pretrained is None:
         _multiples("ruler.channels", config.ruler.channels, 8)
         _multiples(
@@ -277,16 +346,10 @@ def _check_shapes(config: Experiment) -> None:
             2 ** len(config.ruler.channels),
             "the stride of the ruler",
         )
-    if auto and auto.pretrained is None:
-        _multiples("autoencoder.block_out_channels", auto.block_out_channels, 8)
-        stride = 2 ** (len(auto.block_out_channels) - 1)
-        _multiples("data.resolution", [resolution], stride, "the stride of the autoencoder")
-        if auto.window:
-            _multiples("autoencoder.window", [auto.window], stride, "the stride of the autoencoder")
-            if auto.window > resolution:
-                raise ValueError(
-                    f"autoencoder.window: {auto.window} is above data.resolution, {resolution}"
-                )
+    for name in ("autoencoder", "discrete_vae"):
+        _check_autoencoder(name, getattr(config, name), resolution)
+    if config.dall_e:
+        _check_dall_e(config.dall_e, config.discrete_vae)
     for name in ("stable_diffusion", "stable_diffusion_caption"):
         section = getattr(config, name)
         if section is None or section.pretrained:
@@ -301,6 +364,33 @@ def _check_shapes(config: Experiment) -> None:
                 "the number of heads",
             )
         _multiples(f"{name}.text.hidden_size", [section.text.hidden_size], section.text.heads)
+
+
+def _check_autoencoder(name: str, auto: Autoencoder | DiscreteVAE | None, resolution: int) -> None:
+    """An autoencoder that is built here takes the views and their windows; raises ValueError."""
+    if auto is None or auto.pretrained:
+        return
+    what = f"the stride of the {name}"
+    _multiples(f"{name}.block_out_channels", auto.block_out_channels, 8)
+    stride = 2 ** (len(auto.block_out_channels) - 1)
+    _multiples("data.resolution", [resolution], stride, what)
+    if auto.window:
+        _multiples(f"{name}.window", [auto.window], stride, what)
+        if auto.window > resolution:
+            raise ValueError(f"{name}.window: {auto.window} is above data.resolution, {resolution}")
+
+
+def _check_dall_e(section: DallE, vae: DiscreteVAE | None) -> None:
+    """The transformer can be built, and draws from a codebook that is there; raises ValueError."""
+    _multiples("dall_e.width", [section.width], section.heads, "dall_e.heads")
+    top_k = section.sampling.top_k
+    if vae and vae.pretrained is None and top_k and top_k > vae.codes:
+        raise ValueError(f"dall_e.sampling.top_k: {top_k} is above discrete_vae.codes, {vae.codes}")
+    if section.sampling.guidance > 1 and section.caption_dropout == 0:
+        raise ValueError(
+            "dall_e.sampling.guidance: needs dall_e.caption_dropout, from which the model learns "
+            "images without a caption"
+        )
 
 
 def _multiples(key: str, values: Iterable[int], of: int, what: str = "a group's channels") -> None:

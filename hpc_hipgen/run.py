@@ -70,6 +70,8 @@ class Run:
             rows.append("films")
         if self.config.autoencoder:
             rows.append("round_trip")
+        if self.config.discrete_vae:
+            rows.append("round_trip_discrete")
         rows += [
             name
             for name in ("stable_diffusion", "stable_diffusion_caption")
@@ -77,6 +79,8 @@ class Run:
         ]
         if self.config.llcm:
             rows += [f"llcm_{steps}" for steps in self.config.sampling.llcm_steps]
+        if self.config.dall_e:
+            rows.append("dall_e")
         return rows
 
     def done(self, stage: str) -> dict[str, Any] | None:

@@ -4,11 +4,11 @@
     python -m jobs.sample --run results/llcm --row llcm_4               all shards of a row
     python -m jobs.sample --run results/llcm                            everything that is missing
 
-The rows `ruler` and `round_trip` hold the test films themselves, untouched and after the
-autoencoder: what the ruler measures there is the floor of every other row's error. The row `films`
-holds the views of the real films of `evaluation.films`, asked for what their landmarks say. The
-others come from stock diffusers pipelines, loaded from the exports of training. One seed an image:
-the same whatever the shard size, the batch or the number of tasks.
+The rows `ruler`, `round_trip` and `round_trip_discrete` hold the test films themselves, untouched
+and after an autoencoder: what the ruler measures there is the floor of every other row's error. The
+row `films` holds the views of the real films of `evaluation.films`, asked for what their landmarks
+say. The others come from the exports of training: stock diffusers pipelines, and DALL-E. One seed
+an image: the same whatever the shard size, the batch or the number of tasks.
 """
 
 from __future__ import annotations
@@ -16,17 +16,28 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards
-from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, Item, report_items, row_data, sample_shard
+from hpc_hipgen.pipeline import (
+    FILMS_ROW,
+    MEASURED_ROWS,
+    ROUND_TRIPS,
+    Item,
+    report_items,
+    row_data,
+    sample_shard,
+)
 from hpc_hipgen.run import Run, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
 
     from hpc_hipgen.radiograph.layouts import Films
+
+    Drawer = Callable[..., np.ndarray]
 
 UNTOUCHED_ROWS = ("ruler", FILMS_ROW)
 """Rows of views as they were prepared."""
@@ -41,13 +52,13 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
 
     folders = {row_data(run, row) for row, _ in todo}
     films_of = {folder: read_manifest(folder, "test", nominal_only=True) for folder in folders}
-    pipelines: dict[str, Any] = {}
+    drawers: dict[str, Drawer] = {}
     for number, (row, shard) in enumerate(sorted(todo), 1):
         films = films_of[row_data(run, row)]
         specs = _specs(run, films, row)
         size = run.config.sampling.shard_size
         specs = specs[shard * size : (shard + 1) * size]
-        write_atomic(sample_shard(run, (row, shard)), _tar(run, films, row, specs, pipelines))
+        write_atomic(sample_shard(run, (row, shard)), _tar(run, films, row, specs, drawers))
         print(
             f"sample {number}/{len(todo)}  {row} shard {shard}: {len(specs)} images",
             file=sys.stderr,
@@ -86,23 +97,25 @@ def _specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
 
 
 def _settings(run: Run, row: str) -> dict[str, Any]:
-    """Steps, guidance scale and solver of a generated row."""
+    """What a generated row is drawn with: steps, guidance scale and solver, or as tokens are."""
     sampling = run.config.sampling
     if row.startswith("llcm_"):
         guidance = sampling.student_guidance
         return {"steps": int(row.removeprefix("llcm_")), "guidance": guidance, "solver": "lcm"}
+    if row == "dall_e":
+        return run.config.dall_e.sampling.model_dump()
     return {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
 
 
 def _tar(
-    run: Run, films: Films, row: str, specs: list[dict[str, Any]], pipelines: dict[str, Any]
+    run: Run, films: Films, row: str, specs: list[dict[str, Any]], drawers: dict[str, Drawer]
 ) -> bytes:
     """The bytes of a shard; the same specs give the same bytes."""
     import webdataset
 
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, mtime=0) as writer:
-        for spec, image in zip(specs, _images(run, films, row, specs, pipelines), strict=True):
+        for spec, image in zip(specs, _images(run, films, row, specs, drawers), strict=True):
             info = {k: v for k, v in spec.items() if k not in ("prompt", "view")}
             writer.write(
                 {
@@ -116,39 +129,51 @@ def _tar(
 
 
 def _images(
-    run: Run, films: Films, row: str, specs: list[dict[str, Any]], pipelines: dict[str, Any]
+    run: Run, films: Films, row: str, specs: list[dict[str, Any]], drawers: dict[str, Drawer]
 ) -> Iterator[np.ndarray]:
     """Views (r, r) uint8 in the order of the specs."""
     views = [spec["view"] for spec in specs]
     if row in UNTOUCHED_ROWS:
         yield from films.images[views]
-    elif row == "round_trip":
-        from hpc_hipgen.generators.autoencoder import round_trip
-        from hpc_hipgen.training.engine import device
-        from jobs.train import load_autoencoder
-
-        yield from round_trip(load_autoencoder(run).to(device()).eval(), films.images[views])
+    elif row in ROUND_TRIPS:
+        yield from _round_trip(run, row, films.images[views])
     else:
-        from hpc_hipgen.generators.sampling import draw, load_pipeline
-
         model = "llcm" if row.startswith("llcm_") else row
-        if model not in pipelines:
-            pipelines[model] = load_pipeline(
-                run.path(model, "export"), run.config.sampling.precision
-            )
+        if model not in drawers:
+            drawers[model] = _drawer(run, model)
         size = run.config.sampling.batch
         for start in range(0, len(specs), size):
             part = specs[start : start + size]
-            yield from draw(
-                pipelines[model],
-                [s["prompt"] for s in part],
-                [s["seed"] for s in part],
-                steps=part[0]["steps"],
-                guidance=part[0]["guidance"],
-                solver=part[0]["solver"],
-                resolution=run.config.data.resolution,
+            settings = {name: part[0][name] for name in _settings(run, row)}
+            yield from drawers[model](
+                [s["prompt"] for s in part], [s["seed"] for s in part], **settings
             )
             print(f"  {row}: {start + len(part)}/{len(specs)}", file=sys.stderr, flush=True)
+
+
+def _round_trip(run: Run, row: str, images: np.ndarray) -> np.ndarray:
+    """Views (n, r, r) uint8 after the autoencoder of the row."""
+    from hpc_hipgen.generators import autoencoder, discrete_vae
+    from hpc_hipgen.training.engine import device
+    from jobs.train import load_autoencoder, load_discrete_vae
+
+    if row == "round_trip_discrete":
+        return discrete_vae.round_trip(load_discrete_vae(run).to(device()).eval(), images)
+    return autoencoder.round_trip(load_autoencoder(run).to(device()).eval(), images)
+
+
+def _drawer(run: Run, model: str) -> Drawer:
+    """What draws images (b, r, r) uint8 of prompts and seeds, with the settings of a row."""
+    folder, precision = run.path(model, "export"), run.config.sampling.precision
+    if model == "dall_e":
+        from hpc_hipgen.generators.dall_e import draw, load_parts
+
+        return partial(draw, load_parts(folder, precision))
+    from hpc_hipgen.generators.sampling import draw as draw_pipeline
+    from hpc_hipgen.generators.sampling import load_pipeline
+
+    pipeline = load_pipeline(folder, precision)
+    return partial(draw_pipeline, pipeline, resolution=run.config.data.resolution)
 
 
 def _png(image: np.ndarray, synthetic: bool) -> bytes:

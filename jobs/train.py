@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_hipgen.config import TRAINED
 from hpc_hipgen.run import Run, atomic_folder
 
 if TYPE_CHECKING:
     from hpc_hipgen.training.task import Task
-
-MODELS = ("ruler", "autoencoder", "stable_diffusion", "stable_diffusion_caption", "llcm")
 
 
 def train(run: Run, model: str) -> dict[str, Any]:
@@ -62,6 +61,14 @@ def _task(run: Run, model: str) -> Task:
         from hpc_hipgen.generators.autoencoder import AutoencoderTask
 
         return AutoencoderTask(config, layouts.read_manifest(data, "train"))
+    if model == "discrete_vae":
+        from hpc_hipgen.generators.discrete_vae import DiscreteVAETask
+
+        return DiscreteVAETask(config, layouts.read_pairs(data))
+    if model == "dall_e":
+        from hpc_hipgen.generators.dall_e import DallETask
+
+        return DallETask(config, layouts.read_pairs(data), load_discrete_vae(run))
     if model == "llcm":
         from hpc_hipgen.generators.llcm import LLCMTask
 
@@ -85,6 +92,14 @@ def load_autoencoder(run: Run) -> Any:
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
+def load_discrete_vae(run: Run) -> Any:
+    """The run's discrete autoencoder: its own, or the pretrained one."""
+    from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder
+
+    folder: Path = run.config.discrete_vae.pretrained or run.path("discrete_vae", "export")
+    return DiscreteAutoencoder.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+
+
 def _line(figures: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:g}" for name, value in figures.items() if isinstance(value, int | float)
@@ -98,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Train one model of a run; started again, it goes on where it stopped.",
     )
     parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
-    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model", choices=TRAINED)
     given = parser.parse_args(arguments)
     from hpc_hipgen.training.interruption import Interrupted
     from hpc_hipgen.training.loop import NonFiniteLossError

@@ -54,8 +54,10 @@ def row_label(row: str, run: Run) -> str:
         "ruler": "Test films (ruler alone)",
         FILMS_ROW: "Real films (ruler)",
         "round_trip": "Autoencoder round trip",
+        "round_trip_discrete": "Discrete VAE round trip",
         "stable_diffusion": f"Stable Diffusion, {steps} steps",
         "stable_diffusion_caption": f"Stable Diffusion, digits only, {steps} steps",
+        "dall_e": "DALL-E",
     }
     return known.get(row, row.replace("_", " "))
 

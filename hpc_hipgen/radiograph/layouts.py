@@ -162,6 +162,28 @@ def read_imagefolder(folder: Path) -> Films:
     return _films((row, row["text"], folder / row["file_name"]) for row in rows)
 
 
+def read_pairs(data_folder: Path) -> Films:
+    """Load the pairs layout: images and captions from it, landmarks from the manifest.
+
+    Raises:
+        ValueError: no pair, a pair that the manifest does not know, or an image without a text.
+    """
+    folder = data_folder / "layouts" / "pairs"
+    known = {row["id"]: row for row in _read_csv(data_folder / "manifest.csv")}
+    images = sorted(folder.glob("*.png"))
+    if not images:
+        raise ValueError(f"{folder}: no image with a text of the same name")
+    items = []
+    for image in images:
+        text = image.with_suffix(".txt")
+        if image.stem not in known:
+            raise ValueError(f"{image}: the manifest has no view of this name")
+        if not text.is_file():
+            raise ValueError(f"{text}: no such file; every image of this folder needs a text")
+        items.append((known[image.stem], text.read_text(encoding="utf-8").strip(), image))
+    return _films(items)
+
+
 def read_shards(folder: Path, split: str) -> Films:
     """Load one split of the webdataset layout, every shard on every rank.
 
