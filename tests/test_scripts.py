@@ -62,6 +62,8 @@ def test_arguments_are_settings(tmp_path):
     assert bash("sbatch/llcm.sh", "--dry-run", "data.tests=3").returncode == 2
     done = bash("sbatch/stable_diffusion.sh", "--dry-run")
     assert "train-stable_diffusion" in done.stdout and "train-llcm" not in done.stdout
+    done = bash("sbatch/dall_e.sh", "--dry-run")
+    assert "train-discrete_vae" in done.stdout and "train-autoencoder" not in done.stdout
 
 
 def test_the_demo_is_the_script_of_the_cluster():

@@ -291,5 +291,5 @@ def test_a_mistake_is_one_line(token_settings, key, value, words):
 
 def test_guidance_needs_dropped_captions(token_settings):
     token_settings["dall_e"] |= {"caption_dropout": 0, "sampling": {"guidance": 2.0}}
-    with pytest.raises(ValueError, match="guidance: needs dall_e.caption_dropout"):
+    with pytest.raises(ValueError, match="guidance: needs dall_e"):
         parse_experiment(token_settings, "x")
