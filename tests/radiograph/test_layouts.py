@@ -12,8 +12,8 @@ from hpc_hipgen.radiograph.geometry import Hip, Landmarks
 from hpc_hipgen.radiograph.layouts import (
     COLUMNS,
     read_imagefolder,
-    read_pairs,
     read_manifest,
+    read_pairs,
     read_shards,
     write_layouts,
 )
@@ -154,7 +154,7 @@ def test_missing_data_is_named(tmp_path, data):
 
 
 def test_a_pair_is_an_image_and_a_text(tmp_path):
-    fill(tmp_path)
+    write_layouts(tmp_path, fill(tmp_path))
     pairs = tmp_path / "layouts" / "pairs"
     first = sorted(pairs.glob("*.txt"))[0]
     first.write_text("words of my own\n")
