@@ -108,7 +108,7 @@ def build_parts(section: DallE, vae: DiscreteAutoencoder, grid: int) -> Parts:
         attn_pdrop=0.0,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=None,  # padding is seen like any token, as in DALL-E: nothing to mask
         tie_word_embeddings=False,
     )
     transformer = GPT2LMHeadModel(settings)

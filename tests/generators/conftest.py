@@ -1,4 +1,3 @@
-import copy
 import json
 import os
 import subprocess
@@ -56,49 +55,3 @@ def stock(tiny_run, tmp_path_factory):
     with np.load(path) as images:
         drawn = dict(images)
     return SimpleNamespace(drawn=drawn, stored=stored, said=done.stdout + done.stderr)
-
-
-SHARED = ("name", "seed", "data", "ruler", "sampling", "evaluation")
-"""Sections of the tiny experiment that the one of DALL-E takes over."""
-
-TOKENS = {
-    "discrete_vae": {
-        "block_out_channels": [8, 8, 16],
-        "codes": 16,
-        "code_width": 4,
-        "window": 16,
-        "training": {"images": 8, "batch": 4, "lr": 1e-3, "ema_images": 8},
-    },
-    "dall_e": {
-        "text_length": 40,
-        "width": 32,
-        "layers": 2,
-        "heads": 2,
-        "sampling": {"top_k": 12, "top_p": 0.9, "guidance": 1.5},
-        "training": {"images": 8, "batch": 4, "lr": 1e-3, "ema_images": 8},
-    },
-}
-
-
-@pytest.fixture
-def token_settings(tiny_settings):
-    """An experiment of DALL-E alone with two optimizer steps a model, as a tree."""
-    return {k: tiny_settings[k] for k in SHARED} | copy.deepcopy(TOKENS)
-
-
-@pytest.fixture(scope="session")
-def token_run(tiny_run, tmp_path_factory):
-    """A run of that experiment up to its samples, made in this process; not to be changed."""
-    from hpc_hipgen.config import parse_experiment
-    from hpc_hipgen.pipeline import report_items
-    from hpc_hipgen.run import Run
-    from jobs import prepare, sample, train
-
-    tree = tiny_run.config.model_dump(mode="json", exclude_unset=True)
-    tree = {k: tree[k] for k in SHARED} | copy.deepcopy(TOKENS)
-    run = Run.create(tmp_path_factory.mktemp("tokens") / "run", parse_experiment(tree, "tokens"))
-    prepare.prepare(run)
-    for model in run.config.trained():
-        train.train(run, model)
-    sample.sample_items(run, report_items(run))
-    return run

@@ -140,7 +140,7 @@ def test_batches_follow_the_clock(token_run):
         for indices, clock in (([5, 2], [0, 1]), ([2], [1]))
     )
     assert all(torch.equal(one[name][1:], two[name]) for name in one)
-    assert one["noise"].shape == (2, 16, 8, 8) and one["pixels"].shape == (2, 3, 16, 16)
+    assert one["noise"].shape == (2, 16, 4, 4) and one["pixels"].shape == (2, 3, 16, 16)
     assert one["temperature"][0] == 1 and one["temperature"][1] < 1
     assert task.describe(np.array([0])) == [films.ids[0]]
     again = DiscreteVAETask(token_run.config, films)
