@@ -139,10 +139,11 @@ def _start_positions(transformer: GPT2LMHeadModel, text_length: int, grid: int) 
 
 
 @torch.no_grad()
-def attend_to_measurements(transformer: GPT2LMHeadModel, logit: float = 6.0) -> None:
+def attend_to_measurements(transformer: GPT2LMHeadModel, logit: float = 8.0) -> None:
     """Starts half of the first layer's heads looking at measurement tokens.
 
-    See `text.attend_to_measurements`: here it is the image tokens that see the angles at once.
+    See `text.attend_to_measurements`: here it is the image tokens that see the angles at once. The
+    head start is larger because a sequence is several times as long.
     """
     attention = transformer.transformer.h[0].attn
     width = transformer.config.n_embd

@@ -52,7 +52,10 @@ class DiscreteAutoencoder(ModelMixin, ConfigMixin):
         }
         down, up = ("DownEncoderBlock2D",) * levels, ("UpDecoderBlock2D",) * levels
         self.encoder = Encoder(3, codes, down, double_z=False, **shape)
-        self.codebook = nn.Embedding(codes, code_width)
+        # As a layer on shares, not a table: a parameter that is read past its module is missing
+        # where ZeRO 3 has it on other ranks.
+        self.codebook = nn.Conv2d(codes, code_width, 1, bias=False)
+        nn.init.normal_(self.codebook.weight)
         self.decoder = Decoder(code_width, 3, up, **shape)
 
     @property
@@ -66,11 +69,12 @@ class DiscreteAutoencoder(ModelMixin, ConfigMixin):
 
     def decode(self, shares: Tensor) -> Tensor:
         """Pixels (b, 3, ...) of a mixture of entries, shares (b, codes, h, w) with sum 1."""
-        return self.decoder(torch.einsum("bkhw,kc->bchw", shares, self.codebook.weight))
+        return self.decoder(self.codebook(shares))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Pixels (b, 3, h * stride, w * stride) of codes (b, h, w) int64."""
-        return self.decoder(self.codebook(codes).permute(0, 3, 1, 2).contiguous())
+        shares = F.one_hot(codes, self.config.codes).movedim(-1, 1)
+        return self.decode(shares.to(self.dtype).contiguous())
 
 
 def temperature_at(images: Tensor, section: DiscreteVAE) -> Tensor:

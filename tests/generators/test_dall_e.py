@@ -74,25 +74,25 @@ def test_captions_may_stay_digits(token_run):
         make_task(token_run, conditioning="caption", text_length=30)
 
 
-def test_half_of_the_first_heads_look_at_the_measurements(task):
+def test_half_of_the_first_heads_look_at_the_measurements(token_run):
+    task = make_task(token_run, width=192, heads=6)
     transformer, ids = task.parts.transformer, task.texts[:1]
     transformer.set_attn_implementation("eager")
     tokens = torch.cat([ids, task.codes[:1].flatten(1) + task.parts.first_code], 1)
     with torch.no_grad():
         attention = transformer(tokens, output_attentions=True).attentions[0][0]
-    transformer.set_attn_implementation("sdpa")
     first = task.parts.tokenizer.convert_tokens_to_ids("left 55.0 degrees")
     measured = ids[0] >= first
     assert measured.sum() == 2
     shares = attention[:, 40:, :40][:, :, measured].sum(-1).mean(1)  # (heads,)
-    assert shares[0] > 0.7 and shares[1] < 0.2
+    assert shares[:3].min() > 0.5 and shares[3:].max() < 0.1
 
 
 def test_positions_start_as_row_plus_column(task):
     places = task.parts.transformer.transformer.wpe.weight[40:].unflatten(0, (8, 8))
     step = places[1:] - places[:-1]
     assert torch.allclose(step, step[:, :1].expand_as(step), atol=1e-6)
-    assert places.std() == pytest.approx(0.02, rel=0.3)
+    assert places.detach().std() == pytest.approx(0.02, rel=0.3)
 
 
 def test_the_loss_is_that_of_the_next_tokens(task):
