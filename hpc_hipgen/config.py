@@ -18,6 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
 
+ADAPTED = ("lora", "lcm_lora")
+"""Sections whose model starts from a Stable Diffusion: `base`, or the run's own."""
+
+GENERATORS = ("stable_diffusion", "stable_diffusion_caption", "llcm", *ADAPTED)
+"""Sections of the generators, in the order in which they are trained."""
+
 
 class ConfigError(ValueError):
     """What is wrong with an experiment file, one problem a line."""
@@ -135,7 +141,18 @@ class UNet(Section):
         return self
 
 
-class Diffusion(Section):
+class Denoising(Section):
+    """What every model has that is trained with the denoising loss."""
+
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    # Off: with v-prediction it takes the weight from the noise levels where the angle is decided.
+    min_snr_gamma: float | None = Field(None, gt=0)
+    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
+    gradient_checkpointing: bool = False
+    training: Training
+
+
+class Diffusion(Denoising):
     """A text-to-image latent diffusion model: the teacher (`stable_diffusion`)."""
 
     pretrained: Path | None = None  # a diffusers folder, e.g. Stable Diffusion 1.5
@@ -145,25 +162,44 @@ class Diffusion(Section):
     train_text: bool = False
     unet: UNet = UNet()
     prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
-    caption_dropout: float = Field(0.1, ge=0, lt=1)
-    # Off: with v-prediction it takes the weight from the noise levels where the angle is decided.
-    min_snr_gamma: float | None = Field(None, gt=0)
-    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
-    gradient_checkpointing: bool = False
-    training: Training
 
 
-class LLCM(Section):
-    """The Leapfrog Latent Consistency Model, distilled from the teacher."""
+class Distillation(Section):
+    """What every model has that is distilled from a teacher with the consistency loss."""
 
     solver: Literal["paper", "leapfrog", "ddim"] = "leapfrog"
     skip: int = Field(20, ge=1, le=250)  # k: the teacher jumps from t_(n+k) to t_n
-    guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
     huber_c: float = Field(0.001, gt=0)
     ema_decay: float = Field(0.95, ge=0, lt=1)  # of the target network, per optimizer step
     hip_weight: float = Field(4.0, ge=0)
     gradient_checkpointing: bool = False
     training: Training
+
+
+class LLCM(Distillation):
+    """The Leapfrog Latent Consistency Model, distilled from the teacher."""
+
+    guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
+
+
+class Adapters(Section):
+    """Low-rank adapters on the UNet of a Stable Diffusion that stays as it is."""
+
+    base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
+    rank: int = Field(16, ge=1, le=256)
+    # attention: the projections that LoRA is mostly put on; all: convolutions and the inputs of
+    # time and pooled caption too, for a small UNet that reads the caption through them
+    layers: Literal["attention", "all"] = "all"
+
+
+class LoRA(Denoising, Adapters):
+    """Adapters trained with the denoising loss (LoRA, arXiv 2106.09685)."""
+
+
+class LCMLoRA(Distillation, Adapters):
+    """Adapters distilled from their own base (LCM-LoRA, arXiv 2311.05556)."""
+
+    guidance: float = Field(2.0, ge=0)  # the one w that is distilled; the student has no input
 
 
 class Sampling(Section):
@@ -172,7 +208,7 @@ class Sampling(Section):
     steps: int = Field(25, ge=1, le=TIMESTEPS - 1)  # of the teacher
     solver: Literal["paper", "leapfrog", "ddim"] = "ddim"
     guidance: float = Field(3.0, ge=1)  # guidance scale 1 + w, as in diffusers
-    llcm_steps: tuple[int, ...] = (1, 2, 4, 8)
+    llcm_steps: tuple[int, ...] = (1, 2, 4, 8)  # of the LLCM and of the LCM-LoRA
     llcm_guidance: float | None = Field(None, ge=1)  # default: guidance
     per_caption: int = Field(1, ge=1)
     shard_size: int = Field(84, ge=1)  # images per shard: one array task
@@ -213,6 +249,8 @@ class Experiment(Section):
     stable_diffusion: Diffusion | None = None
     stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
     llcm: LLCM | None = None
+    lora: LoRA | None = None
+    lcm_lora: LCMLoRA | None = None
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
 
@@ -225,9 +263,7 @@ class Experiment(Section):
         names = ["ruler"] if self.ruler.pretrained is None else []
         if self.autoencoder and self.autoencoder.pretrained is None:
             names.append("autoencoder")
-        return names + [
-            n for n in ("stable_diffusion", "stable_diffusion_caption", "llcm") if getattr(self, n)
-        ]
+        return names + [name for name in GENERATORS if getattr(self, name)]
 
 
 def _check_experiment(config: Experiment) -> Experiment:
@@ -242,20 +278,22 @@ def _check_experiment(config: Experiment) -> Experiment:
     auto = config.autoencoder
     if auto and auto.pretrained is None and auto.training is None:
         raise ValueError("autoencoder: give either pretrained (a folder) or training")
-    count = config.data.train * config.data.views
-    for name in ("ruler", "autoencoder", "stable_diffusion", "stable_diffusion_caption", "llcm"):
+    for name in ("ruler", "autoencoder", *GENERATORS):
         section = getattr(config, name)
         training = section.training if section else None
-        if config.data.source == "phantom" and training and training.batch > count:
+        films, views = config.data.train, config.data.views
+        if config.data.source == "phantom" and training and training.batch > films * views:
             raise ValueError(
                 f"{name}.training.batch: {training.batch} is more than the data set has "
-                f"({config.data.train} films x {config.data.views} views = {count})"
+                f"({films} films x {views} views = {films * views})"
             )
         folder = section.pretrained if section and hasattr(section, "pretrained") else None
         if folder is not None and not folder.exists():
             raise ValueError(f"{name}.pretrained: {folder} does not exist; put the weights there")
         if isinstance(section, Diffusion):
             _check_measurements(name, section)
+        if name in ADAPTED and section:
+            _check_base(name, section.base, config.stable_diffusion)
     _check_shapes(config)
     _check_steps(config)
     _check_film_folders(config.data.films, config.evaluation.films)
@@ -318,27 +356,42 @@ def _check_measurements(name: str, section: Diffusion) -> None:
         )
 
 
+def _check_base(name: str, base: Path | None, teacher: Diffusion | None) -> None:
+    """A model that adapts another one has it; raises ValueError."""
+    if base is None and teacher is None:
+        raise ValueError(
+            f"{name}.base: give a diffusers folder of Stable Diffusion, or train stable_diffusion"
+        )
+    if base is not None and not (base / "model_index.json").is_file():
+        raise ValueError(f"{name}.base: {base} holds no diffusers pipeline (model_index.json)")
+
+
 def _check_steps(config: Experiment) -> None:
     """The timesteps that are trained on and sampled at exist; raises ValueError."""
     llcm, steps = config.llcm, config.sampling.llcm_steps
+    for name, section in (("llcm", llcm), ("lcm_lora", config.lcm_lora)):
+        if section is None:
+            continue
+        if TIMESTEPS % section.skip:
+            raise ValueError(
+                f"{name}.skip: {section.skip} does not divide the {TIMESTEPS} timesteps"
+            )
+        most = TIMESTEPS // section.skip
+        if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
+            raise ValueError(
+                f"sampling.llcm_steps: different numbers within 1..{most} ({name}.skip "
+                f"{section.skip}) are needed, not {list(steps)}"
+            )
     if llcm is None:
         return
     low, high = llcm.guidance
     if not 0 <= low <= high:
         raise ValueError(f"llcm.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
-    if TIMESTEPS % llcm.skip:
-        raise ValueError(f"llcm.skip: {llcm.skip} does not divide the {TIMESTEPS} timesteps")
     w = config.sampling.student_guidance - 1
     if not low <= w <= high:
         raise ValueError(
             f"sampling.llcm_guidance: w = {w:g} (the scale less 1) is outside llcm.guidance "
             f"[{low:g}, {high:g}], for which the student is trained"
-        )
-    most = TIMESTEPS // llcm.skip
-    if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
-        raise ValueError(
-            f"sampling.llcm_steps: different numbers within 1..{most} (llcm.skip {llcm.skip}) are "
-            f"needed, not {list(steps)}"
         )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards
 from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, Item, report_items, row_data, sample_shard
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run, row_model, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,9 +88,11 @@ def _specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
 def _settings(run: Run, row: str) -> dict[str, Any]:
     """Steps, guidance scale and solver of a generated row."""
     sampling = run.config.sampling
-    if row.startswith("llcm_"):
-        guidance = sampling.student_guidance
-        return {"steps": int(row.removeprefix("llcm_")), "guidance": guidance, "solver": "lcm"}
+    model, few = row_model(row)
+    if few is not None:
+        # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
+        guidance = sampling.student_guidance if model == "llcm" else 1.0
+        return {"steps": few, "guidance": guidance, "solver": "lcm"}
     return {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
 
 
@@ -129,13 +131,11 @@ def _images(
 
         yield from round_trip(load_autoencoder(run).to(device()).eval(), films.images[views])
     else:
-        from hpc_hipgen.generators.sampling import draw, load_pipeline
+        from hpc_hipgen.generators.sampling import draw
 
-        model = "llcm" if row.startswith("llcm_") else row
+        model, _ = row_model(row)
         if model not in pipelines:
-            pipelines[model] = load_pipeline(
-                run.path(model, "export"), run.config.sampling.precision
-            )
+            pipelines[model] = _pipeline(run, model)
         size = run.config.sampling.batch
         for start in range(0, len(specs), size):
             part = specs[start : start + size]
@@ -149,6 +149,17 @@ def _images(
                 resolution=run.config.data.resolution,
             )
             print(f"  {row}: {start + len(part)}/{len(specs)}", file=sys.stderr, flush=True)
+
+
+def _pipeline(run: Run, model: str) -> Any:
+    """The pipeline of a model: its export, or its base with the exported adapters."""
+    from hpc_hipgen.config import Adapters
+    from hpc_hipgen.generators.sampling import load_pipeline
+
+    export, precision = run.path(model, "export"), run.config.sampling.precision
+    if isinstance(getattr(run.config, model), Adapters):
+        return load_pipeline(run.base(model), precision, adapters=export)
+    return load_pipeline(export, precision)
 
 
 def _png(image: np.ndarray, synthetic: bool) -> bytes:
