@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
 
-ADAPTED = ("lora", "lcm_lora")
+ADAPTED = ("lora", "lcm_lora", "dreambooth")
 """Sections whose model starts from a Stable Diffusion: `base`, or the run's own."""
 
 GENERATORS = ("stable_diffusion", "stable_diffusion_caption", "llcm", *ADAPTED)
@@ -202,6 +202,38 @@ class LCMLoRA(Distillation, Adapters):
     guidance: float = Field(2.0, ge=0)  # the one w that is distilled; the student has no input
 
 
+class DreamBooth(Denoising):
+    """Subjects with a rare token each, learnt from a few films (DreamBooth, arXiv 2208.12242)."""
+
+    base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
+    # Prompt class, i.e. folder of layouts/classes, to the token that stands before its captions.
+    subjects: dict[Annotated[int, Field(ge=1, le=4)], str] = {
+        1: "sks",
+        2: "ohwx",
+        3: "zwx",
+        4: "qxv",
+    }
+    films: int = Field(4, ge=3, le=5)  # instance films a subject
+    prior_images: int = Field(84, ge=1)  # drawn by the base itself before training
+    prior_weight: float = Field(1.0, ge=0)
+    train_text: bool = False
+
+    @model_validator(mode="after")
+    def _tokens(self) -> DreamBooth:
+        tokens = list(self.subjects.values())
+        if not tokens or len(set(tokens)) < len(tokens):
+            raise ValueError("subjects: one token a class, all different, is needed")
+        for token in tokens:
+            if not (token.isascii() and token.isalnum() and token == token.lower()):
+                raise ValueError(f"subjects: '{token}' is not one lower-case word")
+        return self
+
+    def prompt(self, caption: str, prompt_class: int) -> str:
+        """The caption of a film, after the token of its subject where it belongs to one."""
+        token = self.subjects.get(prompt_class)
+        return f"{token} {caption}" if token else caption
+
+
 class Sampling(Section):
     """What is drawn for the test captions."""
 
@@ -251,6 +283,7 @@ class Experiment(Section):
     llcm: LLCM | None = None
     lora: LoRA | None = None
     lcm_lora: LCMLoRA | None = None
+    dreambooth: DreamBooth | None = None
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
 
@@ -282,6 +315,8 @@ def _check_experiment(config: Experiment) -> Experiment:
         section = getattr(config, name)
         training = section.training if section else None
         films, views = config.data.train, config.data.views
+        if isinstance(section, DreamBooth):
+            films = min(films, len(section.subjects) * section.films)
         if config.data.source == "phantom" and training and training.batch > films * views:
             raise ValueError(
                 f"{name}.training.batch: {training.batch} is more than the data set has "

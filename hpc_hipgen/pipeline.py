@@ -97,6 +97,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "llcm": ("stable_diffusion",),
     "lora": ("stable_diffusion",),
     "lcm_lora": ("stable_diffusion",),
+    "dreambooth": ("stable_diffusion",),
 }
 """Models that must be trained before a model can be, where this experiment trains them."""
 

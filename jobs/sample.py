@@ -79,6 +79,8 @@ def _specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
         if generated:  # asked for is what the caption says, to half a degree
             asked = parse_caption(films.captions[i])
             assert asked is not None, f"caption of {films.ids[i]} names no angles"
+            if row == "dreambooth":
+                spec["prompt"] = run.config.dreambooth.prompt(spec["prompt"], spec["prompt_class"])
             spec |= {"asked_left": asked.patient_left, "asked_right": asked.patient_right}
             spec |= _settings(run, row)
         specs.append(spec)
@@ -102,6 +104,8 @@ def _tar(
     """The bytes of a shard; the same specs give the same bytes."""
     import webdataset
 
+    from hpc_hipgen.evaluation.samples import png
+
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, mtime=0) as writer:
         for spec, image in zip(specs, _images(run, films, row, specs, pipelines), strict=True):
@@ -109,7 +113,7 @@ def _tar(
             writer.write(
                 {
                     "__key__": f"{spec['index']:06d}",
-                    "png": _png(image, synthetic=row not in UNTOUCHED_ROWS),
+                    "png": png(image, synthetic=row not in UNTOUCHED_ROWS),
                     "txt": spec["prompt"],
                     "json": json.dumps(info).encode(),
                 }
@@ -160,20 +164,6 @@ def _pipeline(run: Run, model: str) -> Any:
     if isinstance(getattr(run.config, model), Adapters):
         return load_pipeline(run.base(model), precision, adapters=export)
     return load_pipeline(export, precision)
-
-
-def _png(image: np.ndarray, synthetic: bool) -> bytes:
-    """A grey PNG, marked when it is no film."""
-    from PIL import Image, PngImagePlugin
-
-    from hpc_hipgen.evaluation.samples import SYNTHETIC
-
-    text = PngImagePlugin.PngInfo()
-    if synthetic:
-        text.add_text(*SYNTHETIC)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "png", pnginfo=text)
-    return buffer.getvalue()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -64,6 +64,11 @@ def _task(run: Run, model: str) -> Task:
 
         return AutoencoderTask(config, layouts.read_manifest(data, "train"))
     cache = run.path("latents")
+    if model == "dreambooth":
+        from hpc_hipgen.generators.dreambooth import DreamBoothTask
+
+        prior = run.path(model, "prior")
+        return DreamBoothTask(config, layouts.read_classes(data), run.base(model), cache, prior)
     if model in ("llcm", "lcm_lora"):
         from hpc_hipgen.generators.llcm import LLCMTask
         from hpc_hipgen.generators.lora import LCMLoRATask

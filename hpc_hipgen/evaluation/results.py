@@ -58,6 +58,7 @@ def row_label(row: str, run: Run) -> str:
         "stable_diffusion": f"Stable Diffusion, {steps} steps",
         "stable_diffusion_caption": f"Stable Diffusion, digits only, {steps} steps",
         "lora": f"LoRA, {steps} steps",
+        "dreambooth": f"DreamBooth, {steps} steps",
     }
     return known.get(row, row.replace("_", " "))
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hpc_hipgen.config import Adapters, Experiment, LCMLoRA
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.llcm import DistillationTask, lcm_scheduler
-from hpc_hipgen.generators.stable_diffusion import DenoisingTask, load_parts
+from hpc_hipgen.generators.stable_diffusion import DenoisingTask, adapted_parts
 from hpc_hipgen.radiograph.layouts import Films
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -74,13 +74,9 @@ class LoRATask(DenoisingTask):
     def __init__(self, config: Experiment, films: Films, base: Path, cache: Path) -> None:
         """`films`: the training split; `base`: a diffusers folder of Stable Diffusion."""
         section = config.lora
-        parts = load_parts(base)
-        parts.text_encoder.requires_grad_(False)
-        use_best_attention(parts.unet)
+        parts = adapted_parts(base, section)
         torch.manual_seed(config.seed)
         add_adapters(parts.unet, section)
-        if section.gradient_checkpointing:
-            parts.unet.enable_gradient_checkpointing()
         super().__init__(section, config, films, parts, cache)
         self.names = [name for name, _ in adapter_parameters(parts.unet)]
 

@@ -151,6 +151,16 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> P
     return parts
 
 
+def adapted_parts(base: Path, section: Denoising, train_text: bool = False) -> Parts:
+    """The parts of a Stable Diffusion folder, ready to be trained on."""
+    parts = load_parts(base)
+    parts.text_encoder.requires_grad_(train_text)
+    if section.gradient_checkpointing:
+        parts.unet.enable_gradient_checkpointing()
+    use_best_attention(parts.unet)
+    return parts
+
+
 class DenoiserLoss(nn.Module):
     """The networks that are trained, with the denoising loss."""
 
@@ -219,23 +229,25 @@ class DenoisingTask:
         self.parts = parts
         self.train_text = train_text
         self.latents = check_latents(cached_latents(parts.autoencoder, films, cache), films)
-        self.rows = np.arange(self.size)
-        self.texts, self.null = self._texts()
-        self.module = DenoiserLoss(parts, train_text, section.min_snr_gamma)
+        self.texts, self.rows = self.embed(films.captions)
+        self.null = self.embed([""])[0][0]
+        self.module = self.loss()
         self.averages = {"export": WeightAverage.for_export(self.trained(), section.training)}
 
     def trained(self) -> nn.Module:
         """What is averaged for the export."""
         return self.module.networks
 
-    def _texts(self) -> tuple[Tensor, Tensor]:
-        """What the loss takes as `text`, for each view, and for the empty caption."""
+    def loss(self) -> DenoiserLoss:
+        """The networks with what they are trained with."""
+        return DenoiserLoss(self.parts, self.train_text, self.section.min_snr_gamma)
+
+    def embed(self, captions: list[str]) -> tuple[Tensor, np.ndarray]:
+        """What the loss takes as `text`, and each caption's row in it."""
         tokenizer, encoder = self.parts.tokenizer, self.parts.text_encoder
         if self.train_text:
-            ids = text.caption_ids(tokenizer, self.films.captions)
-            return ids, text.token_ids(tokenizer, [""])[0]
-        states, self.rows = text.encode_captions(tokenizer, encoder, self.films.captions)
-        return states, text.encode_captions(tokenizer, encoder, [""])[0][0]
+            return text.caption_ids(tokenizer, captions), np.arange(len(captions))
+        return text.encode_captions(tokenizer, encoder, captions)
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Latents, noise, timesteps, captions (some dropped, for guidance) and focus."""
