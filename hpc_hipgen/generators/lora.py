@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -59,11 +58,16 @@ def adapter_parameters(unet: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def save_adapters(names: list[str], weights: list[Tensor], folder: Path) -> dict[str, float]:
-    """Writes pytorch_lora_weights.safetensors; returns figures for the record."""
+    """Writes pytorch_lora_weights.safetensors; returns figures for the record.
+
+    The names are peft's (`lora_A`, `lora_B`). diffusers' `convert_state_dict_to_diffusers` would
+    rename the attention layers alone, and its loader, which judges by the first name, would then
+    leave them out without an error.
+    """
     plain = [name.replace(f".{ADAPTER}.", ".") for name in names]
     layers = {n: w.detach().float().cpu() for n, w in zip(plain, weights, strict=True)}
     StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=convert_state_dict_to_diffusers(layers), safe_serialization=True
+        folder, unet_lora_layers=layers, safe_serialization=True
     )
     return {"parameters": float(sum(w.numel() for w in weights))}
 
