@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from hpc_hipgen.generators.stable_diffusion import load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import train
 from jobs import prepare, sample
 from jobs.train import train as train_stage
@@ -100,6 +102,29 @@ def test_only_adapters_are_trained(tiny_run, tiny_settings, tmp_path, name):
         assert torch.equal(p, before[n]) == (n not in adapters), n
     lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["images"] for line in lines] == [4, 8]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_interrupted_run_goes_on_to_the_bit(tiny_run, tiny_settings, tmp_path, name):
+    training = Training(**STEPS | {"images": 12, "precision": "fp32", "ema_images": 8})
+    straight = make_task(name, tiny_run, tiny_settings)
+    train(straight, training, tmp_path / "straight", seed=3, title=name)
+    stopped = make_task(name, tiny_run, tiny_settings)
+    inner = stopped.batch
+
+    def stop(indices, random):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return inner(indices, random)
+
+    stopped.batch = stop
+    with pytest.raises(Interrupted):
+        train(stopped, training, tmp_path / "again", seed=3, title=name)
+    again = make_task(name, tiny_run, tiny_settings | {"seed": 4})  # other first adapters
+    train(again, training, tmp_path / "again", seed=3, title=name)
+    for average in straight.averages:
+        modules = [task.averages[average].module for task in (straight, again)]
+        both = zip(*(module.parameters() for module in modules), strict=True)
+        assert all(torch.equal(a, b) for a, b in both), average
 
 
 def test_the_average_of_a_lora_has_the_size_of_its_adapters(tiny_run, tiny_settings):
