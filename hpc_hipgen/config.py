@@ -10,13 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
+
+ADAPTED = ("lora", "lcm_lora", "dreambooth")
+"""Sections whose model starts from a Stable Diffusion: `base`, or the run's own."""
+
+GENERATORS = ("stable_diffusion", "stable_diffusion_caption", "llcm", *ADAPTED)
+"""Sections of the generators, in the order in which they are trained."""
 
 
 class ConfigError(ValueError):
@@ -135,7 +141,18 @@ class UNet(Section):
         return self
 
 
-class Diffusion(Section):
+class Denoising(Section):
+    """What every model has that is trained with the denoising loss."""
+
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    # Off: with v-prediction it takes the weight from the noise levels where the angle is decided.
+    min_snr_gamma: float | None = Field(None, gt=0)
+    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
+    gradient_checkpointing: bool = False
+    training: Training
+
+
+class Diffusion(Denoising):
     """A text-to-image latent diffusion model: the teacher (`stable_diffusion`)."""
 
     pretrained: Path | None = None  # a diffusers folder, e.g. Stable Diffusion 1.5
@@ -145,12 +162,6 @@ class Diffusion(Section):
     train_text: bool = False
     unet: UNet = UNet()
     prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
-    caption_dropout: float = Field(0.1, ge=0, lt=1)
-    # Off: with v-prediction it takes the weight from the noise levels where the angle is decided.
-    min_snr_gamma: float | None = Field(None, gt=0)
-    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
-    gradient_checkpointing: bool = False
-    training: Training
 
     @model_validator(mode="after")
     def _shapes_are_its_own(self) -> Diffusion:
@@ -163,17 +174,79 @@ class Diffusion(Section):
         return self
 
 
-class LLCM(Section):
-    """The Leapfrog Latent Consistency Model, distilled from the teacher."""
+class Distillation(Section):
+    """What every model has that is distilled from a teacher with the consistency loss."""
 
     solver: Literal["paper", "leapfrog", "ddim"] = "leapfrog"
     skip: int = Field(20, ge=1, le=250)  # k: the teacher jumps from t_(n+k) to t_n
-    guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
     huber_c: float = Field(0.001, gt=0)
     ema_decay: float = Field(0.95, ge=0, lt=1)  # of the target network, per optimizer step
     hip_weight: float = Field(4.0, ge=0)
     gradient_checkpointing: bool = False
     training: Training
+
+
+class LLCM(Distillation):
+    """The Leapfrog Latent Consistency Model, distilled from the teacher."""
+
+    guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
+
+
+class Adapters(Section):
+    """Low-rank adapters on the UNet of a Stable Diffusion that stays as it is."""
+
+    base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
+    rank: int = Field(16, ge=1, le=256)
+    # attention: the projections that LoRA is mostly put on; all: convolutions and the inputs of
+    # time and pooled caption too, for a small UNet that reads the caption through them
+    layers: Literal["attention", "all"] = "all"
+
+
+class LoRA(Denoising, Adapters):
+    """Adapters trained with the denoising loss (LoRA, arXiv 2106.09685)."""
+
+
+class LCMLoRA(Distillation, Adapters):
+    """Adapters distilled from their own base (LCM-LoRA, arXiv 2311.05556)."""
+
+    guidance: float = Field(2.0, ge=0)  # the one w that is distilled; the student has no input
+
+
+class DreamBooth(Denoising):
+    """Subjects with a rare token each, learnt from a few films (DreamBooth, arXiv 2208.12242)."""
+
+    base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
+    # Prompt class, i.e. folder of layouts/classes, to the token that stands before its captions.
+    subjects: dict[Annotated[int, Field(ge=1, le=4)], str] = {
+        1: "sks",
+        2: "ohwx",
+        3: "zwx",
+        4: "qxv",
+    }
+    films: int = Field(4, ge=3, le=5)  # instance films a subject
+    prior_images: int = Field(84, ge=1)  # drawn by the base itself before training
+    prior_weight: float = Field(1.0, ge=0)
+    train_text: bool = False
+
+    @model_validator(mode="after")
+    def _tokens(self) -> DreamBooth:
+        tokens = list(self.subjects.values())
+        if not tokens or len(set(tokens)) < len(tokens):
+            raise ValueError("subjects: one token a class, all different, is needed")
+        for token in tokens:
+            if not (token.isascii() and token.isalnum() and token == token.lower()):
+                raise ValueError(f"subjects: '{token}' is not one lower-case word")
+        return self
+
+    @property
+    def instances(self) -> int:
+        """Instance films of all subjects, where each class has enough."""
+        return len(self.subjects) * self.films
+
+    def prompt(self, caption: str, prompt_class: int) -> str:
+        """The caption of a film, after the token of its subject where it belongs to one."""
+        token = self.subjects.get(prompt_class)
+        return f"{token} {caption}" if token else caption
 
 
 class Sampling(Section):
@@ -182,7 +255,7 @@ class Sampling(Section):
     steps: int = Field(25, ge=1, le=TIMESTEPS - 1)  # of the teacher
     solver: Literal["paper", "leapfrog", "ddim"] = "ddim"
     guidance: float = Field(3.0, ge=1)  # guidance scale 1 + w, as in diffusers
-    llcm_steps: tuple[int, ...] = (1, 2, 4, 8)
+    llcm_steps: tuple[int, ...] = (1, 2, 4, 8)  # of the LLCM and of the LCM-LoRA
     llcm_guidance: float | None = Field(None, ge=1)  # default: guidance
     per_caption: int = Field(1, ge=1)
     shard_size: int = Field(84, ge=1)  # images per shard: one array task
@@ -239,6 +312,9 @@ class Experiment(Section):
     stable_diffusion: Diffusion | None = None
     stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
     llcm: LLCM | None = None
+    lora: LoRA | None = None
+    lcm_lora: LCMLoRA | None = None
+    dreambooth: DreamBooth | None = None
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
@@ -252,9 +328,7 @@ class Experiment(Section):
         names = ["ruler"] if self.ruler.pretrained is None else []
         if self.autoencoder and self.autoencoder.pretrained is None:
             names.append("autoencoder")
-        return names + [
-            n for n in ("stable_diffusion", "stable_diffusion_caption", "llcm") if getattr(self, n)
-        ]
+        return names + [name for name in GENERATORS if getattr(self, name)]
 
 
 def _check_experiment(config: Experiment) -> Experiment:
@@ -272,6 +346,12 @@ def _check_experiment(config: Experiment) -> Experiment:
     for name in ("stable_diffusion", "stable_diffusion_caption"):
         if section := getattr(config, name):
             _check_measurements(name, section)
+    for name in ADAPTED:
+        if (section := getattr(config, name)) and not (section.base or config.stable_diffusion):
+            raise ValueError(
+                f"{name}.base: give a diffusers folder of Stable Diffusion, or train "
+                "stable_diffusion"
+            )
     if config.data.source == "phantom":
         check_batches(config, config.data.train)
     _check_shapes(config)
@@ -282,13 +362,14 @@ def _check_experiment(config: Experiment) -> Experiment:
 
 def check_batches(config: Experiment, films: int) -> None:
     """Every batch fits into the views of so many training films; raises ConfigError naming it."""
-    count = films * config.data.views
+    views = config.data.views
     for name in config.trained():
-        training = getattr(config, name).training
-        if training.batch > count:
+        section = getattr(config, name)
+        own = min(films, section.instances) if isinstance(section, DreamBooth) else films
+        if section.training.batch > own * views:
             raise ConfigError(
-                f"{name}.training.batch: {training.batch} is more than the data set has "
-                f"({films} films x {config.data.views} views = {count})"
+                f"{name}.training.batch: {section.training.batch} is more than the data set has "
+                f"({own} films x {views} views = {own * views})"
             )
 
 
@@ -310,6 +391,13 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
         folder = section.pretrained if section else None
         if folder and f"train-{name}" not in done and not folder.exists():
             problems.append(_absent(f"{name}.pretrained", folder))
+    for name in ADAPTED:
+        section = getattr(config, name)
+        if section and section.base and f"train-{name}" not in done:
+            if not (section.base / "model_index.json").is_file():
+                problems.append(
+                    f"{name}.base: {section.base} holds no diffusers pipeline (model_index.json)"
+                )
     weights = config.evaluation.inception
     if weights and not weights.is_file():
         problems.append(_absent("evaluation.inception", weights))
@@ -393,24 +481,29 @@ def _check_measurements(name: str, section: Diffusion) -> None:
 def _check_steps(config: Experiment) -> None:
     """The timesteps that are trained on and sampled at exist; raises ValueError."""
     llcm, steps = config.llcm, config.sampling.llcm_steps
+    for name, section in (("llcm", llcm), ("lcm_lora", config.lcm_lora)):
+        if section is None:
+            continue
+        if TIMESTEPS % section.skip:
+            raise ValueError(
+                f"{name}.skip: {section.skip} does not divide the {TIMESTEPS} timesteps"
+            )
+        most = TIMESTEPS // section.skip
+        if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
+            raise ValueError(
+                f"sampling.llcm_steps: different numbers within 1..{most} ({name}.skip "
+                f"{section.skip}) are needed, not {list(steps)}"
+            )
     if llcm is None:
         return
     low, high = llcm.guidance
     if not 0 <= low <= high:
         raise ValueError(f"llcm.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
-    if TIMESTEPS % llcm.skip:
-        raise ValueError(f"llcm.skip: {llcm.skip} does not divide the {TIMESTEPS} timesteps")
     w = config.sampling.student_guidance - 1
     if not low <= w <= high:
         raise ValueError(
             f"sampling.llcm_guidance: w = {w:g} (the scale less 1) is outside llcm.guidance "
             f"[{low:g}, {high:g}], for which the student is trained"
-        )
-    most = TIMESTEPS // llcm.skip
-    if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
-        raise ValueError(
-            f"sampling.llcm_steps: different numbers within 1..{most} (llcm.skip {llcm.skip}) are "
-            f"needed, not {list(steps)}"
         )
 
 

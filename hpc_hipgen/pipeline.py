@@ -95,6 +95,9 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "stable_diffusion": ("autoencoder",),
     "stable_diffusion_caption": ("autoencoder",),
     "llcm": ("stable_diffusion",),
+    "lora": ("stable_diffusion",),
+    "lcm_lora": ("stable_diffusion",),
+    "dreambooth": ("stable_diffusion",),
 }
 """Models that must be trained before a model can be, where this experiment trains them."""
 

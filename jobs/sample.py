@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards
 from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, Item, report_items, row_data, sample_shard
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run, row_model, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,9 +62,12 @@ def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
     """What each image of a row of the report is asked for."""
     if row in MEASURED_ROWS:
         return image_specs(run.config.seed, films, row)
-    return image_specs(
-        run.config.seed, films, row, _settings(run, row), run.config.sampling.per_caption
-    )
+    settings, per_caption = _settings(run, row), run.config.sampling.per_caption
+    specs = image_specs(run.config.seed, films, row, settings, per_caption)
+    if row == "dreambooth":
+        for spec in specs:
+            spec["prompt"] = run.config.dreambooth.prompt(spec["prompt"], spec["prompt_class"])
+    return specs
 
 
 def image_specs(
@@ -107,9 +110,11 @@ def image_specs(
 def _settings(run: Run, row: str) -> dict[str, Any]:
     """Steps, guidance scale and solver of a generated row."""
     sampling = run.config.sampling
-    if row.startswith("llcm_"):
-        guidance = sampling.student_guidance
-        return {"steps": int(row.removeprefix("llcm_")), "guidance": guidance, "solver": "lcm"}
+    model, few = row_model(row)
+    if few is not None:
+        # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
+        guidance = sampling.student_guidance if model == "llcm" else 1.0
+        return {"steps": few, "guidance": guidance, "solver": "lcm"}
     return {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
 
 
@@ -119,6 +124,8 @@ def shard_bytes(
     """The bytes of a shard, marked where it is no film; the same images give the same bytes."""
     import webdataset
 
+    from hpc_hipgen.evaluation.samples import png
+
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, mtime=0) as writer:
         for spec, image in zip(specs, images, strict=True):
@@ -126,7 +133,7 @@ def shard_bytes(
             writer.write(
                 {
                     "__key__": f"{spec['index']:06d}",
-                    "png": _png(image, synthetic),
+                    "png": png(image, synthetic),
                     "txt": spec["prompt"],
                     "json": json.dumps(info).encode(),
                 }
@@ -148,13 +155,9 @@ def _images(
 
         yield from round_trip(load_autoencoder(run).to(device()).eval(), films.images[views])
     else:
-        from hpc_hipgen.generators.sampling import load_pipeline
-
-        model = "llcm" if row.startswith("llcm_") else row
+        model, _ = row_model(row)
         if model not in pipelines:
-            pipelines[model] = load_pipeline(
-                run.path(model, "export"), run.config.sampling.precision
-            )
+            pipelines[model] = _pipeline(run, model)
         yield from drawn(run, pipelines[model], specs)
 
 
@@ -178,18 +181,15 @@ def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.n
         print(f"  {part[0]['row']}: {done}", file=sys.stderr, flush=True)
 
 
-def _png(image: np.ndarray, synthetic: bool) -> bytes:
-    """A grey PNG, marked when it is no film."""
-    from PIL import Image, PngImagePlugin
+def _pipeline(run: Run, model: str) -> Any:
+    """The pipeline of a model: its export, or its base with the exported adapters."""
+    from hpc_hipgen.config import Adapters
+    from hpc_hipgen.generators.sampling import load_pipeline
 
-    from hpc_hipgen.evaluation.samples import SYNTHETIC
-
-    text = PngImagePlugin.PngInfo()
-    if synthetic:
-        text.add_text(*SYNTHETIC)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "png", pnginfo=text)
-    return buffer.getvalue()
+    export, precision = run.path(model, "export"), run.config.sampling.precision
+    if isinstance(getattr(run.config, model), Adapters):
+        return load_pipeline(run.base(model), precision, adapters=export)
+    return load_pipeline(export, precision)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_hipgen.config import GENERATORS
 from hpc_hipgen.run import Run, atomic_folder, disk_full, full_disk_advice
 
 if TYPE_CHECKING:
     from hpc_hipgen.training.task import Task
 
-MODELS = ("ruler", "autoencoder", "stable_diffusion", "stable_diffusion_caption", "llcm")
+MODELS = ("ruler", "autoencoder", *GENERATORS)
 
 
 def train(run: Run, model: str) -> dict[str, Any]:
@@ -70,21 +71,33 @@ def _task(run: Run, model: str) -> Task:
         from hpc_hipgen.generators.autoencoder import AutoencoderTask
 
         return AutoencoderTask(config, layouts.read_manifest(data, "train"))
-    if model == "llcm":
+    cache = run.path("latents")
+    if model == "dreambooth":
+        from hpc_hipgen.generators.dreambooth import DreamBoothTask
+
+        prior = run.path(model, "prior")
+        return DreamBoothTask(config, layouts.read_classes(data), run.base(model), cache, prior)
+    if model in ("llcm", "lcm_lora"):
         from hpc_hipgen.generators.llcm import LLCMTask
+        from hpc_hipgen.generators.lora import LCMLoRATask
 
         folder = data / "layouts" / "shards"
         films = layouts.read_shards(folder, "train")
         prepared = (run.done("prepare") or {}).get("views", {}).get("train", len(films))
         if len(films) != prepared:
             raise ValueError(f"{folder}: {len(films)} views, but {prepared} were prepared")
-        return LLCMTask(config, films, run.path("stable_diffusion", "export"), run.path("latents"))
+        if model == "lcm_lora":
+            return LCMLoRATask(config, films, run.base(model), cache)
+        return LLCMTask(config, films, run.path("stable_diffusion", "export"), cache)
+    films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
+    if model == "lora":
+        from hpc_hipgen.generators.lora import LoRATask
+
+        return LoRATask(config, films, run.base(model), cache)
     from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask
 
-    films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
     section = getattr(config, model)
-    autoencoder = load_autoencoder(run)
-    return StableDiffusionTask(section, config, films, autoencoder, run.path("latents"))
+    return StableDiffusionTask(section, config, films, load_autoencoder(run), cache)
 
 
 def load_autoencoder(run: Run) -> Any:

@@ -69,6 +69,17 @@ class Films:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, indices: Sequence[int]) -> "Films":
+        """These views, in this order."""
+        return Films(
+            **{
+                name: value[list(indices)]
+                if isinstance(value, np.ndarray)
+                else [value[i] for i in indices]
+                for name, value in vars(self).items()
+            }
+        )
+
 
 def write_layouts(data_folder: Path, rows: Sequence[Row]) -> None:
     """Write the manifest and the four layouts of the views that lie in `images`."""
@@ -161,6 +172,30 @@ def read_imagefolder(folder: Path) -> Films:
     if not rows:
         raise ValueError(f"{path}: no view")
     return _films((row, row["text"], folder / row["file_name"]) for row in rows)
+
+
+def read_classes(data_folder: Path) -> Films:
+    """Load the class folders of a data folder: the training split.
+
+    Captions and classes are what the folders say; landmarks and films come from the manifest.
+
+    Raises:
+        ValueError: no class folder, or an image that has no caption or no row in the manifest.
+    """
+    manifest = data_folder / "manifest.csv"
+    known = {row["id"]: row for row in _read_csv(manifest)}
+    folder = data_folder / "layouts" / "classes"
+    items = []
+    for path in sorted(folder.glob("class_*/*.png"), key=lambda path: path.stem):
+        text = path.with_suffix(".txt")
+        if path.stem not in known or not text.is_file():
+            raise ValueError(f"{path}: has no caption beside it, or no row in {manifest}")
+        prompt_class = path.parent.name.removeprefix("class_")
+        row = known[path.stem] | {"prompt_class": prompt_class}
+        items.append((row, text.read_text(encoding="utf-8").strip(), path))
+    if not items:
+        raise ValueError(f"{folder}: no image in a folder class_*")
+    return _films(items)
 
 
 def read_shards(folder: Path, split: str) -> Films:
