@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -24,6 +24,18 @@ from pydantic import (
 
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
+
+FIRST_STAGES = ("ruler", "autoencoder", "discrete_vae")
+"""Sections of which a pretrained one is taken as it is; others go on training from it."""
+
+ADAPTED = ("lora", "lcm_lora", "dreambooth")
+"""Sections whose model starts from a Stable Diffusion: `base`, or the run's own."""
+
+GENERATORS = ("stable_diffusion", "stable_diffusion_caption", "llcm", *ADAPTED, "dall_e")
+"""Sections of the generators, in the order in which they are trained."""
+
+TRAINED = (*FIRST_STAGES, *GENERATORS)
+"""Sections of an experiment that are models, in the order of their training."""
 
 
 class ConfigError(ValueError):
@@ -142,7 +154,18 @@ class UNet(Section):
         return self
 
 
-class Diffusion(Section):
+class Denoising(Section):
+    """What every model has that is trained with the denoising loss."""
+
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    # Off: with v-prediction it takes the weight from the noise levels where the angle is decided.
+    min_snr_gamma: float | None = Field(None, gt=0)
+    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
+    gradient_checkpointing: bool = False
+    training: Training
+
+
+class Diffusion(Denoising):
     """A text-to-image latent diffusion model: the teacher (`stable_diffusion`)."""
 
     pretrained: Path | None = None  # a diffusers folder, e.g. Stable Diffusion 1.5
@@ -152,20 +175,23 @@ class Diffusion(Section):
     train_text: bool = False
     unet: UNet = UNet()
     prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
-    caption_dropout: float = Field(0.1, ge=0, lt=1)
-    # Off: with v-prediction it takes the weight from the noise levels where the angle is decided.
-    min_snr_gamma: float | None = Field(None, gt=0)
-    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
-    gradient_checkpointing: bool = False
-    training: Training
+
+    @model_validator(mode="after")
+    def _shapes_are_its_own(self) -> Diffusion:
+        for key, default in (("unet", UNet()), ("text", Text())):
+            if self.pretrained and getattr(self, key) != default:
+                raise ValueError(
+                    f"{key}: given, but the pretrained folder {self.pretrained} brings its own; "
+                    f"leave {key} out, or pretrained"
+                )
+        return self
 
 
-class LLCM(Section):
-    """The Leapfrog Latent Consistency Model, distilled from the teacher."""
+class Distillation(Section):
+    """What every model has that is distilled from a teacher with the consistency loss."""
 
     solver: Literal["paper", "leapfrog", "ddim"] = "leapfrog"
     skip: int = Field(20, ge=1, le=250)  # k: the teacher jumps from t_(n+k) to t_n
-    guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
     huber_c: float = Field(0.001, gt=0)
     ema_decay: float = Field(0.95, ge=0, lt=1)  # of the target network, per optimizer step
     hip_weight: float = Field(4.0, ge=0)
@@ -215,13 +241,76 @@ class DallE(Section):
     training: Training
 
 
+class LLCM(Distillation):
+    """The Leapfrog Latent Consistency Model, distilled from the teacher."""
+
+    guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
+
+
+class Adapters(Section):
+    """Low-rank adapters on the UNet of a Stable Diffusion that stays as it is."""
+
+    base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
+    rank: int = Field(16, ge=1, le=256)
+    # attention: the projections that LoRA is mostly put on; all: convolutions and the inputs of
+    # time and pooled caption too, for a small UNet that reads the caption through them
+    layers: Literal["attention", "all"] = "all"
+
+
+class LoRA(Denoising, Adapters):
+    """Adapters trained with the denoising loss (LoRA, arXiv 2106.09685)."""
+
+
+class LCMLoRA(Distillation, Adapters):
+    """Adapters distilled from their own base (LCM-LoRA, arXiv 2311.05556)."""
+
+    guidance: float = Field(2.0, ge=0)  # the one w that is distilled; the student has no input
+
+
+class DreamBooth(Denoising):
+    """Subjects with a rare token each, learnt from a few films (DreamBooth, arXiv 2208.12242)."""
+
+    base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
+    # Prompt class, i.e. folder of layouts/classes, to the token that stands before its captions.
+    subjects: dict[Annotated[int, Field(ge=1, le=4)], str] = {
+        1: "sks",
+        2: "ohwx",
+        3: "zwx",
+        4: "qxv",
+    }
+    films: int = Field(4, ge=3, le=5)  # instance films a subject
+    prior_images: int = Field(84, ge=1)  # drawn by the base itself before training
+    prior_weight: float = Field(1.0, ge=0)
+    train_text: bool = False
+
+    @model_validator(mode="after")
+    def _tokens(self) -> DreamBooth:
+        tokens = list(self.subjects.values())
+        if not tokens or len(set(tokens)) < len(tokens):
+            raise ValueError("subjects: one token a class, all different, is needed")
+        for token in tokens:
+            if not (token.isascii() and token.isalnum() and token == token.lower()):
+                raise ValueError(f"subjects: '{token}' is not one lower-case word")
+        return self
+
+    @property
+    def instances(self) -> int:
+        """Instance films of all subjects, where each class has enough."""
+        return len(self.subjects) * self.films
+
+    def prompt(self, caption: str, prompt_class: int) -> str:
+        """The caption of a film, after the token of its subject where it belongs to one."""
+        token = self.subjects.get(prompt_class)
+        return f"{token} {caption}" if token else caption
+
+
 class Sampling(Section):
     """What is drawn for the test captions."""
 
     steps: int = Field(25, ge=1, le=TIMESTEPS - 1)  # of the teacher
     solver: Literal["paper", "leapfrog", "ddim"] = "ddim"
     guidance: float = Field(3.0, ge=1)  # guidance scale 1 + w, as in diffusers
-    llcm_steps: tuple[int, ...] = (1, 2, 4, 8)
+    llcm_steps: tuple[int, ...] = (1, 2, 4, 8)  # of the LLCM and of the LCM-LoRA
     llcm_guidance: float | None = Field(None, ge=1)  # default: guidance
     per_caption: int = Field(1, ge=1)
     shard_size: int = Field(84, ge=1)  # images per shard: one array task
@@ -251,19 +340,20 @@ class Evaluation(Section):
         return self
 
 
-TRAINED = (
-    "ruler",
-    "autoencoder",
-    "discrete_vae",
-    "stable_diffusion",
-    "stable_diffusion_caption",
-    "llcm",
-    "dall_e",
-)
-"""Sections of an experiment that are models, in the order of their training."""
+class WandB(Section):
+    """A project of Weights & Biases."""
 
-FIRST_STAGES = ("ruler", "autoencoder", "discrete_vae")
-"""Those of which a pretrained one is taken as it is; others go on training from it."""
+    project: str = Field(min_length=1)
+    entity: str | None = None  # user or team; default: the one of the login
+    # Compute nodes have no internet: `wandb sync RUN/wandb/offline-*` sends all of it later.
+    mode: Literal["offline", "online"] = "offline"
+    artefacts: bool = True  # the last checkpoint and the export of every model
+
+
+class Logging(Section):
+    """Where numbers go besides metrics.jsonl and TensorBoard, which are always written."""
+
+    wandb: WandB | None = None
 
 
 class Experiment(Section):
@@ -278,9 +368,13 @@ class Experiment(Section):
     stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
     llcm: LLCM | None = None
     discrete_vae: DiscreteVAE | None = None
+    lora: LoRA | None = None
+    lcm_lora: LCMLoRA | None = None
+    dreambooth: DreamBooth | None = None
     dall_e: DallE | None = None
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
+    logging: Logging = Logging()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -311,28 +405,93 @@ def _check_experiment(config: Experiment) -> Experiment:
         auto = getattr(config, name)
         if auto and auto.pretrained is None and auto.training is None:
             raise ValueError(f"{name}: give either pretrained (a folder) or training")
-    count = config.data.train * config.data.views
-    for name in TRAINED:
-        section = getattr(config, name)
-        training = section.training if section else None
-        if config.data.source == "phantom" and training and training.batch > count:
-            raise ValueError(
-                f"{name}.training.batch: {training.batch} is more than the data set has "
-                f"({config.data.train} films x {config.data.views} views = {count})"
-            )
-        folder = section.pretrained if section and hasattr(section, "pretrained") else None
-        if folder is not None and not folder.exists():
-            raise ValueError(f"{name}.pretrained: {folder} does not exist; put the weights there")
-        if isinstance(section, Diffusion):
+    for name in ("stable_diffusion", "stable_diffusion_caption"):
+        if section := getattr(config, name):
             _check_measurements(name, section)
+    for name in ADAPTED:
+        if (section := getattr(config, name)) and not (section.base or config.stable_diffusion):
+            raise ValueError(
+                f"{name}.base: give a diffusers folder of Stable Diffusion, or train "
+                "stable_diffusion"
+            )
+    if config.data.source == "phantom":
+        check_batches(config, config.data.train)
     _check_shapes(config)
     _check_steps(config)
-    _check_film_folders(config.data.films, config.evaluation.films)
-    if config.ruler.pretrained:
-        _check_ruler(config.ruler.pretrained, config.data)
-    if config.evaluation.inception and not config.evaluation.inception.is_file():
-        raise ValueError(f"evaluation.inception: {config.evaluation.inception} does not exist")
+    _check_apart(config.data.films, config.evaluation.films)
     return config
+
+
+def check_batches(config: Experiment, films: int) -> None:
+    """Every batch fits into the views of so many training films; raises ConfigError naming it."""
+    views = config.data.views
+    for name in config.trained():
+        section = getattr(config, name)
+        own = min(films, section.instances) if isinstance(section, DreamBooth) else films
+        if section.training.batch > own * views:
+            raise ConfigError(
+                f"{name}.training.batch: {section.training.batch} is more than the data set has "
+                f"({own} films x {views} views = {own * views})"
+            )
+
+
+def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> None:
+    """Sees that the weights and folders that an experiment reads are there.
+
+    Args:
+        config: the experiment.
+        origin: named in the message.
+        done: stages that are done, whose inputs are no longer needed.
+
+    Raises:
+        ConfigError: one line for each that is missing.
+    """
+    done = set(done)
+    problems = [] if "prepare" in done else _missing_films(config)
+    for name in ("autoencoder", "stable_diffusion", "stable_diffusion_caption"):
+        section = getattr(config, name)
+        folder = section.pretrained if section else None
+        if folder and f"train-{name}" not in done and not folder.exists():
+            problems.append(_absent(f"{name}.pretrained", folder))
+    for name in ADAPTED:
+        section = getattr(config, name)
+        if section and section.base and f"train-{name}" not in done:
+            if not (section.base / "model_index.json").is_file():
+                problems.append(
+                    f"{name}.base: {section.base} holds no diffusers pipeline (model_index.json)"
+                )
+    if config.discrete_vae and (folder := config.discrete_vae.pretrained):
+        if not (folder / "config.json").is_file():
+            problems.append(
+                f"discrete_vae.pretrained: {folder} holds no config.json; give the folder "
+                "discrete_vae/export of a run"
+            )
+    weights = config.evaluation.inception
+    if weights and not weights.is_file():
+        problems.append(_absent("evaluation.inception", weights))
+    if config.ruler.pretrained:
+        try:
+            _check_ruler(config.ruler.pretrained, config.data)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+
+
+def _missing_films(config: Experiment) -> list[str]:
+    given = {"data.films": config.data.films, "evaluation.films": config.evaluation.films}
+    return [
+        f"{key}: {path} is not a folder"
+        for key, path in given.items()
+        if path and not path.is_dir()
+    ]
+
+
+def _absent(key: str, path: Path) -> str:
+    return (
+        f"{key}: {path} does not exist; on a machine with internet, such as the login node, "
+        "`bash sbatch/prefetch.sh` fetches the known weights into weights/"
+    )
 
 
 def _check_shapes(config: Experiment) -> None:
@@ -411,32 +570,34 @@ def _check_measurements(name: str, section: Diffusion) -> None:
 def _check_steps(config: Experiment) -> None:
     """The timesteps that are trained on and sampled at exist; raises ValueError."""
     llcm, steps = config.llcm, config.sampling.llcm_steps
+    for name, section in (("llcm", llcm), ("lcm_lora", config.lcm_lora)):
+        if section is None:
+            continue
+        if TIMESTEPS % section.skip:
+            raise ValueError(
+                f"{name}.skip: {section.skip} does not divide the {TIMESTEPS} timesteps"
+            )
+        most = TIMESTEPS // section.skip
+        if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
+            raise ValueError(
+                f"sampling.llcm_steps: different numbers within 1..{most} ({name}.skip "
+                f"{section.skip}) are needed, not {list(steps)}"
+            )
     if llcm is None:
         return
     low, high = llcm.guidance
     if not 0 <= low <= high:
         raise ValueError(f"llcm.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
-    if TIMESTEPS % llcm.skip:
-        raise ValueError(f"llcm.skip: {llcm.skip} does not divide the {TIMESTEPS} timesteps")
     w = config.sampling.student_guidance - 1
     if not low <= w <= high:
         raise ValueError(
             f"sampling.llcm_guidance: w = {w:g} (the scale less 1) is outside llcm.guidance "
             f"[{low:g}, {high:g}], for which the student is trained"
         )
-    most = TIMESTEPS // llcm.skip
-    if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
-        raise ValueError(
-            f"sampling.llcm_steps: different numbers within 1..{most} (llcm.skip {llcm.skip}) are "
-            f"needed, not {list(steps)}"
-        )
 
 
-def _check_film_folders(trained: Path | None, measured: Path | None) -> None:
-    """Folders of films exist, and none is both trained on and measured; raises ValueError."""
-    for key, folder in (("data.films", trained), ("evaluation.films", measured)):
-        if folder and not folder.is_dir():
-            raise ValueError(f"{key}: {folder} is not a folder")
+def _check_apart(trained: Path | None, measured: Path | None) -> None:
+    """No film is both trained on and measured; raises ValueError."""
     if trained and measured:
         first, second = trained.resolve(), measured.resolve()
         if first.is_relative_to(second) or second.is_relative_to(first):
@@ -465,9 +626,10 @@ def _check_ruler(folder: Path, data: Data) -> None:
 
 
 def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Experiment:
-    """Reads an experiment file, applies `key.sub=value` overrides and checks it.
+    """Reads an experiment file, applies `key.sub=value` overrides and checks the settings.
 
-    Values of overrides are YAML (`llcm.guidance=[2,6]`, `autoencoder.pretrained=null`).
+    The files that they name need not be there (see `check_inputs`). Values of overrides are YAML
+    (`llcm.guidance=[2,6]`, `autoencoder.pretrained=null`).
 
     Raises:
         ConfigError: one problem a line, each with its key.
@@ -481,17 +643,34 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
-    for override in overrides or []:
-        _apply_override(tree, override)
-    return parse_experiment(tree, str(path))
+    return parse_experiment(settings_tree(tree, overrides or []), str(path))
 
 
 def parse_experiment(tree: dict[str, Any], origin: str) -> Experiment:
     """Checks a tree of plain values; `origin` is named in the message of ConfigError."""
+    return parse_settings(Experiment, tree, origin)
+
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def parse_settings(kind: type[Settings], tree: dict[str, Any], origin: str) -> Settings:
+    """Checks a tree of plain values against a group of settings.
+
+    Raises:
+        ConfigError: one problem a line, each with `origin` and its key.
+    """
     try:
-        return Experiment.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_problem(origin, e) for e in error.errors())) from None
+
+
+def settings_tree(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The tree changed by `key.sub=value` overrides, values in YAML; raises ConfigError."""
+    for override in overrides:
+        _apply_override(tree, override)
+    return tree
 
 
 def _problem(origin: str, error: Any) -> str:

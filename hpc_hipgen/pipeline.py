@@ -92,10 +92,13 @@ def stages(config: Experiment) -> list[Stage]:
 _NEEDS: dict[str, tuple[str, ...]] = {
     "ruler": (),
     "autoencoder": (),
+    "discrete_vae": (),
     "stable_diffusion": ("autoencoder",),
     "stable_diffusion_caption": ("autoencoder",),
     "llcm": ("stable_diffusion",),
-    "discrete_vae": (),
+    "lora": ("stable_diffusion",),
+    "lcm_lora": ("stable_diffusion",),
+    "dreambooth": ("stable_diffusion",),
     "dall_e": ("discrete_vae",),
 }
 """Models that must be trained before a model can be, where this experiment trains them."""

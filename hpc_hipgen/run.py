@@ -6,19 +6,31 @@ that a reader never sees half of anything and a second start goes on where the f
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import json
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
-from hpc_hipgen.config import ConfigError, Experiment, parse_experiment
+from hpc_hipgen.config import GENERATORS, ConfigError, Experiment, parse_experiment
+
+FEW_STEPS = ("llcm", "lcm_lora")
+"""Students: a row of the report for each number of steps of `sampling.llcm_steps`."""
+
+
+def row_model(row: str) -> tuple[str, int | None]:
+    """The model that draws a row, and the number of steps where the row's name says it."""
+    model, _, steps = row.rpartition("_")
+    return (model, int(steps)) if model in FEW_STEPS and steps.isdecimal() else (row, None)
 
 
 class Run:
@@ -47,7 +59,8 @@ class Run:
         path = folder / "config.yaml"
         tree = config.model_dump(mode="json")
         if path.is_file():
-            stored = yaml.safe_load(path.read_text())
+            # parsed, so that a run from before a setting existed has that setting's default
+            stored = cls(folder).config.model_dump(mode="json")
             changed = list(_differences(stored, tree))
             if changed:
                 raise ConfigError(
@@ -72,16 +85,18 @@ class Run:
             rows.append("round_trip")
         if self.config.discrete_vae:
             rows.append("round_trip_discrete")
-        rows += [
-            name
-            for name in ("stable_diffusion", "stable_diffusion_caption")
-            if getattr(self.config, name)
-        ]
-        if self.config.llcm:
-            rows += [f"llcm_{steps}" for steps in self.config.sampling.llcm_steps]
-        if self.config.dall_e:
-            rows.append("dall_e")
+        for name in GENERATORS:
+            if not getattr(self.config, name):
+                continue
+            if name in FEW_STEPS:
+                rows += [f"{name}_{steps}" for steps in self.config.sampling.llcm_steps]
+            else:
+                rows.append(name)
         return rows
+
+    def base(self, model: str) -> Path:
+        """Folder of the Stable Diffusion that a model of `config.ADAPTED` starts from."""
+        return getattr(self.config, model).base or self.path("stable_diffusion", "export")
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """What `mark_done` stored for the stage, or None while it is not done."""
@@ -102,44 +117,128 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file through a temporary name, fsync and rename."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    clean_abandoned(path.parent, path.name)
+    temporary, file = _claim(path, folder=False)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+            os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling folder that takes the place of `path` when the block ends well.
+    """A temporary folder that takes the place of `path` when the block ends well.
 
     An older folder of that name is replaced; on an exception nothing changes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    os.chmod(temporary, 0o777 & ~_umask())
+    clean_abandoned(path.parent, path.name)
+    workspace, lock = _claim(path, folder=True)
+    temporary = workspace / path.name
     try:
+        temporary.mkdir()
         yield temporary
         # A hard link needs no second sync of the same file.
         for file in {f.stat().st_ino: f for f in temporary.rglob("*") if f.is_file()}.values():
             fsync(file)
         if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, retired / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(retired)
-        else:
-            os.replace(temporary, path)
+            os.replace(path, workspace / _RETIRED)
+        os.replace(temporary, path)
         fsync(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    finally:
+        _restore(workspace)
+        lock.close()  # NFS keeps the name of a file that is open
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+_TEMPORARY, _LOCK, _RETIRED = ".tmp", "lock", "retired"
+
+
+def _claim(path: Path, folder: bool) -> tuple[Path, IO[bytes]]:
+    """A new hidden file beside `path`, or a folder with a file in it, and that file, locked.
+
+    The lock ends with its process: it tells a living maker, on this node or another, from one
+    that was killed.
+    """
+    while True:
+        temporary = _new_name(path)
+        if folder:
+            temporary.mkdir()
+        locked = temporary / _LOCK if folder else temporary
+        with suppress(FileNotFoundError):  # taken for an abandoned one before it was locked
+            file = locked.open("wb" if folder else "xb")
+            if _lock(file) is not False and locked.exists():
+                return temporary, file
+            file.close()
+
+
+def _new_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
+
+
+def clean_abandoned(folder: Path, name: str | None = None) -> None:
+    """Removes what killed makers of the artefact `name`, or of any, left in `folder`.
+
+    Nothing is removed where the file system has no locks, since nobody can tell then.
+    """
+    pattern = f".{'*' if name is None else glob.escape(name)}.*{_TEMPORARY}"
+    for temporary in folder.glob(pattern):
+        whole = temporary.is_dir()
+        locked = temporary / _LOCK if whole else temporary
+        try:
+            with locked.open("ab" if whole else "r+b") as file:
+                if not _lock(file):
+                    continue
+                _restore(temporary)
+                locked.unlink()  # a maker that had not locked it yet sees this, and starts anew
+        except OSError:  # it ended by itself meanwhile, or is another user's
+            continue
+        if whole:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder so that it is whole or gone at any moment."""
+    doomed = _new_name(path)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _restore(workspace: Path) -> None:
+    """Puts an older folder back whose successor did not get into its place."""
+    name = workspace.name.removeprefix(".").removesuffix(_TEMPORARY).rpartition(".")[0]
+    if (workspace / _RETIRED).exists() and not workspace.with_name(name).exists():
+        os.replace(workspace / _RETIRED, workspace.with_name(name))
+
+
+def _lock(file: IO[bytes]) -> bool | None:
+    """True when this process holds the lock now, False when another does, None without locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """True when an error came from a disk, or a quota, that is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def full_disk_advice(folder: Path) -> str:
+    """One line for whoever filled the disk."""
+    return f"{folder}: the disk is full. Free space there, then start again to go on."
 
 
 def fsync(path: Path) -> None:
@@ -149,12 +248,6 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

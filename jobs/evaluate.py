@@ -25,6 +25,9 @@ from hpc_hipgen.run import Run, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
+
+    from hpc_hipgen.evaluation.samples import Sample
 
 
 def items(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
@@ -64,7 +67,7 @@ def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(run.config.evaluation.inception).to(device)
-    ruler = _ruler(run, device) if any(row != REFERENCE for row, _ in todo) else None
+    ruler = ruler_of(run, device) if any(row != REFERENCE for row, _ in todo) else None
     for number, (row, shard) in enumerate(todo, 1):
         if row == REFERENCE:
             line = _evaluate_reference(run, backbone)
@@ -74,7 +77,8 @@ def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
     return len(todo)
 
 
-def _ruler(run: Run, device: str) -> Any:
+def ruler_of(run: Run, device: str) -> Any:
+    """The ruler that measures this run: its own, or the pretrained one."""
     from hpc_hipgen.evaluation.ruler import load_ruler
 
     folder = run.config.ruler.pretrained or run.path("ruler", "export")
@@ -113,7 +117,6 @@ def _evaluate_reference(run: Run, backbone: Any) -> str:
 def _evaluate_shard(run: Run, row: str, shard: int, ruler: Any, backbone: Any) -> str:
     """Measures one sample shard, extracts its features and writes both."""
     import numpy as np
-    import pandas as pd
 
     from hpc_hipgen.evaluation.samples import read_samples
 
@@ -121,23 +124,35 @@ def _evaluate_shard(run: Run, row: str, shard: int, ruler: Any, backbone: Any) -
     samples = read_samples(source)
     if not samples:
         raise ValueError(f"{source}: holds no samples")
-    images = np.stack([sample.image for sample in samples])
     batch = run.config.evaluation.batch
-    measured = ruler.measure(images, batch)
-    assert len(measured) == len(samples), "the ruler answers once per image"
-    table = pd.DataFrame([_line(row, s, m) for s, m in zip(samples, measured, strict=True)])
+    table = measured(samples, row, ruler, batch)
     path = output(run, row, shard)
     keys = [sample.key for sample in samples]
-    features = backbone.extract(images, batch)
+    features = backbone.extract(np.stack([sample.image for sample in samples]), batch)
     _store_features(path.with_suffix(".npz"), keys, features, backbone=np.array(backbone.name))
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    write_atomic(path, buffer.getvalue())
+    store_table(path, table)
     failed = int(table[["measured_left", "measured_right"]].isna().any(axis=1).sum())
     return f"{len(table)} images, {failed} not measured"
 
 
-def _line(row: str, sample: Any, measurement: Any) -> dict[str, Any]:
+def measured(samples: Sequence[Sample], row: str, ruler: Any, batch: int) -> pd.DataFrame:
+    """One line for each sample: what was asked for and what the ruler found."""
+    import numpy as np
+    import pandas as pd
+
+    found = ruler.measure(np.stack([sample.image for sample in samples]), batch)
+    assert len(found) == len(samples), "the ruler answers once per image"
+    return pd.DataFrame([_line(row, s, m) for s, m in zip(samples, found, strict=True)])
+
+
+def store_table(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table as parquet, atomically."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    write_atomic(path, buffer.getvalue())
+
+
+def _line(row: str, sample: Sample, measurement: Any) -> dict[str, Any]:
     """One line of the table; ``reason`` says why an angle is NaN."""
     from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Angles
 

@@ -14,15 +14,21 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from hpc_hipgen.cluster.site import Site, load_site
-from hpc_hipgen.config import ConfigError, Experiment, load_experiment
+from hpc_hipgen.cluster.site import Site, load_site, slurm_answers
+from hpc_hipgen.config import (
+    ConfigError,
+    Experiment,
+    check_batches,
+    check_inputs,
+    load_experiment,
+)
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.pipeline import Stage, stages
 from hpc_hipgen.run import Run
-
-ROOT = Path(__file__).resolve().parents[1]
+from hpc_hipgen.tracking import check_tracking
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,76 +49,78 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiment", help="a file of configs/, or the folder of a run")
+    parser.add_argument("experiment", help="a file of configs/, or the folder or name of a run")
     parser.add_argument("settings", nargs="*", metavar="key.sub=value", help="settings to change")
     parser.add_argument(
         "--run", help="name of the run (a folder of results/) or path of its folder"
     )
     parser.add_argument("--site", help="a file of configs/site/ (default: $HIPGEN_SITE, then auto)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be done, and where"
+        "--dry-run",
+        action="store_true",
+        help="print what would be done, and where; a Slurm is asked whether it would take it",
     )
     parser.add_argument("--redo", metavar="STAGE", help="do this stage and all after it again")
     return parser.parse_intermixed_args(arguments)
 
 
 def _launch(options: argparse.Namespace) -> int:
-    config, folder = _experiment(options)
     site = load_site(options.site)
-    if not options.run and site.results and not Path(options.experiment).is_dir():
-        folder = site.results / config.name
+    config, folder = _experiment(options, site)
+    check_tracking(config)
     graph = stages(config)
     if options.redo and options.redo not in [s.name for s in graph]:
         names = ", ".join(s.name for s in graph)
         raise ConfigError(f"--redo {options.redo}: no such stage; this experiment has {names}")
-    if options.dry_run:
-        slurm = site.uses_slurm()
-        check_ranks(config, graph, site, slurm)
-        check_films(config, folder)
-        return _dry_run(folder, config, graph, site, slurm)
-    if (folder / "config.yaml").is_file():
-        run = Run.create(folder, config)
-        if options.redo:
-            forget(run, graph, options.redo)
-        if all(stage.done(run) for stage in graph):
-            print(f"{shown(folder)}: everything is done. {report_line(run)}")
-            for line in film_lines(run):
-                print(line)
-            return 0
+    run = Run.create(folder, config) if (folder / "config.yaml").is_file() else None
+    done = [stage.name for stage in graph if run and stage.done(run)]
+    if run and len(done) == len(graph) and not (options.redo or options.dry_run):
+        print(f"{shown(folder)}: everything is done. {report_line(run)}")
+        for line in film_lines(run):
+            print(line)
+        return 0
     slurm = site.uses_slurm()
     check_ranks(config, graph, site, slurm)
-    check_films(config, folder)
-    return execute(Run.create(folder, config), graph, site, slurm)
+    check_inputs(config, options.experiment, done)
+    check_films(config, done)
+    if options.dry_run:
+        return dry_run(folder, f"experiment {config.name}", graph, site, slurm)
+    run = run or Run.create(folder, config)
+    if options.redo:
+        forget(run, graph, options.redo)
+    return execute(run, graph, site, slurm)
 
 
-def _experiment(options: argparse.Namespace) -> tuple[Experiment, Path]:
+def _experiment(options: argparse.Namespace, site: Site) -> tuple[Experiment, Path]:
     """The settings and the run folder that the command line names."""
-    path = Path(options.experiment)
-    if path.is_dir():
+    given = options.experiment
+    folder = site.run_folder(given)
+    if not given.endswith((".yaml", ".yml")) and (folder / "config.yaml").is_file():
         if options.run or options.settings:
-            raise ConfigError(f"{path}: a run keeps its settings; give a file of configs/ instead")
-        return Run(path).config, path
-    config = load_experiment(path, options.settings)
-    name = options.run or config.name
-    return config, Path(name) if "/" in name else ROOT / "results" / name
+            raise ConfigError(f"{given}: a run keeps its settings; give a file of configs/ instead")
+        return Run(folder).config, folder
+    if not given.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{given}: no file of configs/, and no run ({folder} has no config.yaml)")
+    config = load_experiment(given, options.settings)
+    return config, site.run_folder(options.run or config.name)
 
 
-def check_films(config: Experiment, folder: Path) -> None:
+def check_films(config: Experiment, done: Iterable[str] = ()) -> None:
     """Reads all real films once before anything is written, so that bad ones are named at once.
 
     Raises:
-        ConfigError: one line for each film or row that cannot be used.
+        ConfigError: one line for each film or row that cannot be used, or the batch that is above
+            the number of their views.
     """
-    if not (config.data.films or config.evaluation.films):
-        return
-    if (folder / "stages" / "prepare.json").is_file():
+    if not (config.data.films or config.evaluation.films) or "prepare" in done:
         return
     from jobs.prepare import read_films
 
     try:
-        read_films(config)
+        films, _ = read_films(config)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
+    check_batches(config, sum(film.split == "train" for film in films))
 
 
 def check_ranks(config: Experiment, graph: list[Stage], site: Site, slurm: bool) -> None:
@@ -159,13 +167,18 @@ def forget(run: Run, graph: list[Stage], name: str) -> None:
                 shutil.rmtree(row, ignore_errors=True)
 
 
-def execute(run: Run, graph: list[Stage], site: Site, slurm: bool) -> int:
-    """Runs the graph here or submits it; returns the exit status."""
+def execute(
+    run: Run, graph: list[Stage], site: Site, slurm: bool, result: str | None = None
+) -> int:
+    """Runs the graph here or submits it; returns the exit status.
+
+    `result` says where the results lie, when they are not the report.
+    """
     from hpc_hipgen import provenance
     from hpc_hipgen.cluster.local import StageFailed, run_stages
     from hpc_hipgen.cluster.slurm import submit_stages
 
-    provenance.record_launch(run, sys.argv)
+    provenance.record_launch(run, sys.argv, site)
     if slurm:
         print(f"{shown(run.folder)}: submitting to Slurm")
         submit_stages(run, graph, site)
@@ -181,24 +194,40 @@ def execute(run: Run, graph: list[Stage], site: Site, slurm: bool) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from the last complete artefact.")
         return 130
-    print(f"Everything is done. {report_line(run)}")
+    print(f"Everything is done. {result or report_line(run)}")
     return 0
 
 
-def _dry_run(folder: Path, config: Experiment, graph: list[Stage], site: Site, slurm: bool) -> int:
-    """Prints the graph, what each stage asks for and, for Slurm, the scripts; writes nothing."""
-    from hpc_hipgen.cluster.slurm import describe
+def dry_run(folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool) -> int:
+    """Prints the graph, what each stage asks for and, for Slurm, the scripts; writes nothing.
 
+    Where a Slurm answers it is asked whether it would take them.
+
+    Raises:
+        ConfigError: a line for each stage that Slurm refuses.
+    """
     run = Run(folder) if (folder / "config.yaml").is_file() else None
-    print(f"experiment {config.name}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
+    print(f"{what}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
     for stage in graph:
         need = site.of(stage.name, stage.kind)
         state = "done" if run and stage.done(run) else "to do"
         ask = f"{need.nodes} x {need.gpus} GPU, {need.cpus} CPUs a process, {need.hours:g} h"
         waits = f"  after {', '.join(stage.after)}" if stage.after else ""
         print(f"  {stage.name:32} {state:6}{ask if slurm else ''}{waits}")
-    if slurm:
-        print(describe(folder.resolve(), graph, site))
+    if not slurm:
+        return 0
+    from hpc_hipgen.cluster.slurm import describe, refusals
+
+    print(describe(folder.resolve(), graph, site), flush=True)
+    if not slurm_answers():
+        print("No Slurm answers here: it was not asked whether it would take these scripts.")
+        return 0
+    refused = refusals(graph, site)
+    if refused:
+        raise ConfigError(
+            "\n".join(f"Slurm refuses {name}: {why}" for name, why in refused.items())
+        )
+    print(f"Slurm would take all {len(graph)} scripts (sbatch --test-only).")
     return 0
 
 

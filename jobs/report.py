@@ -9,12 +9,14 @@ films were measured, also report/films.csv, one line a hip, which is printed too
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.run import Run
+from hpc_hipgen.tracking import tracked
 
 
 def report(run: Run, force: bool = False) -> Path:
@@ -31,10 +33,28 @@ def report(run: Run, force: bool = False) -> Path:
     from hpc_hipgen.evaluation.report import write_report
 
     page = write_report(run)
+    _track(run)
     run.mark_done("report", evaluated=evaluated)
     for line in film_lines(run):
         print(line, flush=True)
     return page
+
+
+def _track(run: Run) -> None:
+    """The scores and figures for Weights & Biases, where it is configured."""
+    with tracked(run, "report") as tracker:
+        metrics = json.loads(run.path("report", "metrics.json").read_text())
+        scores = {
+            f"{row}/{key}_{side}": score[key]
+            for row, sides in metrics["faithfulness"].items()
+            for side, score in sides.items()
+            for key in ("r", "mae", "bias", "failed")
+            if score[key] is not None
+        }
+        tracker.log(0, scores)
+        figures = run.path("report", "figures").glob("*.png")
+        tracker.pictures({path.stem: path for path in sorted(figures)})
+        tracker.artefact("report", run.path("report"))
 
 
 def _evaluated(run: Run) -> dict[str, int]:

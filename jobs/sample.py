@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,12 @@ from hpc_hipgen.pipeline import (
     row_data,
     sample_shard,
 )
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run, row_model, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
 
     from hpc_hipgen.radiograph.layouts import Films
-
-    Drawer = Callable[..., np.ndarray]
 
 UNTOUCHED_ROWS = ("ruler", FILMS_ROW)
 """Rows of views as they were prepared."""
@@ -52,13 +50,15 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
 
     folders = {row_data(run, row) for row, _ in todo}
     films_of = {folder: read_manifest(folder, "test", nominal_only=True) for folder in folders}
-    drawers: dict[str, Drawer] = {}
+    pipelines: dict[str, Any] = {}
     for number, (row, shard) in enumerate(sorted(todo), 1):
         films = films_of[row_data(run, row)]
-        specs = _specs(run, films, row)
+        specs = _row_specs(run, films, row)
         size = run.config.sampling.shard_size
         specs = specs[shard * size : (shard + 1) * size]
-        write_atomic(sample_shard(run, (row, shard)), _tar(run, films, row, specs, drawers))
+        images = _images(run, films, row, specs, pipelines)
+        content = shard_bytes(specs, images, synthetic=row not in UNTOUCHED_ROWS)
+        write_atomic(sample_shard(run, (row, shard)), content)
         print(
             f"sample {number}/{len(todo)}  {row} shard {shard}: {len(specs)} images",
             file=sys.stderr,
@@ -67,19 +67,39 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
     return len(todo)
 
 
-def _specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
-    """What each image of a row is asked for; angles are the patient's sides, in degrees."""
+def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
+    """What each image of a row of the report is asked for."""
+    if row in MEASURED_ROWS:
+        return image_specs(run.config.seed, films, row)
+    settings, per_caption = _settings(run, row), run.config.sampling.per_caption
+    specs = image_specs(run.config.seed, films, row, settings, per_caption)
+    if row == "dreambooth":
+        for spec in specs:
+            spec["prompt"] = run.config.dreambooth.prompt(spec["prompt"], spec["prompt_class"])
+    return specs
+
+
+def image_specs(
+    seed: int,
+    films: Films,
+    row: str,
+    settings: dict[str, Any] | None = None,
+    per_caption: int = 1,
+) -> list[dict[str, Any]]:
+    """What each image is asked for; angles are the patient's sides, in degrees.
+
+    `settings` (steps, guidance, solver) are those of images that are drawn; without, the images
+    are the films themselves. The seed of an image follows from its index alone.
+    """
     from hpc_hipgen.radiograph.captions import parse_caption
 
-    sampling = run.config.sampling
-    generated = row not in MEASURED_ROWS
     specs = []
-    for index in range(len(films) * (sampling.per_caption if generated else 1)):
+    for index in range(len(films) * per_caption):
         i = index % len(films)
         spec = {
             "row": row,
             "index": index,
-            "seed": run.config.seed * 1_000_003 + index,
+            "seed": seed * 1_000_003 + index,
             "film": films.film[i],
             "prompt": films.captions[i],
             "prompt_class": int(films.prompt_class[i]),
@@ -87,11 +107,11 @@ def _specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
             "asked_right": float(films.patient_right[i]),
             "view": i,
         }
-        if generated:  # asked for is what the caption says, to half a degree
+        if settings is not None:  # asked for is what the caption says, to half a degree
             asked = parse_caption(films.captions[i])
             assert asked is not None, f"caption of {films.ids[i]} names no angles"
             spec |= {"asked_left": asked.patient_left, "asked_right": asked.patient_right}
-            spec |= _settings(run, row)
+            spec |= settings
         specs.append(spec)
     return specs
 
@@ -99,28 +119,32 @@ def _specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
 def _settings(run: Run, row: str) -> dict[str, Any]:
     """What a generated row is drawn with: steps, guidance scale and solver, or as tokens are."""
     sampling = run.config.sampling
-    if row.startswith("llcm_"):
-        guidance = sampling.student_guidance
-        return {"steps": int(row.removeprefix("llcm_")), "guidance": guidance, "solver": "lcm"}
     if row == "dall_e":
         return run.config.dall_e.sampling.model_dump()
+    model, few = row_model(row)
+    if few is not None:
+        # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
+        guidance = sampling.student_guidance if model == "llcm" else 1.0
+        return {"steps": few, "guidance": guidance, "solver": "lcm"}
     return {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
 
 
-def _tar(
-    run: Run, films: Films, row: str, specs: list[dict[str, Any]], drawers: dict[str, Drawer]
+def shard_bytes(
+    specs: list[dict[str, Any]], images: Iterable[np.ndarray], synthetic: bool
 ) -> bytes:
-    """The bytes of a shard; the same specs give the same bytes."""
+    """The bytes of a shard, marked where it is no film; the same images give the same bytes."""
     import webdataset
+
+    from hpc_hipgen.evaluation.samples import png
 
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, mtime=0) as writer:
-        for spec, image in zip(specs, _images(run, films, row, specs, drawers), strict=True):
+        for spec, image in zip(specs, images, strict=True):
             info = {k: v for k, v in spec.items() if k not in ("prompt", "view")}
             writer.write(
                 {
                     "__key__": f"{spec['index']:06d}",
-                    "png": _png(image, synthetic=row not in UNTOUCHED_ROWS),
+                    "png": png(image, synthetic),
                     "txt": spec["prompt"],
                     "json": json.dumps(info).encode(),
                 }
@@ -129,7 +153,7 @@ def _tar(
 
 
 def _images(
-    run: Run, films: Films, row: str, specs: list[dict[str, Any]], drawers: dict[str, Drawer]
+    run: Run, films: Films, row: str, specs: list[dict[str, Any]], pipelines: dict[str, Any]
 ) -> Iterator[np.ndarray]:
     """Views (r, r) uint8 in the order of the specs."""
     views = [spec["view"] for spec in specs]
@@ -138,17 +162,34 @@ def _images(
     elif row in ROUND_TRIPS:
         yield from _round_trip(run, row, films.images[views])
     else:
-        model = "llcm" if row.startswith("llcm_") else row
-        if model not in drawers:
-            drawers[model] = _drawer(run, model)
-        size = run.config.sampling.batch
-        for start in range(0, len(specs), size):
-            part = specs[start : start + size]
-            settings = {name: part[0][name] for name in _settings(run, row)}
-            yield from drawers[model](
-                [s["prompt"] for s in part], [s["seed"] for s in part], **settings
-            )
-            print(f"  {row}: {start + len(part)}/{len(specs)}", file=sys.stderr, flush=True)
+        model, _ = row_model(row)
+        if model not in pipelines:
+            pipelines[model] = _pipeline(run, model)
+        yield from drawn(run, pipelines[model], specs)
+
+
+def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+    """Images (r, r) uint8 of a pipeline in the order of the specs, all of the same settings.
+
+    `pipeline`: a diffusers pipeline, or the parts of a DALL-E.
+    """
+    from hpc_hipgen.config import TokenSampling
+    from hpc_hipgen.generators import dall_e, sampling
+
+    if isinstance(pipeline, dall_e.Parts):
+        draw, names = dall_e.draw, tuple(TokenSampling.model_fields)
+    else:
+        draw = partial(sampling.draw, resolution=run.config.data.resolution)
+        names = ("steps", "guidance", "solver")
+    size = run.config.sampling.batch
+    for start in range(0, len(specs), size):
+        part = specs[start : start + size]
+        settings = {name: part[0][name] for name in names}
+        yield from draw(
+            pipeline, [s["prompt"] for s in part], [s["seed"] for s in part], **settings
+        )
+        done = f"{start + len(part)}/{len(specs)}"
+        print(f"  {part[0]['row']}: {done}", file=sys.stderr, flush=True)
 
 
 def _round_trip(run: Run, row: str, images: np.ndarray) -> np.ndarray:
@@ -162,32 +203,18 @@ def _round_trip(run: Run, row: str, images: np.ndarray) -> np.ndarray:
     return autoencoder.round_trip(load_autoencoder(run).to(device()).eval(), images)
 
 
-def _drawer(run: Run, model: str) -> Drawer:
-    """What draws images (b, r, r) uint8 of prompts and seeds, with the settings of a row."""
-    folder, precision = run.path(model, "export"), run.config.sampling.precision
-    if model == "dall_e":
-        from hpc_hipgen.generators.dall_e import draw, load_parts
-
-        return partial(draw, load_parts(folder, precision))
-    from hpc_hipgen.generators.sampling import draw as draw_pipeline
+def _pipeline(run: Run, model: str) -> Any:
+    """What `drawn` draws with: a model's export, or its base with the exported adapters."""
+    from hpc_hipgen.config import Adapters
+    from hpc_hipgen.generators.dall_e import load_parts
     from hpc_hipgen.generators.sampling import load_pipeline
 
-    pipeline = load_pipeline(folder, precision)
-    return partial(draw_pipeline, pipeline, resolution=run.config.data.resolution)
-
-
-def _png(image: np.ndarray, synthetic: bool) -> bytes:
-    """A grey PNG, marked when it is no film."""
-    from PIL import Image, PngImagePlugin
-
-    from hpc_hipgen.evaluation.samples import SYNTHETIC
-
-    text = PngImagePlugin.PngInfo()
-    if synthetic:
-        text.add_text(*SYNTHETIC)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "png", pnginfo=text)
-    return buffer.getvalue()
+    export, precision = run.path(model, "export"), run.config.sampling.precision
+    if model == "dall_e":
+        return load_parts(export, precision)
+    if isinstance(getattr(run.config, model), Adapters):
+        return load_pipeline(run.base(model), precision, adapters=export)
+    return load_pipeline(export, precision)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

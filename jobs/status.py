@@ -1,22 +1,31 @@
-"""Shows how far a run is: its stages, images seen, speed, last loss, last error.
+"""Shows how far a run is: its stages, jobs, images seen, speed, last loss, last error.
 
 python -m jobs.status                the run that was worked on last
-python -m jobs.status results/llcm   this one
+python -m jobs.status results/llcm   this one, or by name: llcm
+
+Looks at the files of the run and, for stages that were submitted, asks squeue and sacct, where they
+answer within a second. A stage is done, running, pending, failed, missing (not begun, or begun and
+stopped; started again, it goes on), or in the state that Slurm's accounts give a job that ended
+badly: timeout, out_of_memory, node_fail, cancelled ... `left` is a job that is no longer in the
+queue and of which nothing else is known.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpc_hipgen import sweep as sweeps
+from hpc_hipgen.cluster.accounting import GOOD, WAITING, WORKING, Job, look_up
+from hpc_hipgen.cluster.site import Site, load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Stage, stages
 from hpc_hipgen.run import Run
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,44 +38,100 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", nargs="?", help="run folder, or its name in results/")
+    parser.add_argument("--site", help="a file of configs/site/, for its results folder")
     options = parser.parse_args(arguments)
     try:
-        run = Run(_folder(options.run))
+        run = Run(_folder(options.run, load_site(options.site)))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{run.folder}  (experiment {run.config.name})")
-    queue = _queue()
-    for stage in stages(run.config):
-        state, note = state_of(run, stage, queue)
-        print(f"  {stage.name:28} {state:10} {note}".rstrip())
+    graph = [*stages(run.config), *(s for name in sweeps.names(run) for s in sweeps.graph(name))]
+    jobs, answered = look_up(
+        submission["job"]
+        for stage in graph
+        if not stage.done(run) and (submission := _submitted(run, stage.name))
+    )
+    for stage in graph:
+        state, note = state_of(run, stage, jobs, answered)
+        print(f"  {stage.name:28} {state:13} {note}".rstrip())
     report = run.path("report", "report.html")
     if report.is_file():
         print(f"report: {report}")
     return 0
 
 
-def state_of(run: Run, stage: Stage, queue: dict[str, str]) -> tuple[str, str]:
-    """One word and a note: done, running, failed, a state of Slurm's, or missing."""
-    from hpc_hipgen.cluster.calls import failures, running
+def state_of(
+    run: Run, stage: Stage, jobs: Mapping[str, Job], answered: bool = False
+) -> tuple[str, str]:
+    """One word and a note.
 
-    note = _progress(run, stage)
+    Args:
+        run: the run.
+        stage: one of its stages.
+        jobs: what Slurm knows of the submitted ones.
+        answered: whether the queue is known, so that a job that is not in it has left it.
+    """
+    from hpc_hipgen.cluster.calls import running
+
+    progress = _progress(run, stage)
     if stage.done(run):
-        finished = (run.done(stage.name) or {}).get("finished", "")
-        return "done", "  ".join(part for part in (finished, note) if part)
+        return "done", _joined((run.done(stage.name) or {}).get("finished", ""), progress)
+    submission = _submitted(run, stage.name)
+    job = jobs.get(submission["job"]) if submission else None
+    if submission and job and job.state in ("RUNNING", "PENDING"):
+        word = job.state.lower()
+        waits = f"({job.reason})" if word == "pending" and job.reason else ""
+        error = _error(run, stage.name) if set(job.states.values()) - _FINE else ""
+        return word, _joined(f"job {submission['job']}", waits, job.counts(), progress, error)
     working = running(run, stage.name)
     if working:
         who = ", ".join(f"pid {w['pid']} on {w['host']}" for w in working if "pid" in w)
-        return "running", "  ".join(part for part in (note, who) if part)
-    job = _submitted(run, stage.name)
-    if job in queue:
-        return queue[job].lower(), f"job {job}  {note}"
-    failed = failures(run, stage.name)
-    if failed:
-        last = max(failed, key=lambda f: f["time"])
-        message = (last["error"].strip().splitlines() or [""])[0]
-        return "failed", f"{last['kinds'][0]}: {message}"
-    return "missing", note
+        return "running", _joined(progress, who)
+    if submission and job and job.state != GOOD:
+        ended = f"job {submission['job']}" + (f" after {job.elapsed}" if job.elapsed else "")
+        error = _error(run, stage.name) or _last_words(submission)
+        return job.state.lower(), _joined(ended, job.counts(), progress, error)
+    if error := _error(run, stage.name):
+        return "failed", _joined(error, progress)
+    if submission and not job:
+        word = "left" if answered else "submitted"
+        return word, _joined(f"job {submission['job']}", progress, _last_words(submission))
+    return "missing", progress
+
+
+_FINE = {GOOD, *WORKING, *WAITING}
+
+
+def _joined(*parts: str) -> str:
+    return "  ".join(part for part in parts if part)
+
+
+def _error(run: Run, stage: str) -> str:
+    """The last failure that a job of the stage wrote down."""
+    from hpc_hipgen.cluster.calls import failures
+
+    failed = failures(run, stage)
+    if not failed:
+        return ""
+    last = max(failed, key=lambda f: f["time"])
+    message = (last["error"].strip().splitlines() or [""])[0]
+    return f"{last['kinds'][0]}: {message}"
+
+
+_TELLING = re.compile(r"error|killed|cancelled|time limit|out of memory|exception", re.IGNORECASE)
+
+
+def _last_words(submission: Mapping[str, Any]) -> str:
+    """The last line that tells why, of the newest log of a submission."""
+    logs = list(Path(submission.get("log", "/nowhere")).glob("*_log.*"))
+    if not logs:
+        return ""
+    with max(logs, key=lambda path: path.stat().st_mtime).open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 16_384))
+        lines = file.read().decode(errors="replace").splitlines()
+    telling = [line.strip() for line in lines if _TELLING.search(line)]
+    return telling[-1][:160] if telling else ""
 
 
 def last_metrics(path: Path) -> dict[str, Any]:
@@ -108,17 +173,17 @@ def _progress(run: Run, stage: Stage) -> str:
     return ", ".join(parts)
 
 
-def _folder(given: str | None) -> Path:
+def _folder(given: str | None, site: Site) -> Path:
     """The run folder that was meant.
 
     Raises:
         ConfigError: when there is no run at all.
     """
     if given:
-        return Path(given) if Path(given).is_dir() else RESULTS / given
-    runs = [path.parent for path in RESULTS.glob("*/config.yaml")]
+        return site.run_folder(given)
+    runs = [path.parent for path in site.runs().glob("*/config.yaml")]
     if not runs:
-        raise ConfigError(f"no run in {RESULTS}; start one: make demo")
+        raise ConfigError(f"no run in {site.runs()}; start one: make demo")
     return max(runs, key=_touched)
 
 
@@ -128,15 +193,10 @@ def _touched(folder: Path) -> float:
     return (launches if launches.is_file() else folder).stat().st_mtime
 
 
-def _queue() -> dict[str, str]:
-    from hpc_hipgen.cluster.executors import queued_jobs
-
-    return queued_jobs()
-
-
-def _submitted(run: Run, stage: str) -> str:
+def _submitted(run: Run, stage: str) -> dict[str, Any] | None:
+    """The last submission of a stage: job id, log folder, time."""
     path = run.path("logs", stage, "submitted.json")
-    return json.loads(path.read_text())["job"] if path.is_file() else ""
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.config import TRAINED
-from hpc_hipgen.run import Run, atomic_folder
+from hpc_hipgen.run import Run, atomic_folder, disk_full, full_disk_advice
 
 if TYPE_CHECKING:
     from hpc_hipgen.training.task import Task
@@ -28,7 +28,9 @@ def train(run: Run, model: str) -> dict[str, Any]:
     Returns figures for the stage's record. Raises ValueError for a model that the experiment does
     not train.
     """
+    from hpc_hipgen.tracking import tracked
     from hpc_hipgen.training import loop
+    from hpc_hipgen.training.checkpoint import complete_checkpoints
     from hpc_hipgen.training.engine import init_distributed, rank
 
     if model not in run.config.trained():
@@ -39,12 +41,18 @@ def train(run: Run, model: str) -> dict[str, Any]:
     init_distributed()
     task = _task(run, model)
     settings = getattr(run.config, model).training
-    figures = loop.train(task, settings, run.path(model), seed=run.config.seed, title=model)
-    if rank() == 0:
-        with atomic_folder(run.path(model, "export")) as folder:
-            figures |= task.export(folder)
-        print(f"{model}: done, {_line(figures)}", file=sys.stderr, flush=True)
-        run.mark_done(stage, **figures)
+    folder = run.path(model)
+    with tracked(run, model, active=rank() == 0) as tracker:
+        seed = run.config.seed
+        figures = loop.train(task, settings, folder, seed=seed, title=model, also=tracker.log)
+        if rank() == 0:
+            with atomic_folder(folder / "export") as export:
+                figures |= task.export(export)
+            for checkpoint in complete_checkpoints(folder / "checkpoints")[:1]:
+                tracker.artefact("checkpoint", checkpoint, images=figures["images"])
+            tracker.artefact("model", folder / "export", **figures)
+            print(f"{model}: done, {_line(figures)}", file=sys.stderr, flush=True)
+            run.mark_done(stage, **figures)
     return figures
 
 
@@ -69,17 +77,33 @@ def _task(run: Run, model: str) -> Task:
         from hpc_hipgen.generators.dall_e import DallETask
 
         return DallETask(config, layouts.read_pairs(data), load_discrete_vae(run))
-    if model == "llcm":
-        from hpc_hipgen.generators.llcm import LLCMTask
+    cache = run.path("latents")
+    if model == "dreambooth":
+        from hpc_hipgen.generators.dreambooth import DreamBoothTask
 
-        films = layouts.read_shards(data / "layouts" / "shards", "train")
-        return LLCMTask(config, films, run.path("stable_diffusion", "export"), run.path("latents"))
+        prior = run.path(model, "prior")
+        return DreamBoothTask(config, layouts.read_classes(data), run.base(model), cache, prior)
+    if model in ("llcm", "lcm_lora"):
+        from hpc_hipgen.generators.llcm import LLCMTask
+        from hpc_hipgen.generators.lora import LCMLoRATask
+
+        folder = data / "layouts" / "shards"
+        films = layouts.read_shards(folder, "train")
+        prepared = (run.done("prepare") or {}).get("views", {}).get("train", len(films))
+        if len(films) != prepared:
+            raise ValueError(f"{folder}: {len(films)} views, but {prepared} were prepared")
+        if model == "lcm_lora":
+            return LCMLoRATask(config, films, run.base(model), cache)
+        return LLCMTask(config, films, run.path("stable_diffusion", "export"), cache)
+    films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
+    if model == "lora":
+        from hpc_hipgen.generators.lora import LoRATask
+
+        return LoRATask(config, films, run.base(model), cache)
     from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask
 
-    films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
     section = getattr(config, model)
-    autoencoder = load_autoencoder(run)
-    return StableDiffusionTask(section, config, films, autoencoder, run.path("latents"))
+    return StableDiffusionTask(section, config, films, load_autoencoder(run), cache)
 
 
 def load_autoencoder(run: Run) -> Any:
@@ -115,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
     parser.add_argument("model", choices=TRAINED)
     given = parser.parse_args(arguments)
+    from hpc_hipgen.training.checkpoint import CheckpointError
     from hpc_hipgen.training.interruption import Interrupted
     from hpc_hipgen.training.loop import NonFiniteLossError
 
@@ -123,9 +148,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (Interrupted, NonFiniteLossError) as error:
+    except Interrupted as error:
         print(error, file=sys.stderr)
-        return 130 if isinstance(error, Interrupted) else 1
+        return 130
+    except (CheckpointError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        print(f"error: {full_disk_advice(Path(given.run))}", file=sys.stderr)
+        return 1
     print(f"{given.model}: complete, {_line(figures)}")
     return 0
 

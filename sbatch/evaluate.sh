@@ -10,6 +10,11 @@
 #
 #   bash sbatch/evaluate.sh                                    of results/llcm
 #   sbatch sbatch/evaluate.sh results/mine --redo evaluate     of another run, measured again
+#
+# With a grid: a sweep over settings of sampling (and kept checkpoints), an array task for each cell.
+#
+#   sbatch sbatch/evaluate.sh results/mine model=[stable_diffusion,llcm] steps=[4,8] guidance=[2,3,4]
+#   "$(bash sbatch/environment.sh)" -m jobs.sweep --help       says what can be crossed
 set -euo pipefail
 
 # Slurm runs a copy of this script: then the clone is where sbatch was called
@@ -21,6 +26,12 @@ cd "$here/.."
 . sbatch/common.sh
 
 if [[ $# == 0 || $1 == -* ]]; then
-    set -- results/llcm "$@"
+    set -- llcm "$@"
 fi
-launch "$@"
+job=launch
+for argument in "${@:2}"; do
+    case $argument in
+        [a-z]*=* | --name* | --split*) job=sweep ;;
+    esac
+done
+run "$job" "$@"

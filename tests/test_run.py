@@ -1,12 +1,21 @@
 """The run folder: atomic files and folders, markers, settings that stay."""
 
+import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 import yaml
 
 from hpc_hipgen.config import ConfigError, parse_experiment
-from hpc_hipgen.run import Run, atomic_folder, write_atomic
+from hpc_hipgen.run import (
+    Run,
+    atomic_folder,
+    clean_abandoned,
+    remove_folder,
+    row_model,
+    write_atomic,
+)
 
 
 def names(folder):
@@ -47,6 +56,78 @@ def test_a_folder_replaces_the_older_one_or_changes_nothing(tmp_path):
     assert names(target) == ["two"] and names(tmp_path) == ["export"]
 
 
+def killed_while(write, *arguments):
+    """A process that ends without any clean-up, as by SIGKILL, in the middle of `write`."""
+
+    def work():
+        os.replace = lambda *_: os._exit(9)
+        write(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+
+
+def replace_folder(path, content):
+    with atomic_folder(path) as folder:
+        (folder / content).touch()
+
+
+def test_what_a_killed_process_left_goes_when_the_artefact_is_made_again(tmp_path):
+    killed_while(write_atomic, tmp_path / "a", "x")
+    killed_while(replace_folder, tmp_path / "f", "one")
+    assert len(names(tmp_path)) == 2
+    write_atomic(tmp_path / "a", "y")
+    replace_folder(tmp_path / "f", "two")
+    assert names(tmp_path) == ["a", "f"] and names(tmp_path / "f") == ["two"]
+
+
+def test_a_file_that_is_in_place_leaves_nothing_more_to_clean(tmp_path):
+    replace = os.replace
+
+    def then_killed(source, to):
+        replace(source, to)
+        os._exit(9)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: (setattr(os, "replace", then_killed), write_atomic(tmp_path / "a", "x"))
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 9 and names(tmp_path) == ["a"]
+
+
+def test_what_a_living_process_makes_is_left_alone(tmp_path):
+    with atomic_folder(tmp_path / "f") as folder:
+        (folder / "mine").touch()
+        replace_folder(tmp_path / "f", "other")
+        clean_abandoned(tmp_path)
+        assert names(folder) == ["mine"] and names(tmp_path / "f") == ["other"]
+    assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["mine"]
+
+
+def test_an_older_folder_comes_back_when_its_successor_did_not_arrive(tmp_path, monkeypatch):
+    replace, target = os.replace, tmp_path / "f"
+    replace_folder(target, "one")
+
+    def second_fails(source, to):
+        if Path(source).name == "f" and Path(to) == target and Path(source) != target:
+            raise OSError("gone")
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(OSError, match="gone"):
+        replace_folder(target, "two")
+    assert names(tmp_path) == ["f"] and names(target) == ["one"]
+
+
+def test_a_folder_is_removed_whole(tmp_path):
+    replace_folder(tmp_path / "f", "one")
+    remove_folder(tmp_path / "f")
+    assert names(tmp_path) == []
+
+
 def test_markers(tmp_path, tiny_settings):
     run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
     assert run.done("prepare") is None
@@ -83,3 +164,21 @@ def test_rows_follow_the_models(tmp_path, tiny_settings):
     with_baseline = rows(tiny_settings | {"stable_diffusion_caption": baseline})
     assert with_baseline == [*every[:3], "stable_diffusion_caption", *every[3:]]
     assert rows({k: tiny_settings[k] for k in ("name", "ruler")}) == ["ruler"]
+
+
+def test_rows_name_their_model(tmp_path, tiny_settings):
+    training = {"training": {"images": 8, "batch": 4, "lr": 1e-3}}
+    tiny_settings |= {"lora": training, "lcm_lora": training, "dreambooth": training}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    drawn = run.rows()[run.rows().index("stable_diffusion") :]
+    assert [row_model(row) for row in drawn] == [
+        ("stable_diffusion", None),
+        ("llcm", 1),
+        ("llcm", 2),
+        ("lora", None),
+        ("lcm_lora", 1),
+        ("lcm_lora", 2),
+        ("dreambooth", None),
+    ]
+    assert row_model("stable_diffusion_caption") == ("stable_diffusion_caption", None)
+    assert run.base("lora") == run.path("stable_diffusion", "export")

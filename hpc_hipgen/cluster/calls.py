@@ -6,12 +6,15 @@ takes no time and the job sees the code and the files as they are when it starts
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +26,7 @@ from typing import Any
 from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.pipeline import Item, Stage
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run, clean_abandoned, disk_full, full_disk_advice, write_atomic
 from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted
 
 LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
@@ -66,15 +69,15 @@ class StageCall:
         with _lock(logs / f"running{part}"):
             failed = logs / f"failed{part}.json"
             failed.unlink(missing_ok=True)
+            clean_abandoned(logs, failed.name)
             try:
                 info = self._call(run)
-            except Interrupted as stop:
-                if stop.signal == GO_ON_LATER:
-                    _queue_again()
-                write_atomic(failed, json.dumps(_failure(stop), indent=1))
-                raise
             except Exception as error:
-                write_atomic(failed, json.dumps(_failure(error), indent=1))
+                if isinstance(error, Interrupted) and _on_slurm():
+                    if error.signal == GO_ON_LATER or _preempted():
+                        _queue_again()
+                with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                    write_atomic(failed, json.dumps(_failure(error, run), indent=1))
                 raise
             if self.stage.items is None and run.done(self.stage.name) is None:
                 run.mark_done(self.stage.name, **(info if isinstance(info, dict) else {}))
@@ -93,8 +96,8 @@ class StageCall:
         """What ranks above 0 do: their part of the stage, and nothing about it."""
         try:
             self._call(run)
-        except Interrupted as stop:
-            if stop.signal == GO_ON_LATER:
+        except Interrupted:
+            if _on_slurm():
                 time.sleep(_REQUEUE_SECONDS)  # ending now would take rank 0 down before it requeues
             raise
 
@@ -114,8 +117,23 @@ class StageCall:
         return function(run, *self.stage.arguments, todo) if todo else None
 
 
+def _on_slurm() -> bool:
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+
+
+def _preempted() -> bool:
+    """True when Slurm is taking this job's node for another: some sites send SIGTERM for that."""
+    number = os.environ.get("SLURM_JOB_ID", "")
+    try:
+        show = ["scontrol", "show", "job", "-o", number]
+        said = subprocess.run(show, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return bool(number) and re.search(r" PreemptTime=\d", said) is not None
+
+
 def _queue_again() -> None:
-    """Hands the saved job back to Slurm under its own id, and ends; elsewhere it does nothing.
+    """Hands the saved job back to Slurm under its own id, and ends.
 
     The signal that training swallowed until its state was saved is raised once more, now that
     submitit's handler is back in place: that one counts time-outs and calls `scontrol requeue`.
@@ -123,10 +141,7 @@ def _queue_again() -> None:
     Raises:
         UncompletedJobError: of submitit, when the job has timed out too often.
     """
-    import submitit
-
-    if os.environ.get("SUBMITIT_EXECUTOR") and submitit.JobEnvironment().cluster == "slurm":
-        signal.raise_signal(GO_ON_LATER)
+    signal.raise_signal(GO_ON_LATER)
 
 
 def resolve(function: str) -> Callable[..., Any]:
@@ -190,9 +205,12 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _failure(error: Exception, run: Run) -> dict[str, Any]:
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    return {"error": str(error), "kinds": kinds, "time": time.time(), "pid": os.getpid()}
+    # the system does not say where: "No space left on device"
+    bare = isinstance(error, OSError) and disk_full(error)
+    text = full_disk_advice(run.folder) if bare else str(error)
+    return {"error": text, "kinds": kinds, "time": time.time(), "pid": os.getpid()}
 
 
 def launcher_identity() -> str:

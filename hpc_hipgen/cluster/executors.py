@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
@@ -14,10 +16,15 @@ from typing import Any
 import submitit
 
 from hpc_hipgen.cluster.site import Kind, Resources, Site
+from hpc_hipgen.provenance import is_secret
 
 ROOT = Path(__file__).resolve().parents[2]
 GPUS_VARIABLE = "HIPGEN_GPUS"
 """Carries CUDA_VISIBLE_DEVICES past submitit, which overwrites it for jobs of this machine."""
+
+# USR2 ends a process that has no handler for it, and with it the job: until python has one, a
+# preemption or the time limit must not be more than overheard
+_PYTHON = 'bash -c \'trap "" USR2; exec "$0" "$@"\' ' + shlex.quote(sys.executable)
 
 _INHERITED = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
 
@@ -36,6 +43,23 @@ def clean_environment() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+@contextmanager
+def submission_environment(site: Site) -> Iterator[None]:
+    """The environment of sbatch, which hands it on to the job.
+
+    It is that of no enclosing job (`clean_environment`), with the secret variables of the site:
+    those must not stand in the script, which stays in the run folder.
+    """
+    before = dict(os.environ)
+    os.environ.update({key: value for key, value in site.env.items() if is_secret(key)})
+    try:
+        with clean_environment():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def job_variables(site: Site) -> dict[str, str]:
@@ -75,7 +99,8 @@ def slurm_parameters(
     if waits:
         extra["kill-on-invalid-dep"] = "yes"  # else a failed dependency pends for ever
     variables = {"OMP_NUM_THREADS": str(need.cpus)} | job_variables(site)
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
+    public = {key: value for key, value in variables.items() if not is_secret(key)}
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in public.items()]
     parameters: dict[str, Any] = {
         "job_name": name,
         "nodes": need.nodes,
@@ -106,7 +131,7 @@ def slurm_parameters(
 
 def slurm_executor(folder: Path, site: Site, parameters: dict[str, Any]) -> submitit.SlurmExecutor:
     """An executor whose files lie in `folder`."""
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=site.requeues)
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=site.requeues, python=_PYTHON)
     executor.update_parameters(**parameters)
     return executor
 
@@ -121,11 +146,27 @@ class _Described(submitit.SlurmExecutor):
 
 def sbatch_script(parameters: dict[str, Any], tasks: int = 1, folder: Path = Path("logs")) -> str:
     """The script that would be submitted; `tasks` > 1 makes it an array."""
-    executor = _Described(folder=folder)
+    executor = _Described(folder=folder, python=_PYTHON)
     executor.update_parameters(**parameters)
     if tasks > 1:
         executor.parameters["map_count"] = tasks
     return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def refusal(script: str) -> str | None:
+    """Why Slurm would not take this script, or None: `sbatch --test-only`, nothing is submitted."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, clean_environment():
+        file.write(script)
+        file.flush()
+        try:
+            done = subprocess.run(
+                ["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=30
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"sbatch does not answer: {error}"
+    if done.returncode == 0:
+        return None
+    return " ".join((done.stderr or done.stdout).split()) or f"exit status {done.returncode}"
 
 
 def local_executor(folder: Path, site: Site, processes: int) -> submitit.LocalExecutor:

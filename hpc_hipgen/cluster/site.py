@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError
 
 from hpc_hipgen.config import ConfigError, Section
 
-SITES = Path(__file__).resolve().parents[2] / "configs" / "site"
+ROOT = Path(__file__).resolve().parents[2]
+SITES = ROOT / "configs" / "site"
 Kind = Literal["cpu", "gpu", "train"]
 """cpu: no accelerator; gpu: one process on one GPU; train: one process per GPU on whole nodes."""
 
@@ -50,7 +51,9 @@ class Site(Section):
     resources: dict[Kind, Resources] = Field({})
     stages: dict[str, dict[str, Any]] = Field({})  # of single stages, over those of their kind
     setup: list[str] = Field([])  # shell lines before every job: module load ..., ulimit ...
-    env: dict[str, str] = Field({})  # variables of every job: NCCL_SOCKET_IFNAME ...
+    # Variables of every job: NCCL_SOCKET_IFNAME ... Those named like secrets (..._KEY, ..._TOKEN)
+    # reach the jobs through the environment of sbatch and are written nowhere.
+    env: dict[str, str] = Field({})
     array_tasks: int = Field(1, ge=1)  # jobs that an array is divided into
     array_parallel: int = Field(1, ge=1)  # of these, at once
     signal_seconds: int = Field(120, ge=10)  # warning before the time limit
@@ -61,6 +64,17 @@ class Site(Section):
         """The resources of a stage: those of its kind, changed by its own entry."""
         base = self.resources.get(kind, Resources()).model_dump(exclude_unset=True)
         return Resources.model_validate(base | self.stages.get(stage, {}))
+
+    def run_folder(self, name: str) -> Path:
+        """The run that a person means: a path, or a name in this site's parent of runs."""
+        path = Path(name)
+        if "/" in name or (path / "config.yaml").is_file():
+            return path
+        return self.runs() / name
+
+    def runs(self) -> Path:
+        """The parent of the run folders."""
+        return self.results or ROOT / "results"
 
     def uses_slurm(self) -> bool:
         """True when jobs go to Slurm; `auto` asks whether a Slurm answers here."""

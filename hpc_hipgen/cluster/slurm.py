@@ -11,11 +11,12 @@ from typing import Any
 
 from hpc_hipgen.cluster.calls import StageCall, stage_logs
 from hpc_hipgen.cluster.executors import (
-    clean_environment,
     queued_jobs,
+    refusal,
     sbatch_script,
     slurm_executor,
     slurm_parameters,
+    submission_environment,
     submission_folder,
 )
 from hpc_hipgen.cluster.site import Site
@@ -103,6 +104,17 @@ def describe(run_folder: Path, graph: list[Stage], site: Site) -> str:
     return "\n".join(texts)
 
 
+def refusals(graph: list[Stage], site: Site) -> dict[str, str]:
+    """The stages whose scripts Slurm would not take, and why; dependencies are left out."""
+    found = {}
+    for stage in graph:
+        parameters = slurm_parameters(stage.name, site.of(stage.name, stage.kind), site)
+        why = refusal(sbatch_script(parameters, site.array_tasks if stage.items else 1))
+        if why:
+            found[stage.name] = why
+    return found
+
+
 def submitted(run: Run, stage: str) -> dict[str, Any] | None:
     """The last submission of a stage: job id, log folder, time."""
     path = run.path("logs", stage, "submitted.json")
@@ -120,9 +132,11 @@ def _submit(
     """Submits the jobs of one stage; returns their job id."""
     logs = stage_logs(run, stage.name).resolve()
     folder = submission_folder(logs)
+    for failed in logs.glob("failed*.json"):  # of the last submission, whose shares were others
+        failed.unlink()
     need = site.of(stage.name, stage.kind)
     parameters = slurm_parameters(f"{run.config.name}:{stage.name}", need, site, after, follows)
-    with clean_environment():
+    with submission_environment(site):
         executor = slurm_executor(folder, site, parameters)
         job = executor.submit_array(calls)[0] if len(calls) > 1 else executor.submit(calls[0])
     record = {"job": job.job_id.split("_")[0], "log": str(folder), "time": time.time()}

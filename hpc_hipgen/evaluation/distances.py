@@ -12,7 +12,6 @@ kernel distance (KID), whose expectation is zero for identical distributions at 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from hpc_hipgen.weights import sha256
 
 # Fréchet inception distances of the source paper, its DALL-E, per prompt class 1 to 4.
 PAPER_FID = {1: 205.27, 2: 498.41, 3: 492.34, 4: 271.92}
@@ -33,9 +34,10 @@ EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49c
 def check_hash(path: Path, expected: str) -> None:
     """Raises ValueError unless the file has the SHA-256 ``expected`` (hexadecimal)."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such weight file")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        raise ValueError(
+            f"{path}: no such weight file; `bash sbatch/prefetch.sh` fetches those known"
+        )
+    found = sha256(path)
     if found != expected:
         raise ValueError(f"{path}: SHA-256 is {found}, expected {expected}; not the known weights")
 

@@ -246,6 +246,49 @@ def loss_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
+def sweep(lines: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean absolute error above, r below, a column for each model of a sweep.
+
+    lines: the table of a sweep. Against guidance where a model has several scales, else against
+    steps; a curve for each combination of what is left.
+    """
+    models = list(dict.fromkeys(line["model"] for line in lines))
+    with mpl.rc_context(STYLE):
+        figure = _figure(3.4 * len(models) + 0.6, 5.0)
+        grid = figure.subplots(2, len(models), squeeze=False, sharey="row", sharex="col")
+        for column, model in zip(grid.T, models, strict=True):
+            own = [line for line in lines if line["model"] == model]
+            several = len({line["guidance"] for line in own}) > 1
+            across, other = ("guidance", "steps") if several else ("steps", "guidance")
+            for axes, score in zip(column, ("mae", "r"), strict=True):
+                _sweep_curves(axes, own, across, other, score)
+            column[0].set_title(model.replace("_", " "))
+            column[1].set_xlabel({"guidance": "guidance scale", "steps": "steps"}[across])
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
+            column[1].legend(*column[0].get_legend_handles_labels(), fontsize=7, **below)
+            column[1].xaxis.set_major_locator(MaxNLocator(6, integer=across == "steps"))
+        grid[0, 0].set_ylabel("mean absolute error (°)")
+        grid[1, 0].set_ylabel("r, asked against measured")
+    return figure
+
+
+def _sweep_curves(
+    axes: Axes, lines: Sequence[Mapping[str, Any]], across: str, other: str, score: str
+) -> None:
+    """One curve for each solver, checkpoint and value of `other`, points where it was measured."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        unit = f"{line[other]:g} steps" if other == "steps" else f"guidance {line[other]:g}"
+        label = f"{line['solver']}, {unit}"
+        if line["checkpoint"] != "export":
+            label += f", {line['checkpoint']} images"
+        curves.setdefault(label, []).append((line[across], _float(line[score])))
+    for number_, (label, points) in enumerate(curves.items()):
+        x, y = np.array(sorted(points), dtype=float).T
+        style = ("-", "--", ":", "-.")[number_ // 10 % 4]
+        axes.plot(x, y, marker="o", ms=3.5, lw=1.2, ls=style, label=label)
+
+
 def sample_grid(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str]) -> Figure:
     """Films side by side: a line per row of the report, a column per caption.
 

@@ -53,7 +53,7 @@ def write_report(run: Run) -> Path:
         # last: whoever finds metrics.json finds the rest
         text = json.dumps(results.metrics, indent=1, allow_nan=False)
         write_atomic(folder / "metrics.json", text + "\n")
-    _tensorboard(run, results)
+    _tensorboard(run, results, labels, grid)
     return run.path("report", "report.html")
 
 
@@ -167,10 +167,7 @@ def _figures(
         write_atomic(folder / f"{name}.svg", data)
     cells = grid[0]["cells"] if grid else {}
     lines = [(labels[row], [entry["cells"][row] for entry in grid]) for row in cells]
-    asked = [
-        f"asked\nR {entry['asked']['right']:.1f}    L {entry['asked']['left']:.1f}"
-        for entry in grid
-    ]
+    asked = _asked(grid)
     pictures = {name: files[name] for name in ("chain_of_errors", "losses") if name in files}
     pictures["dots"] = figures.dot_plots(tables, labels, scores)
     if grid:
@@ -178,6 +175,12 @@ def _figures(
     for name, figure in pictures.items():
         write_atomic(folder / f"{name}.png", figures.png(figure))
     return page
+
+
+def _asked(grid: list[dict[str, Any]]) -> list[str]:
+    """What each film of the grid is asked for, to stand above its images."""
+    sides = [entry["asked"] for entry in grid]
+    return [f"asked\nR {asked['right']:.1f}    L {asked['left']:.1f}" for asked in sides]
 
 
 def _uri(data: bytes, kind: str) -> str:
@@ -301,8 +304,14 @@ def _signed(value: float | None, digits: int = 1) -> str:
     return text if text.startswith("−") else f"+{text}"
 
 
-def _tensorboard(run: Run, results: Results) -> None:
-    """Scalars, figures and the sample grid as an event file in tensorboard/report, made anew."""
+def _tensorboard(
+    run: Run, results: Results, labels: Mapping[str, str], grid: list[dict[str, Any]]
+) -> None:
+    """Scalars, figures and samples as an event file in tensorboard/report, made anew.
+
+    Each row's samples are one picture: the angles asked for above every image, below it those
+    that were measured.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     with atomic_folder(run.path("tensorboard", "report")) as folder:
@@ -316,8 +325,13 @@ def _tensorboard(run: Run, results: Results) -> None:
             for group, distance in groups.items():
                 if distance["frechet"] is not None:
                     writer.add_scalar(f"frechet_class_{group}/{row}", distance["frechet"])
-        for path in sorted(run.path("report", "figures").glob("*.png")):
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            writer.add_image(path.stem, pixels, dataformats="HWC")
+        figures_of_page = sorted(run.path("report", "figures").glob("*.png"))
+        pictures = {path.stem: path.read_bytes() for path in figures_of_page}
+        for row in grid[0]["cells"] if grid else {}:
+            cells = [entry["cells"][row] for entry in grid]
+            figure = figures.sample_grid([(labels[row], cells)], _asked(grid))
+            pictures[f"samples/{row}"] = figures.png(figure)
+        for name, picture in pictures.items():
+            with Image.open(io.BytesIO(picture)) as image:
+                writer.add_image(name, np.asarray(image.convert("RGB")), dataformats="HWC")
         writer.close()

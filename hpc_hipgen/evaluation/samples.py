@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
+
+from hpc_hipgen.radiograph.layouts import check_whole
 
 SYNTHETIC = ("synthetic", "hpc_hipgen")
 """PNG text chunk, key and value, that marks an image which is no film."""
 
 SHARD = "shard-{:05d}"
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.(tar|parquet)")
+UNREADABLE = (tarfile.TarError, OSError, SyntaxError)  # PIL calls a broken PNG a syntax error
 REQUIRED = ("row", "index", "seed", "film", "prompt_class", "asked_left", "asked_right")
 
 
@@ -61,6 +64,16 @@ def _members(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, group
 
 
+def png(image: np.ndarray, synthetic: bool) -> bytes:
+    """A grey PNG of an image (h, w) uint8, marked when it is no film."""
+    text = PngImagePlugin.PngInfo()
+    if synthetic:
+        text.add_text(*SYNTHETIC)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", pnginfo=text)
+    return buffer.getvalue()
+
+
 def read_samples(path: Path) -> list[Sample]:
     """All samples of a shard, in the order of the file.
 
@@ -69,6 +82,7 @@ def read_samples(path: Path) -> list[Sample]:
     """
     samples = []
     try:
+        check_whole(path)
         for key, group in _members(path):
             absent = [e for e in ("png", "txt", "json") if e not in group]
             if absent:
@@ -82,8 +96,11 @@ def read_samples(path: Path) -> list[Sample]:
             samples.append(Sample(key, pixels, group["txt"].decode(), info))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such sample shard; run the sample stage first") from None
-    except (tarfile.TarError, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: unreadable sample shard ({error})") from None
+    except (*UNREADABLE, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: unreadable sample shard ({' '.join(str(error).split())}); remove it and "
+            "start again: it will be drawn anew, the same"
+        ) from None
     shapes = {sample.image.shape for sample in samples}
     if len(shapes) > 1:
         raise ValueError(f"{path}: images of different sizes: {sorted(shapes)}")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
+from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.training.engine import device
 
@@ -17,8 +18,15 @@ SCHEDULERS = {"ddim": DDIMScheduler, "paper": DDIMScheduler, "leapfrog": Leapfro
 """Scheduler class by the name of the solver; "lcm" keeps the one that was exported."""
 
 
-def load_pipeline(folder: Path, precision: str = "fp32") -> StableDiffusionPipeline:
+def load_pipeline(
+    folder: Path, precision: str = "fp32", adapters: Path | None = None
+) -> StableDiffusionPipeline:
     """Loads an export on this machine's device; safetensors only, no network.
+
+    Args:
+        folder: the pipeline.
+        precision: fp32 or bf16.
+        adapters: folder of adapters for it, with the scheduler that they need, if any.
 
     Raises:
         ValueError: when the folder holds no pipeline.
@@ -33,7 +41,35 @@ def load_pipeline(folder: Path, precision: str = "fp32") -> StableDiffusionPipel
     )
     pipeline.set_progress_bar_config(disable=True)
     use_best_attention(pipeline.unet)
+    if adapters:
+        pipeline.load_lora_weights(adapters, local_files_only=True, use_safetensors=True)
+        if (adapters / "scheduler").is_dir():
+            pipeline.scheduler = LCMScheduler.from_pretrained(
+                adapters / "scheduler", local_files_only=True
+            )
     return pipeline.to(device())
+
+
+@torch.no_grad()
+def load_average(pipeline: StableDiffusionPipeline, checkpoint: Path) -> None:
+    """Puts the weight average of a checkpoint into a pipeline of the same model's export.
+
+    The average is the one that the export would have held had training ended there.
+    """
+    averages = torch.load(checkpoint / "averages.pt", weights_only=True, map_location="cpu")
+    weights = averages.get("export", averages.get("target"))["module"]
+    parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text_encoder": {}}
+    for name, value in weights.items():
+        part, _, rest = name.partition(".")
+        # a teacher's networks are named, a student is one UNet
+        parts[part if part in parts else "unet"][rest if part in parts else name] = value
+    pipeline.unet.load_state_dict(parts["unet"])
+    if states := parts["text_encoder"]:
+        encoder = pipeline.text_encoder
+        if any("network" in name for name in states):
+            text.unbake_measurements(encoder)
+        encoder.load_state_dict(states)
+        text.bake_measurements(encoder)
 
 
 def draw(

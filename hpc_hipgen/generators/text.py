@@ -181,6 +181,14 @@ def install_measurements(encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> No
     encoder.set_input_embeddings(MeasurementEmbedding(words, first))
 
 
+def unbake_measurements(encoder: CLIPTextModel) -> None:
+    """Gives an exported encoder the embedding that is trained again; its values do not matter."""
+    baked = encoder.get_input_embeddings()
+    first = baked.num_embeddings - len(measurement_phrases())
+    words = nn.Embedding.from_pretrained(baked.weight.detach()[:first].clone())
+    encoder.set_input_embeddings(MeasurementEmbedding(words, first).to(words.weight))
+
+
 @torch.no_grad()
 def attend_to_measurements(encoder: CLIPTextModel, logit: float = 6.0) -> None:
     """Starts a new encoder with half of the first layer's heads looking at measurement tokens.

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,17 @@ class Films:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, indices: Sequence[int]) -> "Films":
+        """These views, in this order."""
+        return Films(
+            **{
+                name: value[list(indices)]
+                if isinstance(value, np.ndarray)
+                else [value[i] for i in indices]
+                for name, value in vars(self).items()
+            }
+        )
 
 
 def write_layouts(data_folder: Path, rows: Sequence[Row]) -> None:
@@ -166,42 +178,90 @@ def read_pairs(data_folder: Path) -> Films:
     """Load the pairs layout: images and captions from it, landmarks from the manifest.
 
     Raises:
-        ValueError: no pair, a pair that the manifest does not know, or an image without a text.
+        ValueError: no pair, or an image that has no text or no row in the manifest.
     """
-    folder = data_folder / "layouts" / "pairs"
-    known = {row["id"]: row for row in _read_csv(data_folder / "manifest.csv")}
-    images = sorted(folder.glob("*.png"))
-    if not images:
-        raise ValueError(f"{folder}: no image with a text of the same name")
+    return _films(_captioned(data_folder, "pairs", "*.png"))
+
+
+def read_classes(data_folder: Path) -> Films:
+    """Load the class folders of a data folder: the training split.
+
+    Captions and classes are what the folders say; landmarks and films come from the manifest.
+
+    Raises:
+        ValueError: no class folder, or an image that has no text or no row in the manifest.
+    """
+    return _films(
+        (row | {"prompt_class": path.parent.name.removeprefix("class_")}, caption, path)
+        for row, caption, path in _captioned(data_folder, "classes", "class_*/*.png")
+    )
+
+
+def _captioned(
+    data_folder: Path, layout: str, pattern: str
+) -> list[tuple[dict[str, str], str, Path]]:
+    """Rows of the manifest, captions and images of a layout of pictures with texts beside them."""
+    folder, manifest = data_folder / "layouts" / layout, data_folder / "manifest.csv"
+    known = {row["id"]: row for row in _read_csv(manifest)}
     items = []
-    for image in images:
+    for image in sorted(folder.glob(pattern), key=lambda path: path.stem):
         text = image.with_suffix(".txt")
         if image.stem not in known:
-            raise ValueError(f"{image}: the manifest has no view of this name")
+            raise ValueError(f"{image}: has no row in {manifest}")
         if not text.is_file():
-            raise ValueError(f"{text}: no such file; every image of this folder needs a text")
+            raise ValueError(f"{text}: no such file; every image of this folder needs a caption")
         items.append((known[image.stem], text.read_text(encoding="utf-8").strip(), image))
-    return _films(items)
+    if not items:
+        raise ValueError(f"{folder}: no image {pattern}")
+    return items
 
 
 def read_shards(folder: Path, split: str) -> Films:
     """Load one split of the webdataset layout, every shard on every rank.
 
     Raises:
-        ValueError: no shard of that split.
+        ValueError: no shard of that split, or one that is cut off or damaged; names it.
     """
     from webdataset import WebDataset
 
-    urls = sorted(str(path) for path in folder.glob(f"{split}-class_*.tar"))
-    if not urls:
+    paths = sorted(folder.glob(f"{split}-class_*.tar"))
+    if not paths:
         raise ValueError(f"{folder}: no shard {split}-class_*.tar")
-    # The default splitter refuses to run on several ranks; here each wants all of it.
-    samples = WebDataset(urls, shardshuffle=False, nodesplitter=lambda shards: shards)
-    rows = [
-        (json.loads(sample["json"]), sample["txt"].decode(), io.BytesIO(sample["png"]))
-        for sample in samples
-    ]
+    rows: list[tuple[Row, str, io.BytesIO]] = []
+    for path in paths:
+        # The default splitter refuses to run on several ranks; here each wants all of it.
+        samples = WebDataset(str(path), shardshuffle=False, nodesplitter=lambda shards: shards)
+        try:
+            check_whole(path)
+            rows += [(json.loads(s["json"]), s["txt"].decode(), _png(s["png"])) for s in samples]
+        except (tarfile.TarError, OSError, SyntaxError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path}: unreadable shard ({' '.join(str(error).split())}); "
+                "make the data again in another run (--run NAME), or copy the file from a backup"
+            ) from None
     return _films(sorted(rows, key=lambda row: row[0]["id"]))
+
+
+def check_whole(path: Path) -> None:
+    """Sees that a tar file ends as one does: two blocks of zeros.
+
+    One that was cut off between two members reads like a shorter one.
+
+    Raises:
+        tarfile.ReadError: when it does not.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 1024))
+        if size % 512 or file.read() != bytes(1024):
+            raise tarfile.ReadError("the file is cut off")
+
+
+def _png(data: bytes) -> io.BytesIO:
+    """The bytes of a PNG file, checked against its own checksums."""
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.verify()
+    return io.BytesIO(data)
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

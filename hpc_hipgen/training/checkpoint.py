@@ -1,85 +1,156 @@
 """Checkpoints that are whole or not there.
 
-A checkpoint is a folder named after the clock. It is written under a temporary name, renamed when
-every rank has finished, and only then older ones are removed.
+A checkpoint is a folder named after the clock. Rank 0 writes it under a temporary name with a hash
+of every file, renames it, and only then removes older ones. It holds whole tensors, so it is
+resumed on any number of ranks.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hpc_hipgen.run import fsync, write_atomic
+from hpc_hipgen.run import atomic_folder, clean_abandoned, disk_full, remove_folder, write_atomic
+from hpc_hipgen.training import portable
 from hpc_hipgen.training.engine import rank
 from hpc_hipgen.training.task import Task
 
 KEEP = 2
-_STATE = "state"
+STATE, AVERAGES = "state.pt", "averages.pt"
 _COMPLETE = "complete.json"
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the ones before it are kept."""
+
+
 def save(engine: Any, task: Task, folder: Path, images: int) -> None:
-    """Writes the checkpoint of the moment at which `images` were seen; called by every rank."""
-    final = folder / f"{images:010d}"
-    temporary = folder / f".{final.name}.partial"
-    if rank() == 0:
-        for abandoned in folder.glob(".*.partial"):  # by a process that was killed
-            shutil.rmtree(abandoned)
-        temporary.mkdir(parents=True)
-    _barrier()
-    engine.save_checkpoint(
-        str(temporary), tag=_STATE, client_state={"images": images}, save_latest=False
-    )
+    """Writes the checkpoint of the moment at which `images` were seen; called by every rank.
+
+    Raises:
+        CheckpointError: on every rank, when rank 0 could not write it.
+    """
+    state = portable.state_of(engine)
+    problem = None
     if rank() == 0:
         averages = {name: average.state_dict() for name, average in task.averages.items()}
-        torch.save(averages, temporary / "averages.pt")
-        sizes = {
-            str(f.relative_to(temporary)): f.stat().st_size
-            for f in sorted(temporary.rglob("*"))
-            if f.is_file()
-        }
-        for name in sizes:
-            fsync(temporary / name)
-        write_atomic(temporary / _COMPLETE, json.dumps({"images": images, "files": sizes}))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-        for old in complete_checkpoints(folder)[KEEP:]:
-            shutil.rmtree(old)
-    _barrier()
+        try:
+            _write(folder, images, {STATE: state, AVERAGES: averages})
+        except (OSError, RuntimeError) as error:  # torch wraps some errors of a disk
+            problem = _why(folder, images, error)
+    if problem := _from_rank_0(problem):
+        raise CheckpointError(problem)
 
 
 def restore(engine: Any, task: Task, folder: Path) -> int:
-    """Loads the newest complete checkpoint; returns the images seen, 0 when there is none."""
-    found = complete_checkpoints(folder)
-    if not found:
+    """Loads the newest sound checkpoint; returns the images seen, 0 when there is none."""
+    if rank() == 0:
+        clean_abandoned(folder)
+    name = _from_rank_0(_newest_sound(folder) if rank() == 0 else None)
+    if name is None:
         return 0
-    path, client = engine.load_checkpoint(str(found[0]), tag=_STATE)
-    if path is None:
-        raise ValueError(f"{found[0]}: DeepSpeed could not load this checkpoint")
-    averages = torch.load(found[0] / "averages.pt", weights_only=True, map_location="cpu")
-    for name, average in task.averages.items():
-        average.load_state_dict(averages[name])
-    return int(client["images"])
+    path = folder / name
+    try:
+        portable.load_state(engine, _load(path / STATE))
+    except ValueError as error:
+        raise ValueError(f"{path} is of another network: {error}") from None
+    averages = _load(path / AVERAGES)
+    for key, average in task.averages.items():
+        average.load_state_dict(averages[key])
+    return int(path.name)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, newest first; a file of another size than recorded disqualifies."""
-    found = []
-    for path in sorted(folder.glob("[0-9]*"), reverse=True):
-        marker = path / _COMPLETE
-        if not marker.is_file():
-            continue
-        sizes = json.loads(marker.read_text())["files"]
-        if all((path / n).is_file() and (path / n).stat().st_size == s for n, s in sizes.items()):
-            found.append(path)
-    return found
+    """Checkpoints with all their files, newest first; contents are not read."""
+    return [path for path in _candidates(folder) if damage(path, contents=False) is None]
 
 
-def _barrier() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+def damage(path: Path, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None; `contents` also compares every file's hash."""
+    try:
+        files = json.loads((path / _COMPLETE).read_text())["files"]
+        written = [(path / name, size, digest) for name, (size, digest) in files.items()]
+    except FileNotFoundError:
+        return f"{_COMPLETE} is missing"
+    except (ValueError, KeyError, TypeError):
+        return f"{_COMPLETE} is damaged"
+    for file, size, digest in written:
+        if not file.is_file():
+            return f"{file.name} is missing"
+        if file.stat().st_size != size:
+            return f"{file.name} has {file.stat().st_size} bytes, {size} were written"
+        if contents and _digest(file) != digest:
+            return f"{file.name} does not hold what was written"
+    return None
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*"), reverse=True)
+
+
+def _newest_sound(folder: Path) -> str | None:
+    """Name of the newest checkpoint that is as it was written; says what it passes over."""
+    passed = False
+    for path in _candidates(folder):
+        problem = damage(path)
+        if problem is None:
+            if passed:
+                print(f"going on from the one before: {path}", file=sys.stderr, flush=True)
+            return path.name
+        passed = True
+        print(f"damaged checkpoint: {path}: {problem}", file=sys.stderr, flush=True)
+    if passed:
+        print(f"{folder}: no sound checkpoint; starting anew", file=sys.stderr, flush=True)
+    return None
+
+
+def _write(folder: Path, images: int, contents: dict[str, Any]) -> None:
+    final = folder / f"{images:010d}"
+    with atomic_folder(final) as temporary:
+        for name, content in contents.items():
+            # given a path, torch reports a full disk as a position it did not expect
+            with (temporary / name).open("wb") as file:
+                torch.save(content, file)
+        files = {n: [(temporary / n).stat().st_size, _digest(temporary / n)] for n in contents}
+        write_atomic(temporary / _COMPLETE, json.dumps({"images": images, "files": files}))
+    # a later one than this was damaged, or training would have gone on from it
+    kept = [path for path in complete_checkpoints(folder) if path.name <= final.name][:KEEP]
+    for old in _candidates(folder):
+        if old not in kept:
+            remove_folder(old)
+
+
+def _why(folder: Path, images: int, error: Exception) -> str:
+    """One line that names the folder and what to do."""
+    full = disk_full(error)
+    reason = "the disk is full" if full else " ".join(str(error).split())
+    before = complete_checkpoints(folder)
+    kept = f"the one at {int(before[0].name)} is kept" if before else "there is none before it"
+    remedy = "Free space there, then start" if full else "Start"
+    return (
+        f"{folder}: the checkpoint at {images} images could not be written ({reason}); {kept}. "
+        f"{remedy} again to go on."
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def _from_rank_0(value: str | None) -> str | None:
+    """Rank 0's value on every rank; all of them wait for it."""
+    if not torch.distributed.is_initialized():
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]

@@ -23,7 +23,7 @@ from hpc_hipgen.training.engine import (
     world_size,
 )
 from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted, StopRequest
-from hpc_hipgen.training.record import Record
+from hpc_hipgen.training.record import Listener, Record
 from hpc_hipgen.training.task import Task
 
 
@@ -31,7 +31,10 @@ class NonFiniteLossError(RuntimeError):
     """The loss is not a number; nothing was applied to the weights."""
 
 
-def train(task: Task, training: Training, folder: Path, *, seed: int, title: str) -> dict[str, Any]:
+def train(
+    task: Task, training: Training, folder: Path, *, seed: int, title: str,
+    also: Listener | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Trains until `training.images` were seen, from the last complete checkpoint if there is one.
 
     Args:
@@ -40,6 +43,7 @@ def train(task: Task, training: Training, folder: Path, *, seed: int, title: str
         folder: receives checkpoints/ and metrics.jsonl.
         seed: of the data order and all random numbers.
         title: name of the model in messages.
+        also: is told every line of metrics.jsonl as it is written.
 
     Returns:
         Figures for the record: images, seconds and images/s of this start, last loss.
@@ -56,7 +60,7 @@ def train(task: Task, training: Training, folder: Path, *, seed: int, title: str
     engine = build_engine(task.module, training)
     checkpoints = folder / "checkpoints"
     images = start = checkpoint.restore(engine, task, checkpoints)
-    record = Record(folder, title, training, images) if rank() == 0 else None
+    record = Record(folder, title, training, images, also) if rank() == 0 else None
     stop = StopRequest()
     total = math.ceil(training.images / training.batch) * training.batch
     began, saved = time.monotonic(), images

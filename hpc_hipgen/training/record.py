@@ -7,17 +7,27 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.run import write_atomic
 
+Listener = Callable[[int, dict[str, float]], None]
+"""Takes the images seen and the values of one line."""
+
 
 class Record:
     """Averages the values of the steps and writes them every `log_images` images (rank 0)."""
 
-    def __init__(self, folder: Path, title: str, training: Training, images: int) -> None:
-        """Goes on at `images`; lines of metrics.jsonl past it, from before a crash, are dropped."""
+    def __init__(
+        self, folder: Path, title: str, training: Training, images: int, also: Listener | None
+    ) -> None:
+        """Goes on at `images`; lines of metrics.jsonl past it, from before a crash, are dropped.
+
+        `also` is told every line too.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,6 +36,7 @@ class Record:
             lines = self.path.read_text().splitlines()
             kept = [x for x in lines if x.endswith("}") and json.loads(x)["images"] <= images]
             write_atomic(self.path, "".join(f"{x}\n" for x in kept))
+        self.also = also
         self.title = title
         self.training = training
         self.first = self.logged = images
@@ -56,6 +67,8 @@ class Record:
         for name, value in line.items():
             if name != "images":
                 self.writer.add_scalar(name, value, images)
+        if self.also:
+            self.also(images, {name: v for name, v in line.items() if name != "images"})
         overall = (images - self.first) / max(now - self.began, 1e-9)
         left = max(0, self.training.images - images) / overall
         self._say(
@@ -69,5 +82,6 @@ class Record:
         print(f"{self.title}: {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Flushes TensorBoard."""
-        self.writer.close()
+        """Flushes TensorBoard; a disk that takes no more must not hide why training ended."""
+        with suppress(OSError):
+            self.writer.close()

@@ -31,6 +31,12 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch):
 
 SBATCH = """#!/bin/bash
 cd "$FAKE_SLURM"
+if [[ $1 == --test-only ]]; then
+    shift
+    grep -h job-name "$1" >> tested
+    [[ -f refuse ]] && grep -qf refuse "$1" && { echo "allocation failure: too many" >&2; exit 1; }
+    exit 0
+fi
 env | grep -E '^(SLURM|SBATCH|SRUN|SUBMITIT)_' > environment
 [[ -f refuse ]] && grep -qf refuse "$1" && { echo "sbatch: error: invalid partition" >&2; exit 1; }
 number=$(( $(cat number 2> /dev/null || echo 100) + 1 ))

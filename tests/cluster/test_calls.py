@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -62,7 +61,7 @@ def test_two_processes_do_not_work_on_one_stage(run, fake_stages, monkeypatch):
     other = multiprocessing.get_context("fork").Process(target=call)
     other.start()
     try:
-        while not running(run, "slow"):
+        while not any("pid" in who for who in running(run, "slow")):  # locked, then signed
             time.sleep(0.01)
         assert running(run, "slow")[0]["pid"] == other.pid
         with pytest.raises(RuntimeError, match=rf"worked on already.*{other.pid}"):
@@ -96,13 +95,17 @@ def test_a_job_does_not_outlive_its_launcher(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-@pytest.mark.parametrize("cluster", ["slurm", "local"])
+@pytest.mark.parametrize("cluster", ["slurm", "local", "slurm that preempts"])
 def test_a_saved_job_queues_itself_again_only_where_slurm_asked_for_it(
-    run, fake_stages, monkeypatch, number, cluster
+    run, fake_stages, fake_slurm, monkeypatch, number, cluster
 ):
     """The real requeue is tested on a real Slurm; here, that submitit's handler gets the signal."""
-    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(cluster=cluster))
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", cluster)
+    taken = "2026-01-01T00:00:00" if "preempts" in cluster else "None"
+    scontrol = fake_slurm / "bin" / "scontrol"
+    scontrol.write_text(f"#!/bin/bash\necho JobId=$5 PreemptTime={taken} Account=x\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("SLURM_JOB_ID", "101")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", cluster.split()[0])
     monkeypatch.setattr(rendezvous, "export", rendezvous.Rendezvous)
 
     def requeue(number, frame):
@@ -113,7 +116,7 @@ def test_a_saved_job_queues_itself_again_only_where_slurm_asked_for_it(
         Stage("stopped", "fake_stages:interrupted", "train", arguments=(int(number),)),
         str(run.folder),
     )
-    again = (number, cluster) == (signal.SIGUSR2, "slurm")
+    again = "preempts" in cluster or (number, cluster) == (signal.SIGUSR2, "slurm")
     try:
         with pytest.raises(SystemExit if again else Interrupted):
             call()

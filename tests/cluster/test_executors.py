@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 
@@ -50,6 +51,7 @@ def test_a_training_job_has_a_process_per_gpu():
         assert f"#SBATCH {option}" in lines
     assert not any("gpus-per-task" in line or "wckey" in line for line in lines)
     assert "--cpus-per-task=8" in lines[-1]  # srun does not inherit it
+    assert """bash -c 'trap "" USR2; exec "$0" "$@"' """ + sys.executable in lines[-1]
 
 
 def test_an_array_is_throttled():

@@ -100,7 +100,7 @@ class StubFilms:
 
 @pytest.fixture
 def stubs(monkeypatch):
-    monkeypatch.setattr(evaluate, "_ruler", lambda run, device: StubRuler())
+    monkeypatch.setattr(evaluate, "ruler_of", lambda run, device: StubRuler())
     monkeypatch.setattr(distances, "load_backbone", lambda inception: StubBackbone())
     monkeypatch.setattr("hpc_hipgen.radiograph.layouts.read_manifest", lambda *a, **k: StubFilms())
 
@@ -130,7 +130,7 @@ def test_a_shard_is_measured_in_patient_sides_and_only_once(tmp_path, stubs, mon
     assert keys == table["key"].tolist() and features.shape == (6, 8)
     assert name == "EfficientNet-Lite0"
 
-    monkeypatch.setattr(evaluate, "_ruler", None)  # nothing is loaded when nothing is missing
+    monkeypatch.setattr(evaluate, "ruler_of", None)  # nothing is loaded when nothing is missing
     assert evaluate.main(["--run", str(run.folder)]) == 0
     assert "0 done now, 3 were there already" in capsys.readouterr().out
 
@@ -194,7 +194,9 @@ def test_the_whole_report(tmp_path, stubs, capsys):
         assert words in page
     table = pd.read_csv(run.path("report", "table1.csv"))
     assert len(table) == 2 * (len(rows) + 3)
-    assert list(run.path("tensorboard", "report").glob("events*"))
+    assert tensorboard_images(run) == {
+        "chain_of_errors", "dots", "losses", "samples", *(f"samples/{row}" for row in rows)
+    }  # fmt: skip
     for name in ("samples.png", "dots.png", "chain_of_errors.svg", "losses.svg"):
         assert run.path("report", "figures", name).is_file()
 
@@ -206,6 +208,15 @@ def test_the_whole_report(tmp_path, stubs, capsys):
     )
     assert report_job.main(["--run", str(run.folder), "--force"]) == 2
     assert "python -m jobs.evaluate" in capsys.readouterr().err
+
+
+def tensorboard_images(run):
+    """Names of the pictures in tensorboard/report."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.path("tensorboard", "report")))
+    events.Reload()
+    return set(events.Tags()["images"])
 
 
 def test_films_without_generators_make_a_report_too(tmp_path, stubs):

@@ -265,7 +265,6 @@ def test_samples_say_how_they_were_drawn(samples, token_run):
         ("discrete_vae.window", 18, "discrete_vae.window: 18 is not a multiple of 4"),
         ("discrete_vae.window", 64, "discrete_vae.window: 64 is above data.resolution, 32"),
         ("discrete_vae.temperature", [1.0, 0.0], "discrete_vae.temperature"),
-        ("discrete_vae.pretrained", "/nowhere", "/nowhere does not exist"),
         ("dall_e.width", 33, "dall_e.width: 33 is not a multiple of 2, dall_e.heads"),
         ("dall_e.sampling", {"top_k": 17}, "top_k: 17 is above discrete_vae.codes, 16"),
         ("dall_e.sampling", {"top_p": 0}, "dall_e.sampling.top_p"),

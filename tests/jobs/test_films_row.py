@@ -5,13 +5,14 @@ import io
 import json
 import math
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from hpc_hipgen.config import ConfigError, load_experiment, parse_experiment
+from hpc_hipgen.config import ConfigError, check_inputs, load_experiment, parse_experiment
 from hpc_hipgen.evaluation import distances, real_films
 from hpc_hipgen.evaluation.ruler import Measurement
 from hpc_hipgen.evaluation.samples import read_samples
@@ -122,7 +123,7 @@ class StubBackbone:
 
 @pytest.mark.slow
 def test_the_report_shows_every_hip_with_the_caveat(run, films, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "_ruler", lambda run, device: StubRuler())
+    monkeypatch.setattr(evaluate, "ruler_of", lambda run, device: StubRuler())
     monkeypatch.setattr(distances, "load_backbone", lambda inception: StubBackbone())
     prepare.prepare(run)
     sample.sample_items(run, report_items(run))
@@ -212,8 +213,9 @@ def test_films_are_not_trained_on_and_measured(films):
     data = {**DATA, "source": "films", "films": str(films.parent)}
     with pytest.raises(ConfigError, match=r"evaluation.films: .* shares films with data.films"):
         experiment(films, data=data)
-    with pytest.raises(ConfigError, match=r"evaluation.films: .*nowhere is not a folder"):
-        experiment(films / "nowhere")
+    with pytest.raises(ConfigError, match=r"x: evaluation.films: .*nowhere is not a folder"):
+        check_inputs(experiment(films / "nowhere"), "x")
+    check_inputs(experiment(films / "nowhere"), "x", done=["prepare"])
     with pytest.raises(ConfigError, match=r"evaluation.landmarks: given without"):
         experiment(films, evaluation={"landmarks": "table.csv"})
 
@@ -232,17 +234,19 @@ def test_a_ruler_of_other_views_is_refused(films, tmp_path, content, words):
         (tmp_path / "ruler.json").write_text(content)
     ruler = {"training": TRAINING, "pretrained": str(tmp_path)}
     with pytest.raises(ConfigError, match=r"ruler\.pretrained") as error:
-        experiment(films, ruler=ruler)
+        check_inputs(experiment(films, ruler=ruler), "x")
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_ruler_of_the_same_views_is_not_trained_again(films, tmp_path):
     (tmp_path / "ruler.json").write_text('{"resolution": 32, "head_distance": 0.6}')
     ruler = {"training": TRAINING, "pretrained": str(tmp_path)}
-    assert experiment(films, ruler=ruler).trained() == []
+    config = experiment(films, ruler=ruler)
+    check_inputs(config, "x")
+    assert config.trained() == []
 
 
 def test_the_ruler_of_the_demo_fits_the_experiment_ruler():
-    configs = launch.ROOT / "configs"
+    configs = Path(__file__).parents[2] / "configs"
     alone, demo = (load_experiment(configs / f"{name}.yaml") for name in ("ruler", "llcm"))
     assert (alone.seed, alone.data, alone.ruler) == (demo.seed, demo.data, demo.ruler)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.config import Experiment
 from hpc_hipgen.pipeline import sample_shard, score_shard, stages
 from hpc_hipgen.run import Run
-from jobs import launch
+from jobs import launch, prepare
 
 ROOT = Path(__file__).parents[2]
 FAKES = ROOT / "tests" / "cluster"
@@ -148,7 +149,9 @@ def test_a_killed_launch_leaves_nothing_running(run):
         ("ruler.training.lr=-1", "ruler.training.lr"),
         ("data.train", "expected key.sub=value"),
         ("data.source=films", "data.films"),
-        ("ruler.pretrained=/nowhere", "/nowhere does not exist"),
+        ("ruler.pretrained=/nowhere", "/nowhere holds no ruler.json"),
+        ("evaluation.inception=/nowhere", "bash sbatch/prefetch.sh"),
+        ("evaluation.films=/nowhere", "evaluation.films: /nowhere is not a folder"),
     ],
 )
 def test_bad_settings_end_before_anything_is_written(
@@ -171,6 +174,45 @@ def test_bad_films_end_before_anything_is_written(experiment, tmp_path, capsys):
     assert launch.main([str(experiment), "--run", str(folder), *arguments]) == 2
     assert "landmarks.csv" in capsys.readouterr().err
     assert not folder.parent.exists()
+
+
+def test_a_batch_above_the_films_is_refused(experiment, tmp_path, capsys, monkeypatch):
+    films = [SimpleNamespace(split=split) for split in ("train", "train", "test")]
+    monkeypatch.setattr(prepare, "read_films", lambda config: (films, []))
+    (tmp_path / "films").mkdir()
+    arguments = ["data.source=films", f"data.films={tmp_path / 'films'}", "data.views=7"]
+    arguments = [str(experiment), "--run", str(tmp_path / "runs" / "x"), *arguments]
+    assert launch.main(arguments) == 2
+    assert "16 is more than the data set has (2 films x 7 views = 14)" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    arguments[-1] = "data.views=8"
+    assert launch.main([*arguments, "--dry-run"]) == 0
+
+
+def test_a_site_says_where_runs_lie(experiment, run, tmp_path, capsys):
+    site = tmp_path / "site.yaml"
+    site.write_text(f"{{executor: local, results: {tmp_path}}}")
+    at = ["--site", str(site), "--dry-run"]
+    for arguments in ([str(experiment)], [str(experiment), "--run", "tiny"], ["tiny"]):
+        assert launch.main([*arguments, *at]) == 0
+        assert f"run {run.folder}, this machine" in capsys.readouterr().out
+    assert launch.main([str(experiment), "--run", "other", *at]) == 0
+    assert f"run {tmp_path / 'other'}, " in capsys.readouterr().out
+    assert launch.main(["tiny", "seed=3", *at]) == 2
+    assert "a run keeps its settings" in capsys.readouterr().err
+
+
+def test_a_finished_run_opens_after_its_films_have_moved(tmp_path, capsys):
+    settings = SETTINGS | {"evaluation": {"films": str(tmp_path / "gone")}}
+    run = Run.create(tmp_path / "tiny", Experiment.model_validate(settings))
+    run.path("films").mkdir()
+    run.path("films", "manifest.csv").write_text("split,view\ntest,0\n")
+    run.mark_done("prepare")
+    complete(run)
+    run.path("report").mkdir()
+    run.path("report", "metrics.json").write_text("{}")
+    assert launch.main([str(run.folder), "--site", "local"]) == 0
+    assert "everything is done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--site", "nowhere"], ["--redo", "prepaer"]])
@@ -200,6 +242,23 @@ def test_dry_run_writes_nothing(experiment, tmp_path, capsys):
     assert launch.main([str(experiment), "--run", str(folder), "--dry-run", "--site", "a100"]) == 0
     assert "#SBATCH --gres=gpu:a100:1" in capsys.readouterr().out
     assert not folder.parent.exists()
+
+
+def test_neither_an_experiment_nor_a_run_is_said(tmp_path, capsys):
+    for given in ("lcm", str(tmp_path)):
+        assert launch.main([given]) == 2
+        said = capsys.readouterr().err
+        assert f"{given}: no file of configs/, and no run" in said and said.count("\n") == 1
+
+
+def test_nothing_is_forgotten_when_an_input_is_missing(tmp_path, capsys):
+    settings = SETTINGS | {"evaluation": {"inception": str(tmp_path / "gone")}}
+    run = Run.create(tmp_path / "tiny", Experiment.model_validate(settings))
+    complete(run)
+    before = sorted(run.folder.rglob("*"))
+    assert launch.main([str(run.folder), "--redo", "evaluate", "--site", "local"]) == 2
+    assert "bash sbatch/prefetch.sh" in capsys.readouterr().err
+    assert sorted(run.folder.rglob("*")) == before
 
 
 def complete(run):

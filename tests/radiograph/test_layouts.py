@@ -163,9 +163,9 @@ def test_a_pair_is_an_image_and_a_text(tmp_path):
     with pytest.raises(ValueError, match=f"{first.name}: no such file"):
         read_pairs(tmp_path)
     first.with_suffix(".png").rename(pairs / "stranger.png")
-    with pytest.raises(ValueError, match=r"stranger\.png: the manifest has no view"):
+    with pytest.raises(ValueError, match=r"stranger\.png: has no row in .*manifest\.csv"):
         read_pairs(tmp_path)
     for image in pairs.glob("*.png"):
         image.unlink()
-    with pytest.raises(ValueError, match="no image with a text"):
+    with pytest.raises(ValueError, match=r"pairs: no image \*\.png"):
         read_pairs(tmp_path)

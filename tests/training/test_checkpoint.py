@@ -5,7 +5,7 @@ import json
 import pytest
 from toy_task import ToyTask, toy_train
 
-from hpc_hipgen.training.checkpoint import KEEP, complete_checkpoints
+from hpc_hipgen.training.checkpoint import AVERAGES, KEEP, STATE, complete_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,11 @@ def test_the_marker_lists_every_file(folder):
     stored = json.loads((newest / "complete.json").read_text())
     files = {str(f.relative_to(newest)) for f in newest.rglob("*") if f.is_file()}
     assert set(stored["files"]) == files - {"complete.json"}
-    assert stored["images"] == 96 and "averages.pt" in files
+    assert stored["images"] == 96 and files == {STATE, AVERAGES, "complete.json"}
 
 
 def test_what_a_killed_writer_left_is_no_checkpoint_and_no_hindrance(tmp_path):
-    partial = tmp_path / "toy" / "checkpoints" / ".0000000032.partial"
+    partial = tmp_path / "toy" / "checkpoints" / ".0000000040.ab12cd.tmp"
     partial.mkdir(parents=True)
     (partial / "complete.json").write_text("{}")
     (partial / "junk").write_text("half")
@@ -47,5 +47,5 @@ def test_no_folder_is_no_checkpoint(tmp_path):
 def test_a_checkpoint_that_lost_a_file_is_passed_over(tmp_path):
     toy_train(tmp_path / "toy")
     checkpoints = tmp_path / "toy" / "checkpoints"
-    next((checkpoints / "0000000096" / "state").iterdir()).unlink()
+    (checkpoints / "0000000096" / STATE).unlink()
     assert [path.name for path in complete_checkpoints(checkpoints)] == ["0000000064"]

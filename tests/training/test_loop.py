@@ -15,6 +15,7 @@ import torch
 from toy_task import SETTINGS, ToyTask, lines, losses, toy_train
 
 from hpc_hipgen.config import Training
+from hpc_hipgen.training.checkpoint import AVERAGES, STATE, complete_checkpoints
 from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import NonFiniteLossError, train
 
@@ -112,18 +113,61 @@ def test_a_finished_run_is_loaded_and_not_trained(whole, tmp_path):
     assert task.seen == [] and same(task, whole[0])
 
 
-@pytest.mark.parametrize("damage", ["cut", "lost", "unmarked"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, damage):
-    shutil.copytree(whole[1], tmp_path / "toy")
-    newest = tmp_path / "toy" / "checkpoints" / "0000000096"
-    weights = newest / "state" / "mp_rank_00_model_states.pt"
-    if damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:-100])
+def damage(checkpoint, what):
+    """Spoils one file of a checkpoint."""
+    state = checkpoint / STATE
+    content = bytearray(state.read_bytes())
+    if what == "cut":
+        state.write_bytes(content[:-100])
+    elif what == "altered":  # the same size
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
     else:
-        {"lost": weights, "unmarked": newest / "complete.json"}[damage].unlink()
+        {"lost": state, "unmarked": checkpoint / "complete.json"}[what].unlink()
+
+
+DAMAGES = {
+    "cut": "bytes, ",
+    "lost": "state.pt is missing",
+    "unmarked": "complete.json is missing",
+    "altered": "state.pt does not hold what was written",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, what, capsys):
+    shutil.copytree(whole[1], tmp_path / "toy")
+    checkpoints = tmp_path / "toy" / "checkpoints"
+    damage(checkpoints / "0000000096", what)
     task = toy_train(tmp_path / "toy", ToyTask(first_weights=99))
     assert task.seen[0] == 64
     assert same(task, whole[0]) and losses(tmp_path / "toy") == losses(whole[1])
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"damaged checkpoint: {checkpoints / '0000000096'}: ")
+    assert DAMAGES[what] in said[0]
+    assert said[1] == f"going on from the one before: {checkpoints / '0000000064'}"
+    assert [p.name for p in complete_checkpoints(checkpoints)] == ["0000000096", "0000000064"]
+
+
+def test_when_every_checkpoint_is_damaged_the_run_starts_anew_and_says_so(whole, tmp_path, capsys):
+    shutil.copytree(whole[1], tmp_path / "toy")
+    for checkpoint in (tmp_path / "toy" / "checkpoints").iterdir():
+        damage(checkpoint, "altered")
+    with pytest.raises(OSError):
+        toy_train(tmp_path / "toy", crashed := ToyTask(at={48: "crash"}))
+    assert crashed.seen[0] == 0
+    task = toy_train(tmp_path / "toy")
+    assert task.seen[0] == 32, "its own checkpoint counts, not the damaged ones of later"
+    assert same(task, whole[0])
+    assert "no sound checkpoint; starting anew" in capsys.readouterr().err
+
+
+def test_the_checkpoint_of_another_network_is_refused(whole, tmp_path):
+    shutil.copytree(whole[1], tmp_path / "toy")
+    task = ToyTask()
+    task.module.layers[0] = torch.nn.Linear(6, 9)
+    with pytest.raises(ValueError, match=r"0000000096 is of another network: layers.0.weight"):
+        toy_train(tmp_path / "toy", task)
 
 
 def test_half_a_line_of_a_killed_run_is_dropped(whole, tmp_path):
@@ -164,8 +208,8 @@ def test_zero_stages_change_no_loss(whole, tmp_path, stage):
     assert losses(tmp_path / "toy") == pytest.approx(losses(whole[1]), rel=1e-5, abs=1e-5)
 
 
-def ranks_train(folder, ranks, settings):
-    """Trains the toy once for each of the settings, with ranks in processes of their own."""
+def ranks_train(ranks, runs):
+    """Trains the toy in each of (folder, settings), with ranks in processes of their own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -176,10 +220,11 @@ def ranks_train(folder, ranks, settings):
         "PYTHONPATH": str(ROOT),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    command = [sys.executable, str(Path(__file__).with_name("toy_task.py")), str(folder)]
+    command = [sys.executable, str(Path(__file__).with_name("toy_task.py"))]
+    runs = [(str(folder), settings) for folder, settings in runs]
     processes = [
         subprocess.Popen(
-            [*command, json.dumps(settings)],
+            [*command, json.dumps(runs)],
             env=os.environ | variables | {"RANK": str(r), "LOCAL_RANK": str(r)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -193,7 +238,8 @@ def ranks_train(folder, ranks, settings):
 
 @pytest.mark.slow
 def test_two_ranks_see_the_losses_of_one(whole, tmp_path):
-    ranks_train(tmp_path, 2, [{"zero_stage": 1}, {"zero_stage": 3, "micro_batch": 2}])
+    settings = [{"zero_stage": 1}, {"zero_stage": 3, "micro_batch": 2}]
+    ranks_train(2, [(tmp_path / str(i), s) for i, s in enumerate(settings)])
     for folder in (tmp_path / "0", tmp_path / "1"):
         assert losses(folder) == pytest.approx(losses(whole[1]), rel=1e-5, abs=1e-5)
         path = folder / "checkpoints" / "0000000096" / "averages.pt"
@@ -201,3 +247,65 @@ def test_two_ranks_see_the_losses_of_one(whole, tmp_path):
         for name, average in whole[0].averages.items():
             for key, value in average.module.state_dict().items():
                 assert torch.allclose(averages[name]["module"][key], value, atol=1e-5), (name, key)
+
+
+def stored(folder):
+    """All tensors of the last checkpoint by name."""
+    path = complete_checkpoints(Path(folder) / "checkpoints")[0]
+    state = torch.load(path / STATE, weights_only=True)
+    averages = torch.load(path / AVERAGES, weights_only=True)
+    assert path.name == "0000000096" and state.pop("step") == 12
+    tensors = {f"{part} {name}": v for part in state for name, v in state[part].items()}
+    return tensors | {
+        f"average {name} {key}": value
+        for name, average in averages.items()
+        for key, value in average["module"].items()
+    }
+
+
+def apart(one, other):
+    """Largest difference between the states at the end of two runs."""
+    first, second = stored(one), stored(other)
+    assert first.keys() == second.keys() and len(first) > 12
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
+    """Stopped at 48 images on one rank or two, gone on with on one or two, at every ZeRO stage."""
+    stages, other = (0, 1, 2, 3), {"first_weights": 99}
+
+    def folder(name, stage):
+        return tmp_path / f"{name}-{stage}"
+
+    for stage in stages:
+        toy_train(folder("one", stage), zero_stage=stage)
+        with pytest.raises(Interrupted):
+            toy_train(folder("one-two", stage), ToyTask(at={48: "stop"}), zero_stage=stage)
+    runs = []
+    for stage in stages:
+        zero = {"zero_stage": stage}
+        runs += [
+            (folder("two", stage), zero),
+            (folder("two-two", stage), zero | {"stop": 48}),
+            (folder("two-two", stage), zero | other),
+            (folder("two-one", stage), zero | {"stop": 48}),
+            (folder("one-two", stage), zero | other),
+        ]
+    ranks_train(2, runs)
+    for stage in stages:
+        task = toy_train(folder("two-one", stage), ToyTask(first_weights=99), zero_stage=stage)
+        assert task.seen[0] == 56
+        assert apart(folder("two-two", stage), folder("two", stage)) == 0.0, stage
+        for name in ("two", "one-two", "two-one"):
+            assert apart(folder(name, stage), folder("one", stage)) < 1e-5, (name, stage)
+            expected = pytest.approx(losses(folder("one", stage)), rel=1e-5, abs=1e-5)
+            assert losses(folder(name, stage)) == expected, (name, stage)
+
+
+@pytest.mark.parametrize("later", [0, 2, 3])
+def test_a_run_goes_on_with_another_zero_stage(whole, tmp_path, later):
+    with pytest.raises(Interrupted):
+        toy_train(tmp_path / "toy", ToyTask(at={48: "stop"}))
+    toy_train(tmp_path / "toy", ToyTask(first_weights=99), zero_stage=later)
+    assert apart(tmp_path / "toy", whole[1]) < 1e-5

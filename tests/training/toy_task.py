@@ -1,7 +1,8 @@
 """A task of the training loop that takes no time: regression with a small network.
 
-python tests/training/toy_task.py FOLDER '[{"zero_stage": 2, ...}, ...]' trains it in FOLDER/0, ...,
-for tests of several ranks.
+python tests/training/toy_task.py '[["FOLDER", {"zero_stage": 2, ...}], ...]' trains it in each
+of the folders, for tests of several ranks; the setting "stop" is a clock time at which SIGTERM
+comes.
 """
 
 import json
@@ -16,6 +17,7 @@ from torch import nn
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.training.average import WeightAverage
+from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import train
 
 SETTINGS = {
@@ -96,5 +98,10 @@ def losses(folder):
 
 
 if __name__ == "__main__":
-    for number, settings in enumerate(json.loads(sys.argv[2])):
-        toy_train(f"{sys.argv[1]}/{number}", **settings)
+    for folder, settings in json.loads(sys.argv[1]):
+        stop = settings.pop("stop", None)
+        try:
+            # other first weights than a test's own process has: they must not matter on a resume
+            toy_train(folder, ToyTask(settings.pop("first_weights", 0), {stop: "stop"}), **settings)
+        except Interrupted:
+            assert stop is not None

@@ -1,0 +1,129 @@
+"""What Slurm knows of jobs: the queue as it is now, and the accounts of those that have left it.
+
+Both are asked at once and given little time, so that a slow controller or database costs its
+answer and not the patience of whoever asked. Accounting is often missing or late; the queue wins.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+PATIENCE = 1.2  # seconds for squeue and sacct together
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED")
+WORKING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED")
+GOOD = "COMPLETED"
+
+
+@dataclass
+class Job:
+    """A job, or all tasks of an array: their states, and what else is known of the last one."""
+
+    states: dict[str, str] = field(default_factory=dict)  # by array index; "" for a plain job
+    elapsed: str = ""
+    reason: str = ""  # why it waits
+    exit_code: str = ""
+
+    @property
+    def state(self) -> str:
+        """RUNNING or PENDING while any task is; else the commonest bad end; else COMPLETED."""
+        found = Counter(self.states.values())
+        for word, states in (("RUNNING", WORKING), ("PENDING", WAITING)):
+            if any(state in found for state in states):
+                return word
+        bad = {state: n for state, n in found.items() if state != GOOD}
+        return max(bad, key=lambda state: bad[state]) if bad else GOOD
+
+    def counts(self) -> str:
+        """How many tasks are in which state; empty for a plain job."""
+        if len(self.states) < 2:
+            return ""
+        found = Counter(map(_group, self.states.values()))
+        known = ("done", "running", "pending")
+        order = [*(g for g in known if g in found), *sorted(g for g in found if g not in known)]
+        return ", ".join(f"{found[group]} {group}" for group in order)
+
+
+def _group(state: str) -> str:
+    if state == GOOD:
+        return "done"
+    if state in WORKING:
+        return "running"
+    return "pending" if state in WAITING else state.lower()
+
+
+def look_up(ids: Iterable[str]) -> tuple[dict[str, Job], bool]:
+    """What is known of jobs, and whether the queue answered (then a job not in it has left)."""
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}, False
+    format_ = "JobID,State,Elapsed,ExitCode"
+    queue, accounts = _ask(
+        ["squeue", "-h", "-r", "--me", "-o", "%F|%K|%T|%M|%r"],
+        ["sacct", "-X", "-n", "-P", "-j", ",".join(wanted), "-o", format_],
+    )
+    jobs: dict[str, Job] = {}
+    for line in (accounts or "").splitlines():
+        _read_account(jobs, line)
+    for line in (queue or "").splitlines():
+        _read_queue(jobs, line)
+    return {job: jobs[job] for job in wanted if job in jobs}, queue is not None
+
+
+def _ask(*commands: list[str]) -> list[str | None]:
+    """What each command printed; None for one that is missing, fails or takes too long."""
+    until = time.monotonic() + PATIENCE
+    started: list[subprocess.Popen[str] | None] = []
+    for command in commands:
+        try:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+            started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, **pipes))
+        except OSError:
+            started.append(None)
+    answers: list[str | None] = []
+    for process in started:
+        if process is None:
+            answers.append(None)
+            continue
+        try:
+            said, _ = process.communicate(timeout=max(0.0, until - time.monotonic()))
+            answers.append(said if process.returncode == 0 else None)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            answers.append(None)
+    return answers
+
+
+def _read_account(jobs: dict[str, Job], line: str) -> None:
+    """A line of sacct: 17|COMPLETED|..., 18_3|CANCELLED by 1000|..., 18_[4-7%2]|PENDING|..."""
+    name, state, elapsed, code = (*line.split("|"), "", "", "")[:4]
+    number, _, index = name.partition("_")
+    if not state:
+        return
+    job = jobs.setdefault(number, Job())
+    for task in _indices(index):
+        job.states[task] = state.split()[0].rstrip("+")
+    job.elapsed, job.exit_code = elapsed, code
+
+
+def _read_queue(jobs: dict[str, Job], line: str) -> None:
+    """A line of squeue, one for each array task."""
+    number, index, state, elapsed, reason = (*line.split("|"), "", "", "", "")[:5]
+    if not state:
+        return
+    job = jobs.setdefault(number, Job())
+    job.states["" if index in ("N/A", "") else index] = state
+    job.elapsed, job.reason = elapsed, "" if reason == "None" else reason
+
+
+def _indices(text: str) -> list[str]:
+    """Array indices of "", "3" or "[0-2,7%4]"."""
+    found = []
+    for part in text.strip("[]").partition("%")[0].split(","):
+        ends = re.fullmatch(r"(\d+)-(\d+)", part)
+        found += [str(n) for n in range(int(ends[1]), int(ends[2]) + 1)] if ends else [part]
+    return found

@@ -1,0 +1,249 @@
+"""A sweep: settings of sampling, crossed, on the exports and kept checkpoints of a run.
+
+A cell is one combination; it is drawn and measured for every caption of a split with the same
+seeds as any other cell, so that cells differ in their settings alone. Cells are the items of one
+array stage; a second stage merges them. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import field_validator
+
+from hpc_hipgen.config import TIMESTEPS, ConfigError, Section, parse_settings, settings_tree
+from hpc_hipgen.pipeline import Item, Stage
+from hpc_hipgen.run import Run, write_atomic
+
+Split = Literal["validation", "test"]
+SPLITS: tuple[Split, ...] = ("validation", "test")
+EXPORT = "export"
+Model = Literal["stable_diffusion", "stable_diffusion_caption", "llcm"]
+STUDENT_SOLVER = "lcm"
+"""What a student's own scheduler is called; no other fits what it was trained for."""
+
+
+class Grid(Section):
+    """What is crossed; empty: as in the run's own rows."""
+
+    model: tuple[Model, ...] = ()
+    checkpoint: tuple[str, ...] = (EXPORT,)
+    solver: tuple[Literal["paper", "leapfrog", "ddim"], ...] = ()
+    steps: tuple[int, ...] = ()
+    guidance: tuple[float, ...] = ()
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _images_or_export(cls, value: list[Any]) -> list[str]:
+        found = [str(v) for v in value]
+        if not all(v == EXPORT or re.fullmatch("[1-9][0-9]*", v) for v in found):
+            raise ValueError("'export', or the images seen of kept checkpoints")
+        return found
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:  # runs before what is above
+        return value if isinstance(value, list | tuple) else [value]
+
+    @field_validator("*")
+    @classmethod
+    def _different(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a value is given twice")
+        return value
+
+    @field_validator("steps")
+    @classmethod
+    def _steps(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(1 <= steps < TIMESTEPS for steps in value):
+            raise ValueError(f"steps lie within 1..{TIMESTEPS - 1}")
+        return value
+
+    @field_validator("guidance")
+    @classmethod
+    def _guidance(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(1 <= scale < float("inf") for scale in value):
+            raise ValueError("guidance scales are 1 or more (1 is without guidance)")
+        return value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the grid."""
+
+    model: str
+    checkpoint: str  # "export", or images seen
+    solver: str
+    steps: int
+    guidance: float  # diffusers' scale, 1 + w
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.model}-{self.checkpoint}-{self.solver}-{self.steps}-{self.guidance:g}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep of a run, as sweeps/<name>/sweep.json keeps it."""
+
+    name: str
+    split: str
+    cells: tuple[Cell, ...]
+
+
+def parse_grid(arguments: list[str]) -> Grid:
+    """The grid of `key=[a,b]` arguments.
+
+    Raises:
+        ConfigError: one problem a line.
+    """
+    return parse_settings(Grid, settings_tree({}, arguments), "sweep")
+
+
+def plan(run: Run, grid: Grid, name: str, split: str) -> tuple[Sweep, list[str]]:
+    """The cells of a grid that this run can draw, and a line for whatever is left out.
+
+    Raises:
+        ConfigError: a model or checkpoint that is not there, or nothing is left.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
+    there = [model for model in get_args(Model) if model in run.config.trained()]
+    models = grid.model or there
+    if not models:
+        raise ConfigError(f"{run.folder}: this run has no generator")
+    cells: list[Cell] = []
+    notes: list[str] = []
+    for model in models:
+        if model not in there:
+            raise ConfigError(f"{run.folder}: has no {model}; it has {', '.join(there) or 'none'}")
+        solvers, steps, scales = _crossed(run, grid, model, notes)
+        for checkpoint in grid.checkpoint:
+            _check_there(run, model, checkpoint)
+            crossed = product(solvers, steps, scales)
+            cells += [Cell(model, checkpoint, s, n, float(g)) for s, n, g in crossed]
+    if not cells:
+        raise ConfigError("; ".join(["sweep: nothing is left to draw", *notes]))
+    return Sweep(name, split, tuple(cells)), notes
+
+
+def _crossed(
+    run: Run, grid: Grid, model: str, notes: list[str]
+) -> tuple[Iterable[str], list[int], list[float]]:
+    """Solvers, steps and guidance scales of one model; notes what it cannot do."""
+    sampling, student = run.config.sampling, run.config.llcm
+    if model != "llcm":
+        solvers = grid.solver or (sampling.solver,)
+        return (
+            solvers,
+            list(grid.steps or (sampling.steps,)),
+            list(grid.guidance or (sampling.guidance,)),
+        )
+    assert student is not None
+    if grid.solver:
+        notes.append(f"llcm: solver {', '.join(grid.solver)} ignored, a student has its own")
+    most, (low, high) = TIMESTEPS // student.skip, student.guidance
+    steps = [n for n in grid.steps or sampling.llcm_steps if n <= most]
+    scales = [g for g in grid.guidance or (sampling.student_guidance,) if low <= g - 1 <= high]
+    if gone := [str(n) for n in grid.steps if n not in steps]:
+        notes.append(f"llcm: steps {', '.join(gone)} left out, it has {most} at most")
+    if gone := [f"{g:g}" for g in grid.guidance if g not in scales]:
+        notes.append(
+            f"llcm: guidance {', '.join(gone)} left out, it is trained for {low + 1:g} to "
+            f"{high + 1:g}"
+        )
+    return (STUDENT_SOLVER,), steps, scales
+
+
+def checkpoint_folder(run: Run, model: str, checkpoint: str) -> Path:
+    """Where the checkpoint of so many images lies."""
+    return run.path(model, "checkpoints", f"{int(checkpoint):010d}")
+
+
+def _check_there(run: Run, model: str, checkpoint: str) -> None:
+    if not run.path(model, EXPORT, "model_index.json").is_file():
+        raise ConfigError(f"{run.path(model, EXPORT)}: no export; train {model} to its end first")
+    if checkpoint == EXPORT:
+        return
+    folder = checkpoint_folder(run, model, checkpoint)
+    if not (folder / "complete.json").is_file():
+        kept = sorted(int(p.parent.name) for p in folder.parent.glob("[0-9]*/complete.json"))
+        raise ConfigError(
+            f"{folder}: no such checkpoint; {model} has those at "
+            f"{', '.join(map(str, kept)) or 'no number of'} images"
+        )
+
+
+def sweep_folder(run: Run, name: str) -> Path:
+    """What a sweep writes lies here."""
+    return run.path("sweeps", name)
+
+
+def cell_folder(run: Run, name: str, cell: str) -> Path:
+    """samples.tar and table.parquet of one cell."""
+    return sweep_folder(run, name) / "cells" / cell
+
+
+def cell_table(run: Run, item: Item, name: str) -> Path:
+    """The file that marks a cell as measured."""
+    return cell_folder(run, name, item[0]) / "table.parquet"
+
+
+def save(run: Run, sweep: Sweep) -> None:
+    """Writes sweep.json, or sees that it is the same.
+
+    Raises:
+        ConfigError: when a sweep of this name had another grid or split.
+    """
+    path = sweep_folder(run, sweep.name) / "sweep.json"
+    if path.is_file():
+        if load(run, sweep.name) != sweep:
+            raise ConfigError(
+                f"{path.parent} was made with another grid; choose another --name, or remove it"
+            )
+        return
+    tree = {"split": sweep.split, "cells": [asdict(cell) for cell in sweep.cells]}
+    write_atomic(path, json.dumps(tree, indent=1))
+
+
+def load(run: Run, name: str) -> Sweep | None:
+    """The sweep that was saved under a name, or None."""
+    path = sweep_folder(run, name) / "sweep.json"
+    if not path.is_file():
+        return None
+    tree = json.loads(path.read_text())
+    return Sweep(name, tree["split"], tuple(Cell(**cell) for cell in tree["cells"]))
+
+
+def items(run: Run, name: str) -> list[Item] | None:
+    """The cells as items of an array stage; None before the sweep is saved."""
+    sweep = load(run, name)
+    return None if sweep is None else [(cell.name, 0) for cell in sweep.cells]
+
+
+def graph(name: str) -> list[Stage]:
+    """Two stages: the cells, drawn and measured, and the table that merges them."""
+    return [
+        Stage(
+            f"sweep-{name}",
+            "jobs.sweep:draw_and_measure",
+            "gpu",
+            arguments=(name,),
+            items=partial(items, name=name),
+            artefact=partial(cell_table, name=name),
+        ),
+        Stage(f"sweep-{name}-table", "jobs.sweep:merge", "cpu", (f"sweep-{name}",), (name,)),
+    ]
+
+
+def names(run: Run) -> list[str]:
+    """The sweeps of a run."""
+    return sorted(path.parent.name for path in run.path("sweeps").glob("*/sweep.json"))

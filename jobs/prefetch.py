@@ -1,0 +1,131 @@
+"""Fetches published weights, on a machine with internet; everything else here runs without.
+
+    python -m jobs.prefetch                              all that are known
+    python -m jobs.prefetch configs/llcm_a100.yaml       what this experiment names
+    python -m jobs.prefetch stable-diffusion-v1-5        by name
+    python -m jobs.prefetch --check                      hash again what is there
+
+They go to weights/ of the clone, where the experiments look for them; with
+HIPGEN_WEIGHTS=/scratch/me/weights they go there, and weights/ becomes a link to it. What is there
+is left alone. An interrupted download goes on when the same command is given again. Every file is
+checked against a hash that is written in the code, or against the hub's, before it gets its name.
+HF_ENDPOINT=https://mirror asks another hub; proxies are taken from https_proxy.
+Exit status: 0 all there, 1 a download failed, a hash is wrong or something is missing, 2 a mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from hpc_hipgen.cluster.site import ROOT
+from hpc_hipgen.config import ConfigError, load_experiment
+from hpc_hipgen.weights import CATALOGUE, FetchError, Weights, fetch, is_there, known, verify
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    head, _, rest = (__doc__ or "").partition("\n\n")
+    names = "\n".join(f"  {w.name:44} {w.what}" for w in CATALOGUE)
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.prefetch",
+        description=head,
+        epilog=f"{rest}\nKnown weights:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("wanted", nargs="*", help="names, or files of configs/; default: all")
+    parser.add_argument("--check", action="store_true", help="hash again what is there")
+    options = parser.parse_args(arguments)
+    try:
+        found = wanted(options.wanted)
+        folder = weights_folder(ROOT / "weights")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return max([_one(weights, folder, options.check) for weights in found], default=0)
+
+
+def wanted(arguments: list[str]) -> list[Weights]:
+    """The weights that the arguments name, each once.
+
+    Raises:
+        ConfigError: a name or a path in an experiment that nothing is known about.
+    """
+    if not arguments:
+        return list(CATALOGUE)
+    found: dict[str, Weights] = {}
+    for argument in arguments:
+        names = [argument]
+        if argument.endswith((".yaml", ".yml")):
+            names = _named(argument)
+            if not names:
+                print(f"{argument}: names no weights, it trains from scratch")
+        for name in names:
+            weights = known(name)
+            if weights is None:
+                raise ConfigError(
+                    f"{name}: not known here; known are {', '.join(w.name for w in CATALOGUE)}"
+                )
+            found[name] = weights
+    return list(found.values())
+
+
+def _named(experiment: str) -> list[str]:
+    """Last parts of the paths of weights in an experiment that lie in a folder `weights`."""
+    config = load_experiment(experiment)
+    sections = (config.autoencoder, config.stable_diffusion, config.stable_diffusion_caption)
+    paths = [section.pretrained for section in sections if section]
+    paths.append(config.evaluation.inception)
+    return list(dict.fromkeys(p.name for p in paths if p and p.parent.name == "weights"))
+
+
+def weights_folder(link: Path) -> Path:
+    """The folder to fetch into; makes it, and the link to it where HIPGEN_WEIGHTS names another.
+
+    Raises:
+        ConfigError: when there is a folder where the link should be.
+    """
+    elsewhere = os.environ.get("HIPGEN_WEIGHTS")
+    folder = Path(elsewhere).resolve() if elsewhere else link
+    if folder != link and link.resolve() != folder:
+        if link.exists() and not link.is_symlink():
+            raise ConfigError(
+                f"{link} is a folder already, so it cannot become a link to "
+                f"HIPGEN_WEIGHTS={folder}; move it there, or unset HIPGEN_WEIGHTS"
+            )
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _one(weights: Weights, folder: Path, check: bool) -> int:
+    """Fetches or checks one entry; returns the exit status."""
+    place = folder / weights.name
+    try:
+        if is_there(weights, folder):
+            if check:
+                verify(weights, folder)
+            print(f"{place}: there already{', hashes right' if check else ''}")
+        elif check:
+            raise FetchError(f"{place}: not there")
+        else:
+            print(f"{place}: {weights.what}", flush=True)
+            fetch(weights, folder)
+            print(f"{place}: complete", flush=True)
+    except FetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {place}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""Draws and measures a grid of sampling settings of a finished run: which are best?
+
+    python -m jobs.sweep results/llcm model=stable_diffusion steps=[10,20] guidance=[1,2,3,4]
+    python -m jobs.sweep results/llcm model=llcm steps=[1,2,4,8] guidance=[2,3,4] --name student
+    python -m jobs.sweep results/llcm model=[stable_diffusion,llcm] checkpoint=[30000,export]
+
+  model       stable_diffusion, stable_diffusion_caption, llcm; default: all that the run has
+  checkpoint  export, or images seen of a kept checkpoint (RUN/MODEL/checkpoints), whose weight
+              average is used; default: export
+  solver      ddim, leapfrog, paper: for the teachers; a student has its own
+  steps       default: those of the run's own rows
+  guidance    diffusers' scale, 1 is without; a student takes those that it was trained for
+
+Every value may be one or a list. All combinations are drawn for the captions of one split, each
+image from the same seed in every cell. That split is `validation`: settings that are chosen on the
+test captions make the report's numbers too good. Here the cells run one after another, under Slurm
+as an array. A second start does only what is missing. Afterwards:
+
+  RUN/sweeps/NAME/table.csv    a line for each cell: errors in degrees, correlation, images refused
+  RUN/sweeps/NAME/sweep.svg    mean absolute error and r against guidance, or against steps
+  RUN/sweeps/NAME/cells/       images and measurements
+
+With 31 captions, two cells that differ by a few tenths of a degree do not differ.
+Exit status: 0 done or submitted, 1 a stage failed, 2 a mistake in the command, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc_hipgen import sweep as sweeps
+from hpc_hipgen.cluster.site import load_site
+from hpc_hipgen.config import ConfigError
+from hpc_hipgen.pipeline import Item
+from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.sweep import EXPORT, SPLITS, Cell, Sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def draw_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
+    """Draws and measures cells of a sweep; returns how many were done now."""
+    import torch
+
+    from hpc_hipgen.radiograph.layouts import read_manifest
+    from jobs.evaluate import ruler_of
+
+    sweep = _saved(run, name)
+    cells = {cell.name: cell for cell in sweep.cells}
+    films = read_manifest(run.path("data"), sweep.split, nominal_only=True)
+    ruler = ruler_of(run, "cuda" if torch.cuda.is_available() else "cpu")
+    loaded: tuple[tuple[str, str], Any] | None = None
+    for number, item in enumerate(sorted(todo), 1):
+        cell = cells[item[0]]
+        weights = (cell.model, cell.checkpoint)
+        if loaded is None or loaded[0] != weights:
+            loaded = None  # one pipeline at a time
+            loaded = (weights, _pipeline(run, cell))
+        line = _draw_and_measure(run, sweep, cell, films, loaded[1], ruler)
+        print(f"sweep {number}/{len(todo)}  {cell.name}: {line}", flush=True)
+    return len(todo)
+
+
+def _saved(run: Run, name: str) -> Sweep:
+    sweep = sweeps.load(run, name)
+    if sweep is None:
+        raise ValueError(f"{sweeps.sweep_folder(run, name)}: no such sweep")
+    return sweep
+
+
+def _pipeline(run: Run, cell: Cell) -> Any:
+    from hpc_hipgen.generators.sampling import load_average, load_pipeline
+
+    pipeline = load_pipeline(run.path(cell.model, EXPORT), run.config.sampling.precision)
+    if cell.checkpoint != EXPORT:
+        load_average(pipeline, sweeps.checkpoint_folder(run, cell.model, cell.checkpoint))
+    return pipeline
+
+
+def _draw_and_measure(
+    run: Run, sweep: Sweep, cell: Cell, films: Any, pipeline: Any, ruler: Any
+) -> str:
+    """One cell: its samples, unless they are there, then their measurements."""
+    from hpc_hipgen.evaluation.samples import read_samples
+    from jobs.evaluate import measured, store_table
+    from jobs.sample import drawn, image_specs, shard_bytes
+
+    tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
+    if not tar.is_file():
+        settings = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
+        specs = image_specs(run.config.seed, films, cell.name, settings)
+        write_atomic(tar, shard_bytes(specs, drawn(run, pipeline, specs), synthetic=True))
+    table = measured(read_samples(tar), cell.name, ruler, run.config.evaluation.batch)
+    store_table(sweeps.cell_table(run, (cell.name, 0), sweep.name), table)
+    return f"{len(table)} images"
+
+
+def merge(run: Run, name: str) -> dict[str, Any]:
+    """Makes table.csv and sweep.svg from all cells, each once.
+
+    Raises:
+        ValueError: when a cell is missing, or holds other images than the first.
+    """
+    import pandas as pd
+
+    from hpc_hipgen.evaluation import figures
+
+    sweep = _saved(run, name)
+    lines, first = [], None
+    for cell in sweep.cells:
+        path = sweeps.cell_table(run, (cell.name, 0), name)
+        if not path.is_file():
+            raise ValueError(f"{path}: missing; start the sweep again")
+        table = pd.read_parquet(path)
+        keys = list(table["key"])
+        first = keys if first is None else first
+        if keys != first or set(table["row"]) != {cell.name}:
+            raise ValueError(f"{path}: holds other images than the first cell; remove its folder")
+        lines.append(_scores(cell, table))
+    table = pd.DataFrame(lines)
+    folder = sweeps.sweep_folder(run, name)
+    write_atomic(folder / "sweep.svg", figures.svg(figures.sweep(lines)))
+    write_atomic(folder / "table.csv", table.to_csv(index=False, float_format="%.4f"))
+    print(table.drop(columns=["images"]).round(2).to_string(index=False), flush=True)
+    return {"cells": len(lines), "images": len(first or [])}
+
+
+def _scores(cell: Cell, table: pd.DataFrame) -> dict[str, Any]:
+    """One line of the table; `mae` and `r` are the means of both sides."""
+    from hpc_hipgen.evaluation.faithfulness import faithfulness
+
+    sides = ("left", "right")
+    found = {s: faithfulness(table[f"asked_{s}"], table[f"measured_{s}"]) for s in sides}
+    refused = table[[f"measured_{s}" for s in sides]].isna().any(axis=1)
+    line: dict[str, Any] = vars(cell) | {"images": len(table), "refused": int(refused.sum())}
+    for key in ("mae", "r"):
+        values = [found[s][key] for s in sides]
+        line[key] = None if None in values else sum(values) / len(values)
+    return line | {f"{key}_{s}": found[s][key] for key in ("mae", "r", "bias") for s in sides}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    head, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.sweep",
+        description=head,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="run folder, or its name")
+    parser.add_argument("grid", nargs="*", metavar="key=[a,b]", help="what to cross (below)")
+    parser.add_argument("--name", default="grid", help="of the folder in RUN/sweeps (grid)")
+    parser.add_argument("--split", choices=SPLITS, default="validation", help="whose captions")
+    parser.add_argument("--site", help="a file of configs/site/ (default: $HIPGEN_SITE, then auto)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done")
+    options = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _sweep(options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from jobs.launch import dry_run, execute, shown
+
+    site = load_site(options.site)
+    run = Run(site.run_folder(options.run))
+    _check_ready(run)
+    sweep = _planned(run, options)
+    graph = sweeps.graph(options.name)
+    slurm = site.uses_slurm()
+    if options.dry_run:
+        for cell in sweep.cells:
+            print(f"  {cell.name}")
+        return dry_run(run.folder, f"sweep {sweep.name}", graph, site, slurm)
+    sweeps.save(run, sweep)
+    table = sweeps.sweep_folder(run, sweep.name) / "table.csv"
+    if graph[0].missing(run) or not table.is_file():
+        run.path("stages", f"{graph[1].name}.json").unlink(missing_ok=True)
+    elif graph[1].done(run):
+        print(f"{shown(run.folder)}: all {len(sweep.cells)} cells are there. {shown(table)}")
+        return 0
+    print(f"{len(sweep.cells)} cells, captions of the split {sweep.split}")
+    if sweep.split == "test":
+        print("note: settings chosen on the test captions make the report's numbers too good")
+    return execute(run, graph, site, slurm, f"Table: {shown(table)}")
+
+
+def _planned(run: Run, options: argparse.Namespace) -> Sweep:
+    """The sweep that was asked for: a new grid, or the one that was saved under this name."""
+    if options.grid:
+        sweep, notes = sweeps.plan(
+            run, sweeps.parse_grid(options.grid), options.name, options.split
+        )
+        for note in notes:
+            print(f"note: {note}")
+        return sweep
+    sweep = sweeps.load(run, options.name)
+    if sweep is None:
+        raise ConfigError(
+            f"{sweeps.sweep_folder(run, options.name)}: no such sweep; give a grid such as "
+            "steps=[10,20] guidance=[1,2,3]"
+        )
+    return sweep
+
+
+def _check_ready(run: Run) -> None:
+    """Raises ConfigError unless there are captions and a ruler."""
+    ruler: Path = run.config.ruler.pretrained or run.path("ruler", EXPORT)
+    for path in (run.path("data", "manifest.csv"), ruler / "ruler.json"):
+        if not path.is_file():
+            raise ConfigError(f"{path}: missing, and a sweep needs it; finish the run first")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

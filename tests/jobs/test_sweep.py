@@ -1,0 +1,230 @@
+"""Sweeps: the grid, what is left out of it, cells that are drawn once, and the merged table."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from hpc_hipgen import sweep as sweeps
+from hpc_hipgen.config import ConfigError, parse_experiment
+from hpc_hipgen.run import Run
+from jobs import launch, sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path, tiny_settings):
+    """A run that looks trained: exports of both generators and one kept checkpoint."""
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    for model in ("stable_diffusion", "llcm"):
+        run.path(model, "export").mkdir(parents=True)
+        run.path(model, "export", "model_index.json").touch()
+    run.path("llcm", "checkpoints", "0000000008").mkdir(parents=True)
+    run.path("llcm", "checkpoints", "0000000008", "complete.json").touch()
+    run.path("ruler", "export").mkdir(parents=True)
+    run.path("ruler", "export", "ruler.json").touch()
+    run.path("data").mkdir()
+    run.path("data", "manifest.csv").touch()
+    return run
+
+
+def planned(run, *arguments, name="x", split="validation"):
+    return sweeps.plan(run, sweeps.parse_grid(list(arguments)), name, split)
+
+
+def test_a_grid_is_crossed_for_each_model(run):
+    found, notes = planned(
+        run, "model=[stable_diffusion,llcm]", "steps=[2,4]", "guidance=[3,5]", "solver=[ddim,paper]"
+    )
+    assert found.split == "validation" and len(found.cells) == 2 * 2 * 2 + 2 * 2
+    assert {c.solver for c in found.cells if c.model == "llcm"} == {"lcm"}
+    assert notes == ["llcm: solver ddim, paper ignored, a student has its own"]
+    assert "stable_diffusion-export-ddim-2-3" in [c.name for c in found.cells]
+    assert len({c.name for c in found.cells}) == len(found.cells)
+
+
+def test_what_is_not_named_is_as_in_the_report(run):
+    found, notes = planned(run)
+    sampling = run.config.sampling
+    assert [(c.model, c.steps, c.guidance) for c in found.cells] == [
+        ("stable_diffusion", sampling.steps, sampling.guidance),
+        *(("llcm", steps, sampling.student_guidance) for steps in sampling.llcm_steps),
+    ]
+    assert notes == []
+
+
+def test_what_a_student_cannot_do_is_left_out_and_said(run):
+    found, notes = planned(run, "model=llcm", "steps=[2,60]", "guidance=[1,3]")
+    assert [c.name for c in found.cells] == ["llcm-export-lcm-2-3"]
+    assert notes == [
+        "llcm: steps 60 left out, it has 50 at most",
+        "llcm: guidance 1 left out, it is trained for 3 to 7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["step=4"], "sweep: unknown key 'step'"),
+        (["steps=0"], "steps lie within 1..999"),
+        (["steps=[2,2]"], "given twice"),
+        (["guidance=0.5"], "guidance scales are 1 or more"),
+        (["solver=euler"], "solver"),
+        (["checkpoint=last"], "'export', or the images seen"),
+        (["model=dalle"], "model"),
+        (["model=stable_diffusion_caption"], "has no stable_diffusion_caption; it has stable"),
+        (["model=llcm", "checkpoint=9"], "llcm has those at 8 images"),
+        (["model=llcm", "guidance=1"], "nothing is left to draw; llcm: guidance 1 left out"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(run, capsys, arguments, words):
+    assert sweep.main([str(run.folder), *arguments, "--site", "local"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and words in said.err and said.err.count("\n") == 1
+    assert not run.path("sweeps").exists()
+
+
+def test_a_sweep_keeps_its_grid(run):
+    found, _ = planned(run, "model=llcm")
+    sweeps.save(run, found)
+    sweeps.save(run, found)
+    assert sweeps.load(run, "x") == found and sweeps.names(run) == ["x"]
+    for other in (planned(run)[0], planned(run, "model=llcm", split="test")[0]):
+        with pytest.raises(ConfigError, match="another --name"):
+            sweeps.save(run, other)
+    with pytest.raises(ConfigError, match="letters, digits"):
+        planned(run, name="../x")
+
+
+def test_without_captions_or_ruler_nothing_is_planned(run, capsys):
+    run.path("ruler", "export", "ruler.json").unlink()
+    assert sweep.main([str(run.folder), "steps=2"]) == 2
+    assert "ruler.json: missing, and a sweep needs it" in capsys.readouterr().err
+
+
+def test_the_dry_run_lists_cells_and_scripts_and_writes_nothing(run, capsys):
+    arguments = [str(run.folder), "model=llcm", "steps=[1,2]", "--dry-run", "--site", "a100"]
+    assert sweep.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "  llcm-export-lcm-1-3\n  llcm-export-lcm-2-3\n" in said
+    assert "#SBATCH --array=0-" in said and "sweep-grid-table" in said
+    assert not run.path("sweeps").exists()
+
+
+def test_the_table_is_made_again_only_when_a_cell_was_missing(run, capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(launch, "execute", lambda run, graph, *_: started.append(graph) or 0)
+    arguments = [str(run.folder), "model=llcm", "steps=[1,2]", "--site", "local"]
+    assert sweep.main(arguments) == 0 and len(started) == 1
+    array, table = started[0]
+    assert array.missing(run) == [(f"llcm-export-lcm-{n}-3", 0) for n in (1, 2)]
+    for item in array.missing(run):
+        array.artefact(run, item).parent.mkdir(parents=True)
+        array.artefact(run, item).touch()
+    run.mark_done(table.name)
+    (sweeps.sweep_folder(run, "grid") / "table.csv").touch()
+    capsys.readouterr()
+    assert sweep.main(arguments[:1] + arguments[-2:]) == 0  # the saved grid
+    assert "all 2 cells are there" in capsys.readouterr().out and len(started) == 1
+    array.artefact(run, ("llcm-export-lcm-1-3", 0)).unlink()
+    assert sweep.main(arguments) == 0 and len(started) == 2
+    assert run.done(table.name) is None
+    assert array.missing(run) == [("llcm-export-lcm-1-3", 0)]
+
+
+def test_the_script_takes_a_grid(run):
+    done = subprocess.run(
+        ["bash", "sbatch/evaluate.sh", str(run.folder), "model=llcm", "--dry-run"],
+        cwd=ROOT,
+        env=os.environ | {"HIPGEN_PYTHON": sys.executable, "HIPGEN_SITE": "local"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "  llcm-export-lcm-1-3\n" in done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run, tmp_path_factory):
+    """A copy of the trained run, to sweep over."""
+    folder = tmp_path_factory.mktemp("sweep") / "run"
+    shutil.copytree(tiny_run.folder, folder)
+    return Run(folder)
+
+
+GRID = ["model=[stable_diffusion,llcm]", "steps=[1,2]", "checkpoint=[8,export]"]
+
+
+def pngs(path):
+    with tarfile.open(path) as tar:
+        return [tar.extractfile(m).read() for m in tar if m.name.endswith("png")]
+
+
+@pytest.mark.slow
+def test_a_sweep_from_the_command_to_the_table(trained, capfd):
+    assert sweep.main([str(trained.folder), *GRID, "--site", "local"]) == 0
+    assert "Everything is done. Table: " in capfd.readouterr().out
+    folder = sweeps.sweep_folder(trained, "grid")
+    with (folder / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["model"] for line in lines] == ["stable_diffusion"] * 4 + ["llcm"] * 4
+    assert {line["images"] for line in lines} == {str(trained.config.data.validation)}
+    assert (folder / "sweep.svg").read_bytes().startswith(b"<?xml")
+    assert not list(folder.rglob(".*"))
+    # the average of the last checkpoint is what was exported
+    for model, rest in (("stable_diffusion", "ddim-2-3"), ("llcm", "lcm-2-3")):
+        last, export = (
+            pngs(folder / "cells" / f"{model}-{at}-{rest}" / "samples.tar") for at in (8, "export")
+        )
+        assert last == export and len(last) == trained.config.data.validation
+
+
+@pytest.mark.slow
+def test_a_lost_cell_is_drawn_again_alone_and_the_table_is_the_same(trained, monkeypatch):
+    sweep.main([str(trained.folder), *GRID, "--site", "local"])
+    folder = sweeps.sweep_folder(trained, "grid")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    lost, half = (folder / "cells" / f"llcm-8-lcm-{n}-3" for n in (1, 2))
+    shutil.rmtree(lost)
+    (half / "table.parquet").unlink()
+    with pytest.raises(ValueError, match="missing; start the sweep again"):
+        sweep.merge(trained, "grid")
+    kept = (half / "samples.tar").stat().st_mtime_ns
+    todo = sweeps.graph("grid")[0].missing(trained)
+    assert sorted(todo) == [(lost.name, 0), (half.name, 0)]
+    assert sweep.draw_and_measure(trained, "grid", todo) == 2
+    assert (half / "samples.tar").stat().st_mtime_ns == kept
+    sweep.merge(trained, "grid")
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    # a cell of other captions is not merged
+    shutil.copy(half / "table.parquet", lost / "table.parquet")
+    with pytest.raises(ValueError, match="holds other images"):
+        sweep.merge(trained, "grid")
+
+
+@pytest.mark.slow
+def test_averages_of_a_trained_text_encoder_are_loaded_and_baked(trained, tmp_path):
+    import torch
+
+    from hpc_hipgen.generators import sampling, text
+
+    pipeline = sampling.load_pipeline(trained.path("stable_diffusion", "export"))
+    other = sampling.load_pipeline(trained.path("stable_diffusion", "export"))
+    text.unbake_measurements(other.text_encoder)
+    with torch.no_grad():
+        for parameter in (*other.unet.parameters(), *other.text_encoder.parameters()):
+            parameter.add_(0.125)
+    networks = torch.nn.ModuleDict({"unet": other.unet, "text_encoder": other.text_encoder})
+    averages = {"export": {"steps": 1, "module": networks.state_dict()}}
+    torch.save(averages, tmp_path / "averages.pt")
+    table = other.text_encoder.get_input_embeddings().table()
+    assert not torch.equal(pipeline.text_encoder.get_input_embeddings().weight, table)
+    sampling.load_average(pipeline, tmp_path)
+    assert torch.equal(pipeline.text_encoder.get_input_embeddings().weight, table)
+    for found, wanted in zip(pipeline.unet.parameters(), other.unet.parameters(), strict=True):
+        assert torch.equal(found, wanted)

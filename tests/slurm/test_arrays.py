@@ -1,0 +1,50 @@
+"""Arrays: a hundred tasks, none lost, none twice; those that failed alone again."""
+
+import os
+import time
+
+import pytest
+from slurm_runs import site_with
+from slurm_stages import ARRAY, ITEMS, item_file
+
+from hpc_hipgen.cluster.calls import failures
+from hpc_hipgen.cluster.slurm import submit_stages
+
+SITE = site_with(array_tasks=len(ITEMS), array_parallel=8)
+BROKEN = (17, 60)
+
+
+def started(run):
+    """The number of each item that was begun, in the order in which they were."""
+    return [int(line.split()[0]) for line in run.path("starts.txt").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_every_task_of_an_array_runs_once_and_failed_ones_alone_again(run, slurm, capsys):
+    for number in BROKEN:
+        run.path(f"broken-{number}").touch()
+    began = time.monotonic()
+    job = submit_stages(run, [ARRAY], SITE)["array"]
+    slurm.wait(job)
+    each = (time.monotonic() - began) / len(ITEMS)
+    assert sorted(started(run)) == [number for _, number in ITEMS]
+    assert ARRAY.missing(run) == [("row", number) for number in BROKEN]
+    assert len(failures(run, "array")) == len(BROKEN)
+    before = {p: p.stat().st_mtime_ns for p in run.path("items").iterdir()}
+
+    for number in BROKEN:
+        run.path(f"broken-{number}").unlink()
+    capsys.readouterr()
+    again = submit_stages(run, [ARRAY], SITE)["array"]
+    assert f"[{len(BROKEN)} tasks]" in capsys.readouterr().out
+    assert set(slurm.wait(again)) == {"COMPLETED"}
+    assert sorted(started(run)[len(ITEMS) :]) == list(BROKEN)
+    assert ARRAY.done(run) and not failures(run, "array")
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in run.path("items").iterdir()}.items()
+    assert all(item_file(run, item).is_file() for item in ITEMS)
+    assert submit_stages(run, [ARRAY], SITE) == {}
+    with capsys.disabled():
+        print(
+            f"\n{len(ITEMS)} array tasks, {SITE.array_parallel} at once on {os.cpu_count()} cores: "
+            f"{each:.2f} s of overhead for each"
+        )

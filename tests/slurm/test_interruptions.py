@@ -1,0 +1,133 @@
+"""What stops jobs on a cluster: the time limit, preemption, a signal, a lost node.
+
+Toy trainings that would save at their end only are started once, side by side; each test disturbs
+one of them. Their second starts must give the weights of a run that nothing disturbed.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from slurm_cluster import wait_until
+from slurm_runs import new_run, on, site_with
+from slurm_stages import LONG, starts, steps, toy
+from toy_task import toy_train
+
+from hpc_hipgen.cluster.slurm import submit_stages
+from hpc_hipgen.training.checkpoint import complete_checkpoints
+
+pytestmark = pytest.mark.slow
+
+SPOT = {"partition": "spot", "hours": 1}
+STAGES = {
+    "limited": {"hours": 0.15},
+    "preempted": SPOT | {"extra": {"nodelist": "spot-1"}},
+    "stopped": {"gpus": 1},
+    "lost": SPOT | {"gpus": 1, "extra": {"nodelist": "spot-2"}},
+}
+SITE = site_with(stages=STAGES)
+
+
+@pytest.fixture(scope="module")
+def disturbed(cluster, tmp_path_factory):
+    """The run and the ids of its jobs, all of which are training."""
+    run = new_run(tmp_path_factory.mktemp("disturbed") / "tiny")
+    graph = [toy("limited"), toy("preempted"), toy("stopped"), toy("lost", checkpoint_images=32)]
+    graph.append(toy("whole", slow=False))
+    with on(cluster):
+        ids = submit_stages(run, graph, SITE)
+    return SimpleNamespace(run=run, ids=ids, stages={stage.name: stage for stage in graph})
+
+
+def training(disturbed, name, least=8):
+    """Waits until a toy has made some steps; returns its job id."""
+    wait_until(lambda: steps(disturbed.run, name) >= least, f"steps of {name}", 180)
+    return disturbed.ids[name]
+
+
+def weights(run, name):
+    return torch.load(run.path(f"{name}.pt"), weights_only=True)
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture(scope="module")
+def cut_short(disturbed, cluster):
+    """The job `limited`, training, its time limit now one or two minutes from now."""
+    number = training(disturbed, "limited")
+    minutes = int(cluster.call("squeue", "-h", "-o", "%M", "-j", number).split(":")[-2]) + 2
+    cluster.call("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes}")
+    return number
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(disturbed, cluster):
+    """The weights of two ranks that nothing disturbed."""
+    assert cluster.wait(disturbed.ids["whole"]) == ["COMPLETED"]
+    assert starts(disturbed.run, "whole") == [(0, LONG["images"])]
+    return weights(disturbed.run, "whole")
+
+
+@pytest.fixture(scope="module")
+def of_one_rank(tmp_path_factory):
+    return toy_train(tmp_path_factory.mktemp("whole") / "toy", **LONG).state()
+
+
+def went_on_exactly(run, name):
+    """True when a toy was cut once, and its second start repeated and left out nothing."""
+    (_, before), (resumed, rest) = starts(run, name)
+    return 0 < before == resumed and before + rest == LONG["images"] == 8 * steps(run, name)
+
+
+def test_preemption_saves_and_the_job_goes_on_when_the_node_is_free(
+    disturbed, cut_short, slurm, of_two_ranks
+):
+    number = training(disturbed, "preempted")
+    urgent = ("--partition=urgent", "--nodelist=spot-1", "--exclusive", "--wrap=sleep 1")
+    taken = slurm.call("sbatch", "--parsable", "--output=/dev/null", *urgent).strip()
+    assert slurm.wait(taken, number) == ["COMPLETED", "COMPLETED"]
+    assert slurm.job(number)["Restarts"] == "1"
+    assert went_on_exactly(disturbed.run, "preempted")
+    assert same(weights(disturbed.run, "preempted"), of_two_ranks)
+
+
+def test_a_terminated_job_saves_and_stays_away_until_it_is_submitted(disturbed, slurm, of_one_rank):
+    run, number = disturbed.run, training(disturbed, "stopped")
+    slurm.call("scancel", "--signal=TERM", number)
+    assert slurm.wait(number) == ["FAILED"]
+    assert slurm.job(number)["Restarts"] == "0" and run.done("stopped") is None
+    ((_, before),) = starts(run, "stopped")
+    (saved,) = complete_checkpoints(run.path("stopped", "checkpoints"))
+    assert 0 < before == int(saved.name) < LONG["images"]
+    quick = toy("stopped", slow=False)
+    again = submit_stages(run, [quick], SITE)["stopped"]
+    assert again != number and slurm.wait(again) == ["COMPLETED"]
+    assert went_on_exactly(run, "stopped")
+    assert same(weights(run, "stopped"), of_one_rank)
+
+
+def test_a_lost_node_costs_the_work_since_the_last_checkpoint(disturbed, slurm, of_one_rank):
+    run, number = disturbed.run, training(disturbed, "lost")
+    slurm.call("scontrol", "update", "nodename=spot-2", "state=down", "reason=test")
+    try:
+        wait_until(lambda: slurm.job(number)["Restarts"] == "1", "the requeue", 60)
+        seen = steps(run, "lost") * 8
+    finally:
+        slurm.call("scontrol", "update", "nodename=spot-2", "state=resume")
+    assert slurm.wait(number) == ["COMPLETED"]
+    ((resumed, rest),) = starts(run, "lost")  # the first start had no time to write
+    assert seen - 32 - 8 <= resumed <= seen and resumed + rest == LONG["images"]
+    assert same(weights(run, "lost"), of_one_rank)
+
+
+def test_at_its_time_limit_a_job_saves_and_puts_itself_back(
+    disturbed, cut_short, slurm, of_two_ranks
+):
+    wait_until(lambda: slurm.job(cut_short)["Restarts"] == "1", "the requeue", 150)
+    slurm.call("scontrol", "update", f"JobId={cut_short}", "TimeLimit=9")
+    assert slurm.wait(cut_short) == ["COMPLETED"]
+    assert slurm.job(cut_short)["Restarts"] == "1"
+    assert went_on_exactly(disturbed.run, "limited")
+    assert same(weights(disturbed.run, "limited"), of_two_ranks)

@@ -1,0 +1,147 @@
+"""`sbatch sbatch/llcm.sh` from a clone: a small job submits the stages, and a report comes out."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from slurm_cluster import wait_until
+from slurm_runs import on, site_with
+
+from hpc_hipgen.cluster.slurm import submitted
+from hpc_hipgen.pipeline import report_items, stages
+from hpc_hipgen.run import Run
+from jobs import status
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [s for s in sorted((ROOT / "sbatch").glob("*.sh")) if "#SBATCH" in s.read_text()]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """What a clone holds of the program, in another place, with a folder for the base weights."""
+    folder = tmp_path_factory.mktemp("main") / "clone"
+    for name in ("sbatch", "configs", "jobs", "hpc_hipgen"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements.lock", folder)
+    (folder / "weights" / "stable-diffusion-v1-5").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(cluster, tiny_run, clone):
+    """The controller's job when it has ended, and the run, which then has just begun."""
+    folder = clone.parent
+    files = {
+        "tiny.yaml": tiny_run.config.model_dump(mode="json", exclude_unset=True),
+        "site.yaml": site_with(results=folder / "results").model_dump(
+            mode="json", exclude_unset=True
+        ),
+    }
+    for name, tree in files.items():
+        (folder / name).write_text(yaml.safe_dump(tree))
+    variables = {
+        "HIPGEN_PYTHON": sys.executable,
+        "HIPGEN_SITE": str(folder / "site.yaml"),
+        "CONFIG": str(folder / "tiny.yaml"),
+    }
+    with on(cluster):
+        number = cluster.call(
+            "sbatch", "--parsable", "sbatch/llcm.sh", cwd=clone, **variables
+        ).strip()
+        (state,) = cluster.wait(number)
+    said = (clone / f"slurm-llcm-{number}.out").read_text()
+    assert state == "COMPLETED", said
+    run = Run(folder / "results" / "tiny")
+    return SimpleNamespace(run=run, said=said, graph=stages(run.config))
+
+
+def ids(job):
+    """The job id of every stage."""
+    return {stage.name: submitted(job.run, stage.name)["job"] for stage in job.graph}
+
+
+@pytest.mark.slow
+def test_the_controller_submits_a_chain_and_says_its_job_ids(job, slurm):
+    lines = job.said.splitlines()
+    for stage in job.graph:
+        (line,) = [line for line in lines if line.split()[0] == stage.name]
+        assert f"job {ids(job)[stage.name]}" in line
+        for before in stage.after:
+            assert re.search(rf"after .*\b{ids(job)[before]}\b", line), line
+    report = slurm.job(ids(job)["report"])
+    assert report["JobState"] == "PENDING" and report["Reason"] == "Dependency"
+    assert f"afterok:{ids(job)['evaluate']}_*" in report["Dependency"]
+
+
+@pytest.mark.slow
+def test_status_shows_job_ids_and_states_to_another_shell(job, slurm, capsys):
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.status", str(job.run.folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    waiting = [line.split() for line in done.stdout.splitlines() if " pending " in line]
+    assert ["report", "pending", "job", ids(job)["report"]] in [words[:4] for words in waiting]
+    print(f"status took {time.monotonic() - began:.1f} s")
+
+    def running():
+        assert status.main([str(job.run.folder)]) == 0
+        return " running " in capsys.readouterr().out
+
+    wait_until(running, "a stage that runs", 120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_slurm_accepts_every_script(script, slurm):
+    assert "to start at" in slurm.call("sbatch", "--test-only", str(script))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", ["test", "a100"])
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "configs").glob("*.yaml")))
+def test_slurm_accepts_what_the_dry_run_prints(site, experiment, slurm, clone, tmp_path):
+    launch = [sys.executable, "-m", "jobs.launch", f"configs/{experiment}.yaml"]
+    done = subprocess.run(
+        [*launch, "--dry-run", "--site", site],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    _, *scripts = re.split(r"^##### \S+\n", done.stdout, flags=re.MULTILINE)
+    assert len(scripts) >= 4
+    for number, text in enumerate(scripts):
+        script = tmp_path / f"{number}.sh"
+        # a dependency that is still a name in <> is nothing that Slurm knows
+        script.write_text(re.sub(r"^#SBATCH --dependency=.*<.*\n", "", text, flags=re.MULTILINE))
+        assert "to start at" in slurm.call("sbatch", "--test-only", str(script))
+
+
+@pytest.mark.slow
+def test_the_chain_ends_with_the_bytes_of_a_run_without_slurm(job, slurm, tiny_run):
+    run = job.run
+    assert set(slurm.wait(*ids(job).values(), seconds=900)) == {"COMPLETED"}
+    assert all(stage.done(run) for stage in job.graph)
+    assert run.path("report", "report.html").stat().st_size > 10_000
+    metrics = json.loads(run.path("report", "metrics.json").read_text())
+    assert list(metrics["faithfulness"]) == run.rows()
+    same = [f"samples/{row}/shard-{shard:05d}.tar" for row, shard in report_items(run)]
+    same += [
+        str(file.relative_to(run.folder))
+        for model in run.config.trained()
+        for file in sorted(run.path(model, "export").rglob("*.safetensors"))
+    ]
+    assert len(same) > 15 and any(name.startswith("llcm/export/unet") for name in same)
+    for name in same:
+        assert run.path(name).read_bytes() == tiny_run.path(name).read_bytes(), name

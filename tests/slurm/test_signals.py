@@ -1,0 +1,32 @@
+"""Signals that come at a bad time, or are not those that were asked for."""
+
+from slurm_cluster import wait_until
+from slurm_runs import site_with
+
+from hpc_hipgen.cluster.calls import failures
+from hpc_hipgen.cluster.slurm import submit_stages
+from hpc_hipgen.pipeline import Stage
+
+
+def test_a_signal_before_python_is_up_does_not_end_a_job(run, slurm):
+    stage = Stage("early", "slurm_stages:at_once", "cpu")
+    number = submit_stages(run, [stage], site_with())["early"]
+    steps = ("squeue", "-h", "--steps", f"--jobs={number}", "-o", "%i")
+    wait_until(lambda: f"{number}.0" in slurm.call(*steps), "the step of the job")
+    slurm.call("scancel", "--signal=USR2", number)
+    assert slurm.wait(number) == ["COMPLETED"] and run.done("early")
+
+
+def test_preemption_that_sends_only_sigterm_is_told_from_a_wish_to_stop(run, slurm):
+    """Many sites do not pass on the signal that a job asked for."""
+    resources = {"partition": "spot", "extra": {"nodelist": "spot-2"}}
+    stage = Stage("taken", "slurm_stages:until_terminated", "train")
+    number = submit_stages(run, [stage], site_with(stages={"taken": resources}))["taken"]
+    wait_until(run.path("waiting").exists, "the job", 120)
+    urgent = ("--partition=urgent", "--nodelist=spot-2", "--exclusive", "--wrap=sleep 1")
+    with slurm.without("SlurmctldParameters=preempt_send_user_signal"):
+        slurm.call("sbatch", "--output=/dev/null", *urgent)
+        wait_until(lambda: slurm.job(number)["Restarts"] == "1", "the requeue", 60)
+    assert slurm.wait(number) == ["COMPLETED"]
+    assert slurm.job(number)["Restarts"] == "1"
+    assert run.done("taken") and not failures(run, "taken")

@@ -1,0 +1,110 @@
+"""What is recorded of a launch repeats it, and holds no secrets."""
+
+import json
+import subprocess
+
+import pytest
+import yaml
+
+from hpc_hipgen import provenance
+from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.provenance import is_secret, record_launch, redact
+from hpc_hipgen.run import Run
+
+
+@pytest.fixture
+def run(tmp_path, tiny_settings):
+    return Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+
+
+def git(folder, *arguments):
+    name = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    done = subprocess.run(
+        ["git", *name, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A repository of two committed files, in the place of this one."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    git(folder, "init", "-q")
+    (folder / "a.py").write_text("one\n\ntwo\n \n")
+    (folder / "icon.bin").write_bytes(bytes(range(256)))
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "first")
+    monkeypatch.setattr(provenance, "ROOT", folder)
+    return folder
+
+
+def lines(run):
+    return [
+        json.loads(x) for x in run.path("provenance", "launches.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "PASSWORD", "aws_secret_access_key"])
+def test_names_of_secrets(name):
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "KEYBOARD", "NCCL_DEBUG", "MONKEY"])
+def test_names_of_other_things(name):
+    assert not is_secret(name)
+
+
+def test_secrets_are_blanked_out_and_short_words_are_not():
+    variables = {"A_TOKEN": "s3cr3t!", "B_TOKEN": "s3cr3t!more", "C_KEY": "on", "PATH": "/usr/bin"}
+    said = redact("s3cr3t! s3cr3t!more on /usr/bin", variables)
+    assert said == "*** *** on /usr/bin"
+
+
+def test_commit_and_changes_give_the_code_that_ran(run, clone, tmp_path):
+    (clone / "a.py").write_text("one\nTWO\n \n")
+    (clone / "icon.bin").write_bytes(bytes(256))
+    (clone / "new.yaml").write_text("name: new\n")
+    (clone / "notes.txt").write_text("not code\n")
+    record_launch(run, ["launch"])
+    (line,) = lines(run)
+    again = tmp_path / "again"
+    git(tmp_path, "clone", "-q", str(clone), str(again))
+    git(again, "checkout", "-q", line["commit"])
+    git(again, "apply", str(run.path("provenance", line["uncommitted_changes"])))
+    for name in ("a.py", "icon.bin", "new.yaml"):
+        assert (again / name).read_bytes() == (clone / name).read_bytes()
+    assert not (again / "notes.txt").exists()
+
+
+def test_every_launch_keeps_its_own_changes(run, clone):
+    record_launch(run, ["launch"])
+    for content in ("x\n", "y\n", "x\n"):
+        (clone / "a.py").write_text(content)
+        record_launch(run, ["launch"])
+    names = [line["uncommitted_changes"] for line in lines(run)]
+    assert names[0] is None and names[1] == names[3] != names[2]
+    for name in set(names[1:]):
+        assert run.path("provenance", name).is_file()
+    assert "pytest==" in run.path("provenance", "packages.txt").read_text()
+
+
+def test_without_git_there_is_a_record_all_the_same(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "nowhere")
+    record_launch(run, ["launch", "--run", "x"])
+    assert lines(run)[0]["commit"] == "" and lines(run)[0]["command"][-1] == "x"
+
+
+def test_the_site_is_recorded_and_no_secret_is(run, clone, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "wandb-secret-1")
+    site = Site(env={"HF_TOKEN": "hf-secret-2", "NCCL_DEBUG": "INFO"}, setup=["echo hf-secret-2"])
+    (clone / "a.py").write_text("login('wandb-secret-1')\n")
+    (clone / "site.yaml").write_text("env: {HF_TOKEN: hf-secret-2}\n")
+    record_launch(run, ["launch", "--key=wandb-secret-1"], site)
+    stored = yaml.safe_load(run.path("provenance", "site.yaml").read_text())
+    assert stored["env"] == {"HF_TOKEN": "***", "NCCL_DEBUG": "INFO"}
+    assert lines(run)[0]["command"] == ["launch", "--key=***"]
+    for path in run.folder.rglob("*"):
+        if path.is_file():
+            assert b"-secret-" not in path.read_bytes(), path
