@@ -10,13 +10,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
+
+FIRST_STAGES = ("ruler", "autoencoder", "discrete_vae")
+"""Sections of which a pretrained one is taken as it is; others go on training from it."""
+
+ADAPTED = ("lora", "lcm_lora", "dreambooth")
+"""Sections whose model starts from a Stable Diffusion: `base`, or the run's own."""
+
+GENERATORS = ("stable_diffusion", "stable_diffusion_caption", "llcm", *ADAPTED, "dall_e")
+"""Sections of the generators, in the order in which they are trained."""
+
+TRAINED = (*FIRST_STAGES, *GENERATORS)
+"""Sections of an experiment that are models, in the order of their training."""
 
 
 class ConfigError(ValueError):
@@ -135,7 +154,18 @@ class UNet(Section):
         return self
 
 
-class Diffusion(Section):
+class Denoising(Section):
+    """What every model has that is trained with the denoising loss."""
+
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    # Off: with v-prediction it takes the weight from the noise levels where the angle is decided.
+    min_snr_gamma: float | None = Field(None, gt=0)
+    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
+    gradient_checkpointing: bool = False
+    training: Training
+
+
+class Diffusion(Denoising):
     """A text-to-image latent diffusion model: the teacher (`stable_diffusion`)."""
 
     pretrained: Path | None = None  # a diffusers folder, e.g. Stable Diffusion 1.5
@@ -145,12 +175,6 @@ class Diffusion(Section):
     train_text: bool = False
     unet: UNet = UNet()
     prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
-    caption_dropout: float = Field(0.1, ge=0, lt=1)
-    # Off: with v-prediction it takes the weight from the noise levels where the angle is decided.
-    min_snr_gamma: float | None = Field(None, gt=0)
-    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
-    gradient_checkpointing: bool = False
-    training: Training
 
     @model_validator(mode="after")
     def _shapes_are_its_own(self) -> Diffusion:
@@ -163,17 +187,121 @@ class Diffusion(Section):
         return self
 
 
-class LLCM(Section):
-    """The Leapfrog Latent Consistency Model, distilled from the teacher."""
+class Distillation(Section):
+    """What every model has that is distilled from a teacher with the consistency loss."""
 
     solver: Literal["paper", "leapfrog", "ddim"] = "leapfrog"
     skip: int = Field(20, ge=1, le=250)  # k: the teacher jumps from t_(n+k) to t_n
-    guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
     huber_c: float = Field(0.001, gt=0)
     ema_decay: float = Field(0.95, ge=0, lt=1)  # of the target network, per optimizer step
     hip_weight: float = Field(4.0, ge=0)
     gradient_checkpointing: bool = False
     training: Training
+
+
+class DiscreteVAE(Section):
+    """The autoencoder of DALL-E, whose latents are entries of a codebook."""
+
+    pretrained: Path | None = None  # <run>/discrete_vae/export of another run
+    block_out_channels: tuple[int, ...] = (16, 32, 32, 64)  # stride 2 ** (levels - 1)
+    layers_per_block: int = Field(1, ge=1)
+    codes: int = Field(512, ge=2)  # entries of the codebook
+    code_width: int = Field(32, ge=1)  # channels of an entry
+    # Of the Gumbel-softmax: from the first to the second over `anneal`, a share of the run.
+    temperature: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.0625)
+    anneal: float = Field(0.75, gt=0, le=1)
+    kl_weight: float = Field(0.0, ge=0)  # of the divergence from even use of the codebook
+    hip_weight: float = Field(4.0, ge=0)  # extra weight of the pixels around the hips
+    window: int | None = Field(None, ge=16)  # as of the autoencoder
+    training: Training | None = None
+
+
+class TokenSampling(Section):
+    """How DALL-E draws the next token."""
+
+    temperature: float = Field(1.0, gt=0)
+    top_k: int | None = Field(None, ge=1)  # among the k most probable codes
+    top_p: float = Field(1.0, gt=0, le=1)  # among the fewest codes of this total probability
+    guidance: float = Field(1.0, ge=1)  # guidance scale on the logits; 1: none, half the time
+
+
+class DallE(Section):
+    """The autoregressive transformer over the tokens of a caption and of its image."""
+
+    conditioning: Literal["measurement", "caption"] = "measurement"
+    text_length: int = Field(64, ge=2)  # tokens of a caption; with digits they have up to 52
+    width: int = Field(192, gt=0)
+    layers: int = Field(6, ge=1)
+    heads: int = Field(6, ge=1)
+    text_weight: float = Field(0.125, ge=0, lt=1)  # share of the text in the loss
+    hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the image tokens around the hips
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    gradient_checkpointing: bool = False
+    sampling: TokenSampling = TokenSampling()
+    training: Training
+
+
+class LLCM(Distillation):
+    """The Leapfrog Latent Consistency Model, distilled from the teacher."""
+
+    guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
+
+
+class Adapters(Section):
+    """Low-rank adapters on the UNet of a Stable Diffusion that stays as it is."""
+
+    base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
+    rank: int = Field(16, ge=1, le=256)
+    # attention: the projections that LoRA is mostly put on; all: convolutions and the inputs of
+    # time and pooled caption too, for a small UNet that reads the caption through them
+    layers: Literal["attention", "all"] = "all"
+
+
+class LoRA(Denoising, Adapters):
+    """Adapters trained with the denoising loss (LoRA, arXiv 2106.09685)."""
+
+
+class LCMLoRA(Distillation, Adapters):
+    """Adapters distilled from their own base (LCM-LoRA, arXiv 2311.05556)."""
+
+    guidance: float = Field(2.0, ge=0)  # the one w that is distilled; the student has no input
+
+
+class DreamBooth(Denoising):
+    """Subjects with a rare token each, learnt from a few films (DreamBooth, arXiv 2208.12242)."""
+
+    base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
+    # Prompt class, i.e. folder of layouts/classes, to the token that stands before its captions.
+    subjects: dict[Annotated[int, Field(ge=1, le=4)], str] = {
+        1: "sks",
+        2: "ohwx",
+        3: "zwx",
+        4: "qxv",
+    }
+    films: int = Field(4, ge=3, le=5)  # instance films a subject
+    prior_images: int = Field(84, ge=1)  # drawn by the base itself before training
+    prior_weight: float = Field(1.0, ge=0)
+    train_text: bool = False
+
+    @model_validator(mode="after")
+    def _tokens(self) -> DreamBooth:
+        tokens = list(self.subjects.values())
+        if not tokens or len(set(tokens)) < len(tokens):
+            raise ValueError("subjects: one token a class, all different, is needed")
+        for token in tokens:
+            if not (token.isascii() and token.isalnum() and token == token.lower()):
+                raise ValueError(f"subjects: '{token}' is not one lower-case word")
+        return self
+
+    @property
+    def instances(self) -> int:
+        """Instance films of all subjects, where each class has enough."""
+        return len(self.subjects) * self.films
+
+    def prompt(self, caption: str, prompt_class: int) -> str:
+        """The caption of a film, after the token of its subject where it belongs to one."""
+        token = self.subjects.get(prompt_class)
+        return f"{token} {caption}" if token else caption
 
 
 class Sampling(Section):
@@ -182,7 +310,7 @@ class Sampling(Section):
     steps: int = Field(25, ge=1, le=TIMESTEPS - 1)  # of the teacher
     solver: Literal["paper", "leapfrog", "ddim"] = "ddim"
     guidance: float = Field(3.0, ge=1)  # guidance scale 1 + w, as in diffusers
-    llcm_steps: tuple[int, ...] = (1, 2, 4, 8)
+    llcm_steps: tuple[int, ...] = (1, 2, 4, 8)  # of the LLCM and of the LCM-LoRA
     llcm_guidance: float | None = Field(None, ge=1)  # default: guidance
     per_caption: int = Field(1, ge=1)
     shard_size: int = Field(84, ge=1)  # images per shard: one array task
@@ -239,6 +367,11 @@ class Experiment(Section):
     stable_diffusion: Diffusion | None = None
     stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
     llcm: LLCM | None = None
+    discrete_vae: DiscreteVAE | None = None
+    lora: LoRA | None = None
+    lcm_lora: LCMLoRA | None = None
+    dreambooth: DreamBooth | None = None
+    dall_e: DallE | None = None
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
@@ -249,11 +382,11 @@ class Experiment(Section):
 
     def trained(self) -> list[str]:
         """Names of the models that this experiment trains, in order."""
-        names = ["ruler"] if self.ruler.pretrained is None else []
-        if self.autoencoder and self.autoencoder.pretrained is None:
-            names.append("autoencoder")
-        return names + [
-            n for n in ("stable_diffusion", "stable_diffusion_caption", "llcm") if getattr(self, n)
+        sections = {name: getattr(self, name) for name in TRAINED}
+        return [
+            name
+            for name, section in sections.items()
+            if section and not (name in FIRST_STAGES and section.pretrained)
         ]
 
 
@@ -263,15 +396,24 @@ def _check_experiment(config: Experiment) -> Experiment:
         raise ValueError("autoencoder: needed by stable_diffusion")
     if config.llcm and not config.stable_diffusion:
         raise ValueError("llcm: needs stable_diffusion, its teacher")
+    if config.dall_e and not config.discrete_vae:
+        raise ValueError("discrete_vae: needed by dall_e")
     baseline = config.stable_diffusion_caption
     if baseline and baseline.conditioning != "caption":
         raise ValueError("stable_diffusion_caption.conditioning: must be 'caption'")
-    auto = config.autoencoder
-    if auto and auto.pretrained is None and auto.training is None:
-        raise ValueError("autoencoder: give either pretrained (a folder) or training")
+    for name in ("autoencoder", "discrete_vae"):
+        auto = getattr(config, name)
+        if auto and auto.pretrained is None and auto.training is None:
+            raise ValueError(f"{name}: give either pretrained (a folder) or training")
     for name in ("stable_diffusion", "stable_diffusion_caption"):
         if section := getattr(config, name):
             _check_measurements(name, section)
+    for name in ADAPTED:
+        if (section := getattr(config, name)) and not (section.base or config.stable_diffusion):
+            raise ValueError(
+                f"{name}.base: give a diffusers folder of Stable Diffusion, or train "
+                "stable_diffusion"
+            )
     if config.data.source == "phantom":
         check_batches(config, config.data.train)
     _check_shapes(config)
@@ -282,13 +424,14 @@ def _check_experiment(config: Experiment) -> Experiment:
 
 def check_batches(config: Experiment, films: int) -> None:
     """Every batch fits into the views of so many training films; raises ConfigError naming it."""
-    count = films * config.data.views
+    views = config.data.views
     for name in config.trained():
-        training = getattr(config, name).training
-        if training.batch > count:
+        section = getattr(config, name)
+        own = min(films, section.instances) if isinstance(section, DreamBooth) else films
+        if section.training.batch > own * views:
             raise ConfigError(
-                f"{name}.training.batch: {training.batch} is more than the data set has "
-                f"({films} films x {config.data.views} views = {count})"
+                f"{name}.training.batch: {section.training.batch} is more than the data set has "
+                f"({own} films x {views} views = {own * views})"
             )
 
 
@@ -310,6 +453,19 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
         folder = section.pretrained if section else None
         if folder and f"train-{name}" not in done and not folder.exists():
             problems.append(_absent(f"{name}.pretrained", folder))
+    for name in ADAPTED:
+        section = getattr(config, name)
+        if section and section.base and f"train-{name}" not in done:
+            if not (section.base / "model_index.json").is_file():
+                problems.append(
+                    f"{name}.base: {section.base} holds no diffusers pipeline (model_index.json)"
+                )
+    if config.discrete_vae and (folder := config.discrete_vae.pretrained):
+        if not (folder / "config.json").is_file():
+            problems.append(
+                f"discrete_vae.pretrained: {folder} holds no config.json; give the folder "
+                "discrete_vae/export of a run"
+            )
     weights = config.evaluation.inception
     if weights and not weights.is_file():
         problems.append(_absent("evaluation.inception", weights))
@@ -340,7 +496,7 @@ def _absent(key: str, path: Path) -> str:
 
 def _check_shapes(config: Experiment) -> None:
     """Networks that are built here can be built, and take the views; raises ValueError."""
-    auto, resolution = config.autoencoder, config.data.resolution
+    resolution = config.data.resolution
     if config.ruler.pretrained is None:
         _multiples("ruler.channels", config.ruler.channels, 8)
         _multiples(
@@ -349,16 +505,10 @@ def _check_shapes(config: Experiment) -> None:
             2 ** len(config.ruler.channels),
             "the stride of the ruler",
         )
-    if auto and auto.pretrained is None:
-        _multiples("autoencoder.block_out_channels", auto.block_out_channels, 8)
-        stride = 2 ** (len(auto.block_out_channels) - 1)
-        _multiples("data.resolution", [resolution], stride, "the stride of the autoencoder")
-        if auto.window:
-            _multiples("autoencoder.window", [auto.window], stride, "the stride of the autoencoder")
-            if auto.window > resolution:
-                raise ValueError(
-                    f"autoencoder.window: {auto.window} is above data.resolution, {resolution}"
-                )
+    for name in ("autoencoder", "discrete_vae"):
+        _check_autoencoder(name, getattr(config, name), resolution)
+    if config.dall_e:
+        _check_dall_e(config.dall_e, config.discrete_vae)
     for name in ("stable_diffusion", "stable_diffusion_caption"):
         section = getattr(config, name)
         if section is None or section.pretrained:
@@ -373,6 +523,33 @@ def _check_shapes(config: Experiment) -> None:
                 "the number of heads",
             )
         _multiples(f"{name}.text.hidden_size", [section.text.hidden_size], section.text.heads)
+
+
+def _check_autoencoder(name: str, auto: Autoencoder | DiscreteVAE | None, resolution: int) -> None:
+    """An autoencoder that is built here takes the views and their windows; raises ValueError."""
+    if auto is None or auto.pretrained:
+        return
+    what = f"the stride of the {name}"
+    _multiples(f"{name}.block_out_channels", auto.block_out_channels, 8)
+    stride = 2 ** (len(auto.block_out_channels) - 1)
+    _multiples("data.resolution", [resolution], stride, what)
+    if auto.window:
+        _multiples(f"{name}.window", [auto.window], stride, what)
+        if auto.window > resolution:
+            raise ValueError(f"{name}.window: {auto.window} is above data.resolution, {resolution}")
+
+
+def _check_dall_e(section: DallE, vae: DiscreteVAE | None) -> None:
+    """The transformer can be built, and draws from a codebook that is there; raises ValueError."""
+    _multiples("dall_e.width", [section.width], section.heads, "dall_e.heads")
+    top_k = section.sampling.top_k
+    if vae and vae.pretrained is None and top_k and top_k > vae.codes:
+        raise ValueError(f"dall_e.sampling.top_k: {top_k} is above discrete_vae.codes, {vae.codes}")
+    if section.sampling.guidance > 1 and section.caption_dropout == 0:
+        raise ValueError(
+            "dall_e.sampling.guidance: needs dall_e.caption_dropout, from which the model learns "
+            "images without a caption"
+        )
 
 
 def _multiples(key: str, values: Iterable[int], of: int, what: str = "a group's channels") -> None:
@@ -393,24 +570,29 @@ def _check_measurements(name: str, section: Diffusion) -> None:
 def _check_steps(config: Experiment) -> None:
     """The timesteps that are trained on and sampled at exist; raises ValueError."""
     llcm, steps = config.llcm, config.sampling.llcm_steps
+    for name, section in (("llcm", llcm), ("lcm_lora", config.lcm_lora)):
+        if section is None:
+            continue
+        if TIMESTEPS % section.skip:
+            raise ValueError(
+                f"{name}.skip: {section.skip} does not divide the {TIMESTEPS} timesteps"
+            )
+        most = TIMESTEPS // section.skip
+        if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
+            raise ValueError(
+                f"sampling.llcm_steps: different numbers within 1..{most} ({name}.skip "
+                f"{section.skip}) are needed, not {list(steps)}"
+            )
     if llcm is None:
         return
     low, high = llcm.guidance
     if not 0 <= low <= high:
         raise ValueError(f"llcm.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
-    if TIMESTEPS % llcm.skip:
-        raise ValueError(f"llcm.skip: {llcm.skip} does not divide the {TIMESTEPS} timesteps")
     w = config.sampling.student_guidance - 1
     if not low <= w <= high:
         raise ValueError(
             f"sampling.llcm_guidance: w = {w:g} (the scale less 1) is outside llcm.guidance "
             f"[{low:g}, {high:g}], for which the student is trained"
-        )
-    most = TIMESTEPS // llcm.skip
-    if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
-        raise ValueError(
-            f"sampling.llcm_steps: different numbers within 1..{most} (llcm.skip {llcm.skip}) are "
-            f"needed, not {list(steps)}"
         )
 
 

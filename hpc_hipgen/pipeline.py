@@ -92,16 +92,24 @@ def stages(config: Experiment) -> list[Stage]:
 _NEEDS: dict[str, tuple[str, ...]] = {
     "ruler": (),
     "autoencoder": (),
+    "discrete_vae": (),
     "stable_diffusion": ("autoencoder",),
     "stable_diffusion_caption": ("autoencoder",),
     "llcm": ("stable_diffusion",),
+    "lora": ("stable_diffusion",),
+    "lcm_lora": ("stable_diffusion",),
+    "dreambooth": ("stable_diffusion",),
+    "dall_e": ("discrete_vae",),
 }
 """Models that must be trained before a model can be, where this experiment trains them."""
 
 FILMS_ROW = "films"
 """Row of the real films of `evaluation.films`; they are no part of the data set."""
 
-MEASURED_ROWS = ("ruler", FILMS_ROW, "round_trip")
+ROUND_TRIPS = ("round_trip", "round_trip_discrete")
+"""Rows of test films after an autoencoder: that of latent diffusion, that of DALL-E."""
+
+MEASURED_ROWS = ("ruler", FILMS_ROW, *ROUND_TRIPS)
 """Rows that hold films themselves: one image a film, whatever `per_caption` says."""
 
 REFERENCE_ROW = "reference"

@@ -21,7 +21,16 @@ from typing import IO, Any
 
 import yaml
 
-from hpc_hipgen.config import ConfigError, Experiment, parse_experiment
+from hpc_hipgen.config import GENERATORS, ConfigError, Experiment, parse_experiment
+
+FEW_STEPS = ("llcm", "lcm_lora")
+"""Students: a row of the report for each number of steps of `sampling.llcm_steps`."""
+
+
+def row_model(row: str) -> tuple[str, int | None]:
+    """The model that draws a row, and the number of steps where the row's name says it."""
+    model, _, steps = row.rpartition("_")
+    return (model, int(steps)) if model in FEW_STEPS and steps.isdecimal() else (row, None)
 
 
 class Run:
@@ -74,14 +83,20 @@ class Run:
             rows.append("films")
         if self.config.autoencoder:
             rows.append("round_trip")
-        rows += [
-            name
-            for name in ("stable_diffusion", "stable_diffusion_caption")
-            if getattr(self.config, name)
-        ]
-        if self.config.llcm:
-            rows += [f"llcm_{steps}" for steps in self.config.sampling.llcm_steps]
+        if self.config.discrete_vae:
+            rows.append("round_trip_discrete")
+        for name in GENERATORS:
+            if not getattr(self.config, name):
+                continue
+            if name in FEW_STEPS:
+                rows += [f"{name}_{steps}" for steps in self.config.sampling.llcm_steps]
+            else:
+                rows.append(name)
         return rows
+
+    def base(self, model: str) -> Path:
+        """Folder of the Stable Diffusion that a model of `config.ADAPTED` starts from."""
+        return getattr(self.config, model).base or self.path("stable_diffusion", "export")
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """What `mark_done` stored for the stage, or None while it is not done."""

@@ -4,11 +4,11 @@
     python -m jobs.sample --run results/llcm --row llcm_4               all shards of a row
     python -m jobs.sample --run results/llcm                            everything that is missing
 
-The rows `ruler` and `round_trip` hold the test films themselves, untouched and after the
-autoencoder: what the ruler measures there is the floor of every other row's error. The row `films`
-holds the views of the real films of `evaluation.films`, asked for what their landmarks say. The
-others come from stock diffusers pipelines, loaded from the exports of training. One seed an image:
-the same whatever the shard size, the batch or the number of tasks.
+The rows `ruler`, `round_trip` and `round_trip_discrete` hold the test films themselves, untouched
+and after an autoencoder: what the ruler measures there is the floor of every other row's error. The
+row `films` holds the views of the real films of `evaluation.films`, asked for what their landmarks
+say. The others come from the exports of training: stock diffusers pipelines, and DALL-E. One seed
+an image: the same whatever the shard size, the batch or the number of tasks.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards
-from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, Item, report_items, row_data, sample_shard
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.pipeline import (
+    FILMS_ROW,
+    MEASURED_ROWS,
+    ROUND_TRIPS,
+    Item,
+    report_items,
+    row_data,
+    sample_shard,
+)
+from hpc_hipgen.run import Run, row_model, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,9 +71,12 @@ def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
     """What each image of a row of the report is asked for."""
     if row in MEASURED_ROWS:
         return image_specs(run.config.seed, films, row)
-    return image_specs(
-        run.config.seed, films, row, _settings(run, row), run.config.sampling.per_caption
-    )
+    settings, per_caption = _settings(run, row), run.config.sampling.per_caption
+    specs = image_specs(run.config.seed, films, row, settings, per_caption)
+    if row == "dreambooth":
+        for spec in specs:
+            spec["prompt"] = run.config.dreambooth.prompt(spec["prompt"], spec["prompt_class"])
+    return specs
 
 
 def image_specs(
@@ -105,11 +117,15 @@ def image_specs(
 
 
 def _settings(run: Run, row: str) -> dict[str, Any]:
-    """Steps, guidance scale and solver of a generated row."""
+    """What a generated row is drawn with: steps, guidance scale and solver, or as tokens are."""
     sampling = run.config.sampling
-    if row.startswith("llcm_"):
-        guidance = sampling.student_guidance
-        return {"steps": int(row.removeprefix("llcm_")), "guidance": guidance, "solver": "lcm"}
+    if row == "dall_e":
+        return run.config.dall_e.sampling.model_dump()
+    model, few = row_model(row)
+    if few is not None:
+        # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
+        guidance = sampling.student_guidance if model == "llcm" else 1.0
+        return {"steps": few, "guidance": guidance, "solver": "lcm"}
     return {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
 
 
@@ -119,6 +135,8 @@ def shard_bytes(
     """The bytes of a shard, marked where it is no film; the same images give the same bytes."""
     import webdataset
 
+    from hpc_hipgen.evaluation.samples import png
+
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, mtime=0) as writer:
         for spec, image in zip(specs, images, strict=True):
@@ -126,7 +144,7 @@ def shard_bytes(
             writer.write(
                 {
                     "__key__": f"{spec['index']:06d}",
-                    "png": _png(image, synthetic),
+                    "png": png(image, synthetic),
                     "txt": spec["prompt"],
                     "json": json.dumps(info).encode(),
                 }
@@ -141,55 +159,62 @@ def _images(
     views = [spec["view"] for spec in specs]
     if row in UNTOUCHED_ROWS:
         yield from films.images[views]
-    elif row == "round_trip":
-        from hpc_hipgen.generators.autoencoder import round_trip
-        from hpc_hipgen.training.engine import device
-        from jobs.train import load_autoencoder
-
-        yield from round_trip(load_autoencoder(run).to(device()).eval(), films.images[views])
+    elif row in ROUND_TRIPS:
+        yield from _round_trip(run, row, films.images[views])
     else:
-        from hpc_hipgen.generators.sampling import load_pipeline
-
-        model = "llcm" if row.startswith("llcm_") else row
+        model, _ = row_model(row)
         if model not in pipelines:
-            pipelines[model] = load_pipeline(
-                run.path(model, "export"), run.config.sampling.precision
-            )
+            pipelines[model] = _pipeline(run, model)
         yield from drawn(run, pipelines[model], specs)
 
 
 def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.ndarray]:
-    """Images (r, r) uint8 of a pipeline in the order of the specs, all of the same settings."""
-    from hpc_hipgen.generators.sampling import draw
+    """Images (r, r) uint8 of a pipeline in the order of the specs, all of the same settings.
 
+    `pipeline`: a diffusers pipeline, or the parts of a DALL-E.
+    """
+    from hpc_hipgen.config import TokenSampling
+    from hpc_hipgen.generators import dall_e, sampling
+
+    if isinstance(pipeline, dall_e.Parts):
+        draw, names = dall_e.draw, tuple(TokenSampling.model_fields)
+    else:
+        draw = partial(sampling.draw, resolution=run.config.data.resolution)
+        names = ("steps", "guidance", "solver")
     size = run.config.sampling.batch
     for start in range(0, len(specs), size):
         part = specs[start : start + size]
+        settings = {name: part[0][name] for name in names}
         yield from draw(
-            pipeline,
-            [s["prompt"] for s in part],
-            [s["seed"] for s in part],
-            steps=part[0]["steps"],
-            guidance=part[0]["guidance"],
-            solver=part[0]["solver"],
-            resolution=run.config.data.resolution,
+            pipeline, [s["prompt"] for s in part], [s["seed"] for s in part], **settings
         )
         done = f"{start + len(part)}/{len(specs)}"
         print(f"  {part[0]['row']}: {done}", file=sys.stderr, flush=True)
 
 
-def _png(image: np.ndarray, synthetic: bool) -> bytes:
-    """A grey PNG, marked when it is no film."""
-    from PIL import Image, PngImagePlugin
+def _round_trip(run: Run, row: str, images: np.ndarray) -> np.ndarray:
+    """Views (n, r, r) uint8 after the autoencoder of the row."""
+    from hpc_hipgen.generators import autoencoder, discrete_vae
+    from hpc_hipgen.training.engine import device
+    from jobs.train import load_autoencoder, load_discrete_vae
 
-    from hpc_hipgen.evaluation.samples import SYNTHETIC
+    if row == "round_trip_discrete":
+        return discrete_vae.round_trip(load_discrete_vae(run).to(device()).eval(), images)
+    return autoencoder.round_trip(load_autoencoder(run).to(device()).eval(), images)
 
-    text = PngImagePlugin.PngInfo()
-    if synthetic:
-        text.add_text(*SYNTHETIC)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "png", pnginfo=text)
-    return buffer.getvalue()
+
+def _pipeline(run: Run, model: str) -> Any:
+    """What `drawn` draws with: a model's export, or its base with the exported adapters."""
+    from hpc_hipgen.config import Adapters
+    from hpc_hipgen.generators.dall_e import load_parts
+    from hpc_hipgen.generators.sampling import load_pipeline
+
+    export, precision = run.path(model, "export"), run.config.sampling.precision
+    if model == "dall_e":
+        return load_parts(export, precision)
+    if isinstance(getattr(run.config, model), Adapters):
+        return load_pipeline(run.base(model), precision, adapters=export)
+    return load_pipeline(export, precision)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_hipgen.config import TRAINED
 from hpc_hipgen.run import Run, atomic_folder, disk_full, full_disk_advice
 
 if TYPE_CHECKING:
     from hpc_hipgen.training.task import Task
-
-MODELS = ("ruler", "autoencoder", "stable_diffusion", "stable_diffusion_caption", "llcm")
 
 
 def train(run: Run, model: str) -> dict[str, Any]:
@@ -70,21 +69,41 @@ def _task(run: Run, model: str) -> Task:
         from hpc_hipgen.generators.autoencoder import AutoencoderTask
 
         return AutoencoderTask(config, layouts.read_manifest(data, "train"))
-    if model == "llcm":
+    if model == "discrete_vae":
+        from hpc_hipgen.generators.discrete_vae import DiscreteVAETask
+
+        return DiscreteVAETask(config, layouts.read_pairs(data))
+    if model == "dall_e":
+        from hpc_hipgen.generators.dall_e import DallETask
+
+        return DallETask(config, layouts.read_pairs(data), load_discrete_vae(run))
+    cache = run.path("latents")
+    if model == "dreambooth":
+        from hpc_hipgen.generators.dreambooth import DreamBoothTask
+
+        prior = run.path(model, "prior")
+        return DreamBoothTask(config, layouts.read_classes(data), run.base(model), cache, prior)
+    if model in ("llcm", "lcm_lora"):
         from hpc_hipgen.generators.llcm import LLCMTask
+        from hpc_hipgen.generators.lora import LCMLoRATask
 
         folder = data / "layouts" / "shards"
         films = layouts.read_shards(folder, "train")
         prepared = (run.done("prepare") or {}).get("views", {}).get("train", len(films))
         if len(films) != prepared:
             raise ValueError(f"{folder}: {len(films)} views, but {prepared} were prepared")
-        return LLCMTask(config, films, run.path("stable_diffusion", "export"), run.path("latents"))
+        if model == "lcm_lora":
+            return LCMLoRATask(config, films, run.base(model), cache)
+        return LLCMTask(config, films, run.path("stable_diffusion", "export"), cache)
+    films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
+    if model == "lora":
+        from hpc_hipgen.generators.lora import LoRATask
+
+        return LoRATask(config, films, run.base(model), cache)
     from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask
 
-    films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
     section = getattr(config, model)
-    autoencoder = load_autoencoder(run)
-    return StableDiffusionTask(section, config, films, autoencoder, run.path("latents"))
+    return StableDiffusionTask(section, config, films, load_autoencoder(run), cache)
 
 
 def load_autoencoder(run: Run) -> Any:
@@ -95,6 +114,14 @@ def load_autoencoder(run: Run) -> Any:
     if (folder / "vae").is_dir():
         folder = folder / "vae"
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+
+
+def load_discrete_vae(run: Run) -> Any:
+    """The run's discrete autoencoder: its own, or the pretrained one."""
+    from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder
+
+    folder: Path = run.config.discrete_vae.pretrained or run.path("discrete_vae", "export")
+    return DiscreteAutoencoder.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
 def _line(figures: dict[str, Any]) -> str:
@@ -110,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Train one model of a run; started again, it goes on where it stopped.",
     )
     parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
-    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model", choices=TRAINED)
     given = parser.parse_args(arguments)
     from hpc_hipgen.training.checkpoint import CheckpointError
     from hpc_hipgen.training.interruption import Interrupted

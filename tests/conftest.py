@@ -23,6 +23,25 @@ TINY = {
     "evaluation": {"permutations": 20},
 }
 
+SHARED = ("name", "seed", "data", "ruler", "sampling", "evaluation")
+TOKENS = {key: TINY[key] for key in SHARED} | {
+    "discrete_vae": {
+        "block_out_channels": [8, 8, 16],
+        "codes": 16,
+        "code_width": 4,
+        "window": 16,
+        "training": STEPS | {"ema_images": 8},
+    },
+    "dall_e": {
+        "text_length": 40,
+        "width": 32,
+        "layers": 2,
+        "heads": 2,
+        "sampling": {"top_k": 12, "top_p": 0.9, "guidance": 1.5},
+        "training": STEPS | {"ema_images": 8},
+    },
+}
+
 
 @pytest.fixture
 def tiny_settings():
@@ -30,15 +49,32 @@ def tiny_settings():
     return copy.deepcopy(TINY)
 
 
+@pytest.fixture
+def token_settings():
+    """The same of DALL-E, which needs no latent diffusion."""
+    return copy.deepcopy(TOKENS)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """A run of that experiment up to its samples, made in this process; not to be changed."""
+    return sampled_run(tmp_path_factory.mktemp("tiny") / "run", TINY)
+
+
+@pytest.fixture(scope="session")
+def token_run(tmp_path_factory):
+    """The same of DALL-E."""
+    return sampled_run(tmp_path_factory.mktemp("tokens") / "run", TOKENS)
+
+
+def sampled_run(folder, tree):
+    """Prepares, trains and samples an experiment in a new run folder."""
     from hpc_hipgen.config import parse_experiment
     from hpc_hipgen.pipeline import report_items
     from hpc_hipgen.run import Run
     from jobs import prepare, sample, train
 
-    run = Run.create(tmp_path_factory.mktemp("tiny") / "run", parse_experiment(TINY, "tiny"))
+    run = Run.create(folder, parse_experiment(tree, "tiny"))
     prepare.prepare(run)
     for model in run.config.trained():
         train.train(run, model)

@@ -14,6 +14,7 @@ from hpc_hipgen.config import (
 )
 
 ROOT = Path(__file__).parents[1]
+STEPS = {"images": 8, "batch": 4, "lr": 1e-3}
 EXPERIMENTS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -54,6 +55,16 @@ def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_pa
         assert "`bash sbatch/prefetch.sh`" in line
     (weights / "sd").mkdir(parents=True)
     (weights / "inception.pth").touch()
+    check_inputs(config, "x.yaml")
+
+
+def test_a_discrete_vae_of_another_run_is_its_export(token_settings, tmp_path):
+    token_settings["discrete_vae"] = {"pretrained": str(tmp_path)}
+    config = parse_experiment(token_settings, "x.yaml")
+    assert config.trained() == ["ruler", "dall_e"]
+    with pytest.raises(ConfigError, match=r"discrete_vae\.pretrained: .* holds no config\.json"):
+        check_inputs(config, "x.yaml")
+    (tmp_path / "config.json").touch()
     check_inputs(config, "x.yaml")
 
 
@@ -119,6 +130,21 @@ def test_the_default_experiment_has_all_models():
         ("stable_diffusion.text.heads", 5, "text.hidden_size: 32 is not a multiple of 5"),
         ("stable_diffusion.text.max_length", 40, "stable_diffusion.text.max_length: "),
         ("ruler", {}, "key 'ruler.training' is missing"),
+        ("lora", {"training": STEPS, "rank": 0}, "lora.rank: "),
+        ("lora", {"training": STEPS, "layers": "most"}, "lora.layers: "),
+        ("lora", {"training": STEPS, "base": "/nowhere"}, "lora.base: /nowhere holds no diffusers"),
+        ("dreambooth", {"training": STEPS, "films": 2}, "dreambooth.films: "),
+        ("dreambooth", {"training": STEPS, "subjects": {}}, "subjects: one token a class"),
+        ("dreambooth", {"training": STEPS, "subjects": {9: "sks"}}, "dreambooth.subjects.9"),
+        ("dreambooth", {"training": STEPS, "subjects": {1: "a b"}}, "'a b' is not one lower-case"),
+        ("dreambooth", {"training": STEPS, "subjects": {1: "a", 2: "a"}}, "all different"),
+        (
+            "dreambooth",
+            {"training": STEPS | {"images": 16, "batch": 16}, "subjects": {1: "sks"}, "films": 3},
+            "16 is more than the data set has (3 films x 2 views = 6)",
+        ),
+        ("lcm_lora", {"training": STEPS, "skip": 30}, "lcm_lora.skip: 30 does not divide"),
+        ("lcm_lora", {"training": STEPS, "guidance": [1, 3]}, "lcm_lora.guidance: "),
     ],
 )
 def test_a_mistake_is_one_line(tiny_settings, key, value, words):
@@ -135,6 +161,14 @@ def test_all_mistakes_are_listed(tiny_settings):
 def test_the_baseline_takes_captions_only(tiny_settings):
     tiny_settings["stable_diffusion_caption"] = tiny_settings["stable_diffusion"]
     assert "must be 'caption'" in problems(tiny_settings)[0]
+
+
+def test_adapters_need_a_base(tiny_settings):
+    tiny_settings["lora"] = {"training": STEPS}
+    assert "lora" in parse_experiment(tiny_settings, "x").trained()
+    tiny_settings["stable_diffusion"] = tiny_settings["llcm"] = None
+    (line,) = problems(tiny_settings)
+    assert line.startswith("x.yaml: lora.base: give a diffusers folder")
 
 
 def test_settings_of_the_command_line(tmp_path, tiny_settings):

@@ -8,7 +8,14 @@ import pytest
 import yaml
 
 from hpc_hipgen.config import ConfigError, parse_experiment
-from hpc_hipgen.run import Run, atomic_folder, clean_abandoned, remove_folder, write_atomic
+from hpc_hipgen.run import (
+    Run,
+    atomic_folder,
+    clean_abandoned,
+    remove_folder,
+    row_model,
+    write_atomic,
+)
 
 
 def names(folder):
@@ -157,3 +164,21 @@ def test_rows_follow_the_models(tmp_path, tiny_settings):
     with_baseline = rows(tiny_settings | {"stable_diffusion_caption": baseline})
     assert with_baseline == [*every[:3], "stable_diffusion_caption", *every[3:]]
     assert rows({k: tiny_settings[k] for k in ("name", "ruler")}) == ["ruler"]
+
+
+def test_rows_name_their_model(tmp_path, tiny_settings):
+    training = {"training": {"images": 8, "batch": 4, "lr": 1e-3}}
+    tiny_settings |= {"lora": training, "lcm_lora": training, "dreambooth": training}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    drawn = run.rows()[run.rows().index("stable_diffusion") :]
+    assert [row_model(row) for row in drawn] == [
+        ("stable_diffusion", None),
+        ("llcm", 1),
+        ("llcm", 2),
+        ("lora", None),
+        ("lcm_lora", 1),
+        ("lcm_lora", 2),
+        ("dreambooth", None),
+    ]
+    assert row_model("stable_diffusion_caption") == ("stable_diffusion_caption", None)
+    assert run.base("lora") == run.path("stable_diffusion", "export")

@@ -62,12 +62,27 @@ def test_arguments_are_settings(tmp_path):
     assert bash("sbatch/llcm.sh", "--dry-run", "data.tests=3").returncode == 2
     done = bash("sbatch/stable_diffusion.sh", "--dry-run")
     assert "train-stable_diffusion" in done.stdout and "train-llcm" not in done.stdout
+    done = bash("sbatch/dall_e.sh", "--dry-run")
+    assert "train-discrete_vae" in done.stdout and "train-autoencoder" not in done.stdout
 
 
 def test_prefetch_is_called_from_anywhere_and_knows_what_it_may_fetch(tmp_path):
     done = bash(ROOT / "sbatch" / "prefetch.sh", "some/model", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: some/model: not known here")
     assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "name, models", [("lora", ["lora", "lcm_lora"]), ("dreambooth", ["dreambooth"])]
+)
+def test_models_on_a_base_wait_for_it(name, models):
+    done = bash(f"sbatch/{name}.sh", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for model in models:
+        (line,) = [x for x in done.stdout.splitlines() if x.strip().startswith(f"train-{model} ")]
+        assert line.endswith("after prepare, train-stable_diffusion")
+    alone = bash(f"sbatch/{name}.sh", "--dry-run", "stable_diffusion=null")
+    assert alone.returncode == 2 and f"{models[0]}.base: give a diffusers folder" in alone.stderr
 
 
 def test_the_demo_is_the_script_of_the_cluster():

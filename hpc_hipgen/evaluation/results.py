@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from hpc_hipgen.evaluation.faithfulness import (
     ruler_ceiling,
 )
 from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS
-from hpc_hipgen.run import Run
+from hpc_hipgen.run import Run, row_model
 
 SIDES = ("left", "right")
 REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
@@ -48,14 +47,20 @@ class Results:
 def row_label(row: str, run: Run) -> str:
     """Name of a row for people."""
     steps = run.config.sampling.steps
-    if found := re.fullmatch(r"llcm_(\d+)", row):
-        return f"LLCM, {found[1]} step{'s' if found[1] != '1' else ''}"
+    model, few = row_model(row)
+    if few is not None:
+        name = {"llcm": "LLCM", "lcm_lora": "LCM-LoRA"}[model]
+        return f"{name}, {few} step{'s' if few != 1 else ''}"
     known = {
         "ruler": "Test films (ruler alone)",
         FILMS_ROW: "Real films (ruler)",
         "round_trip": "Autoencoder round trip",
+        "round_trip_discrete": "Discrete VAE round trip",
         "stable_diffusion": f"Stable Diffusion, {steps} steps",
         "stable_diffusion_caption": f"Stable Diffusion, digits only, {steps} steps",
+        "lora": f"LoRA, {steps} steps",
+        "dreambooth": f"DreamBooth, {steps} steps",
+        "dall_e": "DALL-E",
     }
     return known.get(row, row.replace("_", " "))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from hpc_hipgen.radiograph.layouts import check_whole
 
@@ -62,6 +62,16 @@ def _members(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
             group[extension] = tar.extractfile(member).read()
     if key is not None:
         yield key, group
+
+
+def png(image: np.ndarray, synthetic: bool) -> bytes:
+    """A grey PNG of an image (h, w) uint8, marked when it is no film."""
+    text = PngImagePlugin.PngInfo()
+    if synthetic:
+        text.add_text(*SYNTHETIC)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", pnginfo=text)
+    return buffer.getvalue()
 
 
 def read_samples(path: Path) -> list[Sample]:

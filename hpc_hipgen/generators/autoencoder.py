@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from hpc_hipgen.config import Autoencoder, Experiment
+from hpc_hipgen.config import Autoencoder, DiscreteVAE, Experiment
 from hpc_hipgen.diffusion.consistency import spatial_mean
 from hpc_hipgen.generators.focus import hip_focus, hip_windows
 from hpc_hipgen.radiograph.layouts import Films
@@ -80,28 +80,19 @@ class AutoencoderTask:
         """`films`: the training split."""
         self.films = films
         self.section = config.autoencoder
-        self.resolution = config.data.resolution
+        resolution = config.data.resolution
         torch.manual_seed(config.seed)
-        self.autoencoder = build_autoencoder(self.section, self.resolution)
+        self.autoencoder = build_autoencoder(self.section, resolution)
         self.module = AutoencoderLoss(self.autoencoder, self.section.kl_weight)
         self.size = len(films.ids)
         average = WeightAverage.for_export(self.autoencoder, self.section.training)
         self.averages = {"export": average}
-        self.window = self.section.window or self.resolution
-        self.latent_shape = (
-            self.section.latent_channels,
-            *(self.window // stride(self.autoencoder),) * 2,
-        )
+        size = (self.section.window or resolution) // stride(self.autoencoder)
+        self.latent_shape = (self.section.latent_channels, size, size)
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Pixels, latent noise and focus of the views, or of a window of each."""
-        landmarks = torch.from_numpy(self.films.landmarks[indices])
-        pixels = to_pixels(self.films.images[indices])
-        weight = hip_focus(landmarks, self.resolution, self.resolution, self.section.hip_weight)
-        if self.window < self.resolution:
-            draws = random.uniform("window", 4)
-            corners = hip_windows(landmarks, self.window, self.resolution, draws)
-            pixels, weight = (_cut(maps, corners, self.window) for maps in (pixels, weight))
+        pixels, weight = training_windows(self.films, self.section, indices, random)
         noise = random.normal("posterior", *self.latent_shape)
         return {"pixels": pixels, "noise": noise, "weight": weight}
 
@@ -117,6 +108,25 @@ class AutoencoderTask:
         standardise_latents(autoencoder, mean, std)
         autoencoder.save_pretrained(folder)
         return {"latent_std_before": float(std.mean())}
+
+
+def training_windows(
+    films: Films, section: Autoencoder | DiscreteVAE, indices: np.ndarray, random: ImageRandom
+) -> tuple[Tensor, Tensor]:
+    """What an autoencoder sees in training: views, or windows of n pixels of them.
+
+    Returns:
+        pixels (b, 3, n, n) and the loss weight of each, (b, 1, n, n).
+    """
+    resolution = films.images.shape[-1]
+    landmarks = torch.from_numpy(films.landmarks[indices])
+    pixels = to_pixels(films.images[indices])
+    weight = hip_focus(landmarks, resolution, resolution, section.hip_weight)
+    if section.window and section.window < resolution:
+        draws = random.uniform("window", 4)
+        corners = hip_windows(landmarks, section.window, resolution, draws)
+        pixels, weight = (_cut(maps, corners, section.window) for maps in (pixels, weight))
+    return pixels, weight
 
 
 def _cut(maps: Tensor, corners: Tensor, size: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from diffusers import LCMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from hpc_hipgen.config import LLCM, Experiment
+from hpc_hipgen.config import LLCM, Distillation, Experiment
 from hpc_hipgen.diffusion.consistency import (
     consistency_function,
     guidance_embedding,
@@ -71,7 +71,7 @@ class DistillationLoss(nn.Module):
     """The student with the consistency loss; teacher and target are not trained."""
 
     def __init__(
-        self, student: UNet2DConditionModel, teacher: UNet2DConditionModel, section: LLCM,
+        self, student: UNet2DConditionModel, teacher: UNet2DConditionModel, section: Distillation,
         prediction: str,
     ) -> None:  # fmt: skip
         """`teacher` stays outside the module's parameters: the engine must not partition it."""
@@ -79,14 +79,15 @@ class DistillationLoss(nn.Module):
         self.student = student
         self.section = section
         self.prediction = prediction
+        self.takes_guidance = student.config.time_cond_proj_dim is not None
         self.alphas = scaled_linear_alphas_cumprod()
         self.frozen: dict[str, nn.Module] = {"teacher": teacher}
 
     def consistency(
         self, unet: nn.Module, z: Tensor, t: Tensor, w: Tensor, states: Tensor
     ) -> Tensor:
-        """f(z, w, c, t) of a student UNet, float32."""
-        condition = guidance_embedding(w, GUIDANCE_WIDTH)
+        """f(z, w, c, t) of a student UNet, float32; one that takes no w knows but one."""
+        condition = guidance_embedding(w, GUIDANCE_WIDTH) if self.takes_guidance else None
         output = unet(z, t, states, timestep_cond=condition).sample.float()
         return consistency_function(output, z, t, self.alphas.to(z.device), self.prediction)
 
@@ -115,12 +116,13 @@ class DistillationLoss(nn.Module):
         return losses, {"mse": (found - target).square().mean()}
 
 
-class LLCMTask:
-    """The LLCM for the training loop."""
+class DistillationTask:
+    """Distillation of a Stable Diffusion for the training loop; a subclass makes the student."""
 
-    def __init__(self, config: Experiment, films: Films, teacher: Path, cache: Path) -> None:
+    def __init__(
+        self, section: Distillation, config: Experiment, films: Films, teacher: Path, cache: Path
+    ) -> None:
         """`films`: the training split; `teacher`: a diffusers folder of Stable Diffusion."""
-        section = config.llcm
         self.films = films
         self.section = section
         self.resolution = config.data.resolution
@@ -132,7 +134,7 @@ class LLCMTask:
         tokenizer, encoder = self.parts.tokenizer, self.parts.text_encoder
         self.states, self.rows = text.encode_captions(tokenizer, encoder, films.captions)
         self.null = text.encode_captions(tokenizer, encoder, [""])[0]
-        student = build_student(self.parts.unet)
+        student = self.build_student(self.parts.unet)
         if section.gradient_checkpointing:
             student.enable_gradient_checkpointing()
         unet = self.parts.unet.requires_grad_(False).eval().to(device())
@@ -142,11 +144,16 @@ class LLCMTask:
         if section.training.ema_images:  # else the target itself is exported
             self.averages["export"] = WeightAverage.for_export(student, section.training)
         self.timesteps = distillation_timesteps(section.skip)
+        self.guidance: tuple[float, float] = (0.0, 0.0)  # w is drawn from here
+
+    def build_student(self, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
+        """The network that is trained; it starts as its teacher."""
+        raise NotImplementedError
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Latents, noise, timesteps, guidance weights, text states and focus."""
         latents = self.latents[indices]
-        low, high = self.section.guidance
+        low, high = self.guidance
         landmarks = torch.from_numpy(self.films.landmarks[indices])
         return {
             "latents": latents,
@@ -163,6 +170,21 @@ class LLCMTask:
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""
         return [self.films.ids[i] for i in indices]
+
+
+class LLCMTask(DistillationTask):
+    """The LLCM for the training loop."""
+
+    section: LLCM
+
+    def __init__(self, config: Experiment, films: Films, teacher: Path, cache: Path) -> None:
+        """`films`: the training split; `teacher`: a diffusers folder of Stable Diffusion."""
+        super().__init__(config.llcm, config, films, teacher, cache)
+        self.guidance = config.llcm.guidance
+
+    def build_student(self, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
+        """A copy of the teacher that takes w."""
+        return build_student(teacher)
 
     def export(self, folder: Path) -> dict[str, float]:
         """Writes a diffusers folder: the averaged student with the LCM scheduler."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
 from hpc_hipgen.generators import text
@@ -18,8 +18,15 @@ SCHEDULERS = {"ddim": DDIMScheduler, "paper": DDIMScheduler, "leapfrog": Leapfro
 """Scheduler class by the name of the solver; "lcm" keeps the one that was exported."""
 
 
-def load_pipeline(folder: Path, precision: str = "fp32") -> StableDiffusionPipeline:
+def load_pipeline(
+    folder: Path, precision: str = "fp32", adapters: Path | None = None
+) -> StableDiffusionPipeline:
     """Loads an export on this machine's device; safetensors only, no network.
+
+    Args:
+        folder: the pipeline.
+        precision: fp32 or bf16.
+        adapters: folder of adapters for it, with the scheduler that they need, if any.
 
     Raises:
         ValueError: when the folder holds no pipeline.
@@ -34,6 +41,12 @@ def load_pipeline(folder: Path, precision: str = "fp32") -> StableDiffusionPipel
     )
     pipeline.set_progress_bar_config(disable=True)
     use_best_attention(pipeline.unet)
+    if adapters:
+        pipeline.load_lora_weights(adapters, local_files_only=True, use_safetensors=True)
+        if (adapters / "scheduler").is_dir():
+            pipeline.scheduler = LCMScheduler.from_pretrained(
+                adapters / "scheduler", local_files_only=True
+            )
     return pipeline.to(device())
 
 

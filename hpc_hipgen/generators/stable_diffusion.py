@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from hpc_hipgen.config import Diffusion, Experiment
+from hpc_hipgen.config import Denoising, Diffusion, Experiment
 from hpc_hipgen.diffusion.consistency import spatial_mean
 from hpc_hipgen.diffusion.schedule import (
     add_noise,
@@ -27,6 +27,7 @@ from hpc_hipgen.diffusion.schedule import (
 )
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
+from hpc_hipgen.generators.autoencoder import stride
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.latents import cached_latents, check_latents
 from hpc_hipgen.radiograph.layouts import Films
@@ -153,6 +154,16 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> P
     return parts
 
 
+def adapted_parts(base: Path, section: Denoising, train_text: bool = False) -> Parts:
+    """The parts of a Stable Diffusion folder, ready to be trained on."""
+    parts = load_parts(base)
+    parts.text_encoder.requires_grad_(train_text)
+    if section.gradient_checkpointing:
+        parts.unet.enable_gradient_checkpointing()
+    use_best_attention(parts.unet)
+    return parts
+
+
 class DenoiserLoss(nn.Module):
     """The networks that are trained, with the denoising loss."""
 
@@ -188,8 +199,90 @@ class DenoiserLoss(nn.Module):
         return losses, scalars
 
 
-class StableDiffusionTask:
-    """Stable Diffusion for the training loop."""
+def denoising_inputs(
+    latents: Tensor, texts: Tensor, null: Tensor, weight: Tensor, dropout: float,
+    random: ImageRandom,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The inputs of `DenoiserLoss` for latents (b, c, h, w) with their texts (b, n, ...).
+
+    A share `dropout` of the texts gives way to `null`, so that guidance has what to subtract.
+    """
+    dropped = random.uniform("dropout") < dropout
+    return {
+        "latents": latents,
+        "noise": random.normal("noise", *latents.shape[1:]),
+        "timesteps": random.integers("timestep", SCHEDULE["num_train_timesteps"]),
+        "text": torch.where(dropped.view(-1, *(1,) * (texts.ndim - 1)), null, texts),
+        "weight": weight,
+    }
+
+
+class DenoisingTask:
+    """Parts of a Stable Diffusion that are trained with the denoising loss."""
+
+    def __init__(
+        self, section: Denoising, config: Experiment, films: Films, parts: Parts, cache: Path,
+        train_text: bool = False,
+    ) -> None:  # fmt: skip
+        """`films`: what is trained on; `parts`: ready for it; `cache`: folder of the latents."""
+        self.films = films
+        self.section = section
+        self.resolution = config.data.resolution
+        self.size = len(films.ids)
+        self.parts = parts
+        self.train_text = train_text
+        self.latents = check_latents(cached_latents(parts.autoencoder, films, cache), films)
+        self.texts, self.rows = self.embed(films.captions)
+        self.null = self.embed([""])[0][0]
+        self.module = self.loss()
+        self.averages = {"export": WeightAverage.for_export(self.trained(), section.training)}
+
+    def trained(self) -> nn.Module:
+        """What is averaged for the export."""
+        return self.module.networks
+
+    def loss(self) -> DenoiserLoss:
+        """The networks with what they are trained with."""
+        return DenoiserLoss(self.parts, self.train_text, self.section.min_snr_gamma)
+
+    def embed(self, captions: list[str]) -> tuple[Tensor, np.ndarray]:
+        """What the loss takes as `text`, and each caption's row in it."""
+        tokenizer, encoder = self.parts.tokenizer, self.parts.text_encoder
+        if self.train_text:
+            return text.caption_ids(tokenizer, captions), np.arange(len(captions))
+        return text.encode_captions(tokenizer, encoder, captions)
+
+    def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
+        """Latents, noise, timesteps, captions (some dropped, for guidance) and focus."""
+        latents = self.latents[indices]
+        landmarks = torch.from_numpy(self.films.landmarks[indices])
+        size, extra = latents.shape[-1], self.section.hip_weight
+        weight = hip_focus(landmarks, size, self.resolution, extra)
+        texts = self.texts[self.rows[indices]]
+        dropout = self.section.caption_dropout
+        return denoising_inputs(latents, texts, self.null, weight, dropout, random)
+
+    def describe(self, indices: np.ndarray) -> list[str]:
+        """Names of the views."""
+        return [self.films.ids[i] for i in indices]
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes a diffusers folder with the averaged weights."""
+        networks = self.averages["export"].module.float().cpu()
+        encoder = networks["text_encoder"] if self.train_text else self.parts.text_encoder
+        text.bake_measurements(encoder)
+        Parts(
+            self.parts.autoencoder.float().cpu(),
+            networks["unet"],
+            self.parts.tokenizer,
+            encoder.float().cpu(),
+            self.parts.prediction,
+        ).save(folder, ddim_scheduler(self.parts.prediction))
+        return {"parameters": float(sum(p.numel() for p in networks.parameters()))}
+
+
+class StableDiffusionTask(DenoisingTask):
+    """Stable Diffusion for the training loop: from scratch, or on from a pretrained folder."""
 
     def __init__(
         self,
@@ -200,59 +293,6 @@ class StableDiffusionTask:
         cache: Path,
     ) -> None:
         """`films`: the training split; `cache`: folder of the latents."""
-        self.films = films
-        self.section = section
-        self.resolution = config.data.resolution
-        self.size = len(films.ids)
-        self.latents = check_latents(cached_latents(autoencoder, films, cache), films)
         torch.manual_seed(config.seed)
-        self.parts = build_parts(section, autoencoder, self.latents.shape[-1])
-        self.rows = np.arange(self.size)
-        self.texts, self.null = self._texts()
-        self.module = DenoiserLoss(self.parts, section.train_text, section.min_snr_gamma)
-        average = WeightAverage.for_export(self.module.networks, section.training)
-        self.averages = {"export": average}
-
-    def _texts(self) -> tuple[Tensor, Tensor]:
-        """What the loss takes as `text`, for each view, and for the empty caption."""
-        tokenizer, encoder = self.parts.tokenizer, self.parts.text_encoder
-        if self.section.train_text:
-            ids = text.caption_ids(tokenizer, self.films.captions)
-            return ids, text.token_ids(tokenizer, [""])[0]
-        states, self.rows = text.encode_captions(tokenizer, encoder, self.films.captions)
-        return states, text.encode_captions(tokenizer, encoder, [""])[0][0]
-
-    def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
-        """Latents, noise, timesteps, captions (some dropped, for guidance) and focus."""
-        latents = self.latents[indices]
-        texts = self.texts[self.rows[indices]]
-        dropped = random.uniform("dropout") < self.section.caption_dropout
-        dropped = dropped.view(-1, *(1,) * (texts.ndim - 1))
-        landmarks = torch.from_numpy(self.films.landmarks[indices])
-        return {
-            "latents": latents,
-            "noise": random.normal("noise", *latents.shape[1:]),
-            "timesteps": random.integers("timestep", SCHEDULE["num_train_timesteps"]),
-            "text": torch.where(dropped, self.null, texts),
-            "weight": hip_focus(
-                landmarks, latents.shape[-1], self.resolution, self.section.hip_weight
-            ),
-        }
-
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
-
-    def export(self, folder: Path) -> dict[str, float]:
-        """Writes a diffusers folder with the averaged weights."""
-        networks = self.averages["export"].module.float().cpu()
-        encoder = networks["text_encoder"] if self.section.train_text else self.parts.text_encoder
-        text.bake_measurements(encoder)
-        Parts(
-            self.parts.autoencoder.float().cpu(),
-            networks["unet"],
-            self.parts.tokenizer,
-            encoder.float().cpu(),
-            self.parts.prediction,
-        ).save(folder, ddim_scheduler(self.parts.prediction))
-        return {"parameters": float(sum(p.numel() for p in networks.parameters()))}
+        parts = build_parts(section, autoencoder, config.data.resolution // stride(autoencoder))
+        super().__init__(section, config, films, parts, cache, section.train_text)

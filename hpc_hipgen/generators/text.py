@@ -201,15 +201,33 @@ def attend_to_measurements(encoder: CLIPTextModel, logit: float = 6.0) -> None:
     embedding = encoder.get_input_embeddings()
     assert isinstance(embedding, MeasurementEmbedding), "no measurement tokens installed"
     attention = encoder.encoder.layers[0].self_attn
+    heads = encoder.config.num_attention_heads
+    queries = marker_queries(embedding, attention.k_proj.weight, heads, logit)
+    attention.q_proj.bias[: len(queries)] = queries
+
+
+def marker_queries(
+    embedding: MeasurementEmbedding, keys: Tensor, heads: int, logit: float
+) -> Tensor:
+    """Query biases with which half of a first layer's heads look at measurement tokens.
+
+    Args:
+        embedding: of the tokens, whose markers are looked for.
+        keys: (d, d) weight of the layer's keys, outputs first.
+        heads: number of heads of the layer.
+        logit: head start of measurement tokens before the softmax.
+
+    Returns:
+        (max(1, heads // 2) * d / heads,), the bias of the first heads.
+    """
     marker = embedding.network[2].bias / embedding.network[2].bias.norm()
-    width, heads = embedding.words.embedding_dim, encoder.config.num_attention_heads
+    width = embedding.words.embedding_dim
     size = width // heads
     # After the layer norm about 1/sqrt(2) of a measurement token's norm lies along its marker.
     along = math.sqrt(width / 2)
-    keys = (attention.k_proj.weight @ marker).view(heads, size)
-    for head in range(max(1, heads // 2)):
-        gain = logit * math.sqrt(size) / along / keys[head].square().sum()
-        attention.q_proj.bias[head * size : (head + 1) * size] = gain * keys[head]
+    found = (keys @ marker).view(heads, size)[: max(1, heads // 2)]
+    gains = logit * math.sqrt(size) / along / found.square().sum(1, keepdim=True)
+    return (gains * found).flatten()
 
 
 @torch.no_grad()

@@ -69,6 +69,17 @@ class Films:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, indices: Sequence[int]) -> "Films":
+        """These views, in this order."""
+        return Films(
+            **{
+                name: value[list(indices)]
+                if isinstance(value, np.ndarray)
+                else [value[i] for i in indices]
+                for name, value in vars(self).items()
+            }
+        )
+
 
 def write_layouts(data_folder: Path, rows: Sequence[Row]) -> None:
     """Write the manifest and the four layouts of the views that lie in `images`."""
@@ -161,6 +172,48 @@ def read_imagefolder(folder: Path) -> Films:
     if not rows:
         raise ValueError(f"{path}: no view")
     return _films((row, row["text"], folder / row["file_name"]) for row in rows)
+
+
+def read_pairs(data_folder: Path) -> Films:
+    """Load the pairs layout: images and captions from it, landmarks from the manifest.
+
+    Raises:
+        ValueError: no pair, or an image that has no text or no row in the manifest.
+    """
+    return _films(_captioned(data_folder, "pairs", "*.png"))
+
+
+def read_classes(data_folder: Path) -> Films:
+    """Load the class folders of a data folder: the training split.
+
+    Captions and classes are what the folders say; landmarks and films come from the manifest.
+
+    Raises:
+        ValueError: no class folder, or an image that has no text or no row in the manifest.
+    """
+    return _films(
+        (row | {"prompt_class": path.parent.name.removeprefix("class_")}, caption, path)
+        for row, caption, path in _captioned(data_folder, "classes", "class_*/*.png")
+    )
+
+
+def _captioned(
+    data_folder: Path, layout: str, pattern: str
+) -> list[tuple[dict[str, str], str, Path]]:
+    """Rows of the manifest, captions and images of a layout of pictures with texts beside them."""
+    folder, manifest = data_folder / "layouts" / layout, data_folder / "manifest.csv"
+    known = {row["id"]: row for row in _read_csv(manifest)}
+    items = []
+    for image in sorted(folder.glob(pattern), key=lambda path: path.stem):
+        text = image.with_suffix(".txt")
+        if image.stem not in known:
+            raise ValueError(f"{image}: has no row in {manifest}")
+        if not text.is_file():
+            raise ValueError(f"{text}: no such file; every image of this folder needs a caption")
+        items.append((known[image.stem], text.read_text(encoding="utf-8").strip(), image))
+    if not items:
+        raise ValueError(f"{folder}: no image {pattern}")
+    return items
 
 
 def read_shards(folder: Path, split: str) -> Films:

@@ -34,13 +34,18 @@ class ImageRandom:
     Streams are small integers or names that keep the uses apart (noise, timestep, ...).
     """
 
-    def __init__(self, seed: int, clock: np.ndarray) -> None:
-        """`clock` (b,): the images' indices on the clock."""
+    def __init__(self, seed: int, clock: np.ndarray, branch: str = "") -> None:
+        """`clock` (b,): the images' indices on the clock; `branch`: see `fork`."""
         self.seed = seed
         self.clock = [int(i) for i in clock]
+        self.branch = branch
+
+    def fork(self, name: str) -> ImageRandom:
+        """The same images with other numbers in every stream, for a second use of the streams."""
+        return ImageRandom(self.seed, np.array(self.clock), f"{self.branch}{name}/")
 
     def _generator(self, stream: str, index: int) -> torch.Generator:
-        key = [self.seed, index, *stream.encode()]
+        key = [self.seed, index, *f"{self.branch}{stream}".encode()]
         state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 

@@ -13,6 +13,7 @@ from hpc_hipgen.radiograph.layouts import (
     COLUMNS,
     read_imagefolder,
     read_manifest,
+    read_pairs,
     read_shards,
     write_layouts,
 )
@@ -64,6 +65,8 @@ def test_three_readers_one_answer(data, split):
     films = read_manifest(folder, split)
     same(films, read_imagefolder(folder / "layouts/imagefolder" / split))
     same(films, read_shards(folder / "layouts/shards", split))
+    if split == "train":
+        same(films, read_pairs(folder))
     chosen = [row for row in rows if row["split"] == split]
     assert films.ids == [row["id"] for row in chosen]
     assert films.captions == [row["caption"] for row in chosen]
@@ -148,3 +151,21 @@ def test_missing_data_is_named(tmp_path, data):
         read_manifest(data[0], "validation")
     with pytest.raises(ValueError, match=r"no shard validation-class_\*\.tar"):
         read_shards(data[0] / "layouts/shards", "validation")
+
+
+def test_a_pair_is_an_image_and_a_text(tmp_path):
+    write_layouts(tmp_path, fill(tmp_path))
+    pairs = tmp_path / "layouts" / "pairs"
+    first = sorted(pairs.glob("*.txt"))[0]
+    first.write_text("words of my own\n")
+    assert read_pairs(tmp_path).captions[0] == "words of my own"
+    first.unlink()
+    with pytest.raises(ValueError, match=f"{first.name}: no such file"):
+        read_pairs(tmp_path)
+    first.with_suffix(".png").rename(pairs / "stranger.png")
+    with pytest.raises(ValueError, match=r"stranger\.png: has no row in .*manifest\.csv"):
+        read_pairs(tmp_path)
+    for image in pairs.glob("*.png"):
+        image.unlink()
+    with pytest.raises(ValueError, match=r"pairs: no image \*\.png"):
+        read_pairs(tmp_path)

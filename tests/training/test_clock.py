@@ -80,3 +80,12 @@ def test_learning_rate_rises_then_falls_to_a_hundredth():
     assert lr(350) == pytest.approx(2.0 * (0.01 + 0.99 * (1 + math.cos(math.pi / 4)) / 2))
     assert lr(1100) == lr(5000) == pytest.approx(0.02)
     assert lr(5000, "constant") == 2.0 and lr(49, "constant") == lr(49)
+
+
+def test_a_fork_has_numbers_of_its_own_for_the_same_images():
+    random = ImageRandom(5, np.arange(3))
+    forked = random.fork("prior")
+    assert not torch.equal(random.normal("noise", 2), forked.normal("noise", 2))
+    alone = ImageRandom(5, np.array([1])).fork("prior")
+    assert torch.equal(forked.normal("noise", 2)[1:2], alone.normal("noise", 2))
+    assert not torch.equal(forked.fork("prior").normal("noise", 2), forked.normal("noise", 2))
