@@ -132,7 +132,6 @@ def test_the_default_experiment_has_all_models():
         ("ruler", {}, "key 'ruler.training' is missing"),
         ("lora", {"training": STEPS, "rank": 0}, "lora.rank: "),
         ("lora", {"training": STEPS, "layers": "most"}, "lora.layers: "),
-        ("lora", {"training": STEPS, "base": "/nowhere"}, "lora.base: /nowhere holds no diffusers"),
         ("dreambooth", {"training": STEPS, "films": 2}, "dreambooth.films: "),
         ("dreambooth", {"training": STEPS, "subjects": {}}, "subjects: one token a class"),
         ("dreambooth", {"training": STEPS, "subjects": {9: "sks"}}, "dreambooth.subjects.9"),
@@ -169,6 +168,11 @@ def test_adapters_need_a_base(tiny_settings):
     tiny_settings["stable_diffusion"] = tiny_settings["llcm"] = None
     (line,) = problems(tiny_settings)
     assert line.startswith("x.yaml: lora.base: give a diffusers folder")
+    tiny_settings["lora"]["base"] = "/nowhere"
+    config = parse_experiment(tiny_settings, "x")  # opens, wherever the base is
+    with pytest.raises(ConfigError, match=r"x: lora\.base: /nowhere holds no diffusers"):
+        check_inputs(config, "x")
+    check_inputs(config, "x", done=["train-lora"])
 
 
 def test_settings_of_the_command_line(tmp_path, tiny_settings):
