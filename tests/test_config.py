@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from hpc_hipgen.config import (
+    TRAINED,
     ConfigError,
+    Experiment,
     Text,
     check_inputs,
     load_experiment,
@@ -198,6 +200,11 @@ def test_files_that_are_no_experiment(tmp_path, content, words):
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="no such file"):
         load_experiment(tmp_path / "y.yaml")
+
+
+def test_models_have_one_order():
+    others = ("name", "seed", "data", "sampling", "evaluation", "logging")
+    assert TRAINED == tuple(name for name in Experiment.model_fields if name not in others)
 
 
 def test_what_is_trained(tiny_settings):
