@@ -364,10 +364,10 @@ class Experiment(Section):
     data: Data = Data()
     ruler: Ruler
     autoencoder: Autoencoder | None = None
+    discrete_vae: DiscreteVAE | None = None
     stable_diffusion: Diffusion | None = None
     stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
     llcm: LLCM | None = None
-    discrete_vae: DiscreteVAE | None = None
     lora: LoRA | None = None
     lcm_lora: LCMLoRA | None = None
     dreambooth: DreamBooth | None = None

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from hpc_hipgen.config import (
+    TRAINED,
     ConfigError,
+    Experiment,
     Text,
     check_inputs,
     load_experiment,
@@ -132,7 +134,6 @@ def test_the_default_experiment_has_all_models():
         ("ruler", {}, "key 'ruler.training' is missing"),
         ("lora", {"training": STEPS, "rank": 0}, "lora.rank: "),
         ("lora", {"training": STEPS, "layers": "most"}, "lora.layers: "),
-        ("lora", {"training": STEPS, "base": "/nowhere"}, "lora.base: /nowhere holds no diffusers"),
         ("dreambooth", {"training": STEPS, "films": 2}, "dreambooth.films: "),
         ("dreambooth", {"training": STEPS, "subjects": {}}, "subjects: one token a class"),
         ("dreambooth", {"training": STEPS, "subjects": {9: "sks"}}, "dreambooth.subjects.9"),
@@ -169,6 +170,11 @@ def test_adapters_need_a_base(tiny_settings):
     tiny_settings["stable_diffusion"] = tiny_settings["llcm"] = None
     (line,) = problems(tiny_settings)
     assert line.startswith("x.yaml: lora.base: give a diffusers folder")
+    tiny_settings["lora"]["base"] = "/nowhere"
+    config = parse_experiment(tiny_settings, "x")  # opens, wherever the base is
+    with pytest.raises(ConfigError, match=r"x: lora\.base: /nowhere holds no diffusers"):
+        check_inputs(config, "x")
+    check_inputs(config, "x", done=["train-lora"])
 
 
 def test_settings_of_the_command_line(tmp_path, tiny_settings):
@@ -194,6 +200,11 @@ def test_files_that_are_no_experiment(tmp_path, content, words):
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="no such file"):
         load_experiment(tmp_path / "y.yaml")
+
+
+def test_models_have_one_order():
+    others = ("name", "seed", "data", "sampling", "evaluation", "logging")
+    assert TRAINED == tuple(name for name in Experiment.model_fields if name not in others)
 
 
 def test_what_is_trained(tiny_settings):
