@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from datetime import timedelta
 from typing import Any
 
@@ -36,9 +35,6 @@ def init_distributed() -> None:
     # Without LOCAL_RANK DeepSpeed looks for MPI.
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)
-    if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
-        os.environ["MASTER_PORT"] = str(_free_port())
     # Its shared-memory all-reduce for CPUs is compiled at first use, and gains nothing here.
     __compatible_ops__["deepspeed_shm_comm"] = False
     on_gpu = torch.cuda.is_available()
@@ -46,15 +42,14 @@ def init_distributed() -> None:
         torch.cuda.set_device(device())
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30), verbose=False
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    backend, timeout = "nccl" if on_gpu else "gloo", timedelta(minutes=30)
+    if os.environ["WORLD_SIZE"] == "1":
+        # A lone process meets itself in memory: a free port may be taken before it is listened on.
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group(
+            backend, store=store, rank=0, world_size=1, timeout=timeout
+        )
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
 
 
 def rank() -> int:

@@ -113,7 +113,8 @@ def test_slurm_accepts_every_script(script, slurm):
 def test_slurm_accepts_what_the_dry_run_prints(site, experiment, slurm, clone, tmp_path):
     launch = [sys.executable, "-m", "jobs.launch", f"configs/{experiment}.yaml"]
     done = subprocess.run(
-        [*launch, "--dry-run", "--site", site],
+        # Inception is a download of its own; nothing that Slurm sees hangs on it
+        [*launch, "--dry-run", "--site", site, "evaluation.inception=null"],
         cwd=clone,
         capture_output=True,
         text=True,
