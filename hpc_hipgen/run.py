@@ -172,7 +172,7 @@ def _claim(path: Path, folder: bool) -> tuple[Path, IO[bytes]]:
         locked = temporary / _LOCK if folder else temporary
         with suppress(FileNotFoundError):  # taken for an abandoned one before it was locked
             file = locked.open("wb" if folder else "xb")
-            if _lock(file) is not False and locked.exists():
+            if lock(file) is not False and locked.exists():
                 return temporary, file
             file.close()
 
@@ -192,7 +192,7 @@ def clean_abandoned(folder: Path, name: str | None = None) -> None:
         locked = temporary / _LOCK if whole else temporary
         try:
             with locked.open("ab" if whole else "r+b") as file:
-                if not _lock(file):
+                if not lock(file):
                     continue
                 _restore(temporary)
                 locked.unlink()  # a maker that had not locked it yet sees this, and starts anew
@@ -216,7 +216,7 @@ def _restore(workspace: Path) -> None:
         os.replace(workspace / _RETIRED, workspace.with_name(name))
 
 
-def _lock(file: IO[bytes]) -> bool | None:
+def lock(file: IO[bytes]) -> bool | None:
     """True when this process holds the lock now, False when another does, None without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,9 +7,10 @@
 
 They go to weights/ of the clone, where the experiments look for them; with
 HIPGEN_WEIGHTS=/scratch/me/weights they go there, and weights/ becomes a link to it. What is there
-is left alone. An interrupted download goes on when the same command is given again. Every file is
-checked against a hash that is written in the code, or against the hub's, before it gets its name.
-HF_ENDPOINT=https://mirror asks another hub; proxies are taken from https_proxy.
+is left alone. After an interruption the same command goes on, with the file that was not whole yet.
+Every file is checked against a hash that is written in the code, or against the hub's, before
+anything gets its name. huggingface_hub downloads: HF_ENDPOINT=https://mirror asks another hub,
+proxies are taken from https_proxy; a token is neither needed nor sent.
 Exit status: 0 all there, 1 a download failed, a hash is wrong or something is missing, 2 a mistake.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from hpc_hipgen.cluster.site import ROOT
 from hpc_hipgen.config import ConfigError, load_experiment
-from hpc_hipgen.weights import CATALOGUE, FetchError, Weights, fetch, is_there, known, verify
+from hpc_hipgen.weights import CATALOGUE, FetchError, Weights, fetch, known, verify
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("wanted", nargs="*", help="names, or files of configs/; default: all")
     parser.add_argument("--check", action="store_true", help="hash again what is there")
     options = parser.parse_args(arguments)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # set by sbatch/common.sh
+        os.environ.pop(name, None)  # read when huggingface_hub is imported, which is later
     try:
         found = wanted(options.wanted)
         folder = weights_folder(ROOT / "weights")
@@ -105,7 +108,7 @@ def _one(weights: Weights, folder: Path, check: bool) -> int:
     """Fetches or checks one entry; returns the exit status."""
     place = folder / weights.name
     try:
-        if is_there(weights, folder):
+        if place.exists():  # fetched earlier, or put there by a person
             if check:
                 verify(weights, folder)
             print(f"{place}: there already{', hashes right' if check else ''}")

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -9,55 +12,75 @@ import pytest
 
 from hpc_hipgen import weights
 from hpc_hipgen.config import ConfigError
+from hpc_hipgen.run import lock
 from hpc_hipgen.weights import FetchError, Weights, fetch, verify
 from jobs import prefetch
 
 CONFIG, TENSORS = b'{"a": 1}', bytes(range(256)) * 400
-MODEL = Weights("model", "owner/name", "a model", "main", ("config.json", "unet/w.safetensors"))
+COMMIT = "c0ffee" + "0" * 34
+FILES = ("config.json", "unet/w.safetensors")
 
 
 def sha(content):
     return hashlib.sha256(content).hexdigest()
 
 
+MODEL = Weights(
+    "model", "owner/name", "a model", COMMIT, FILES, {"unet/w.safetensors": sha(TENSORS)}
+)
+
+
 class Hub(BaseHTTPRequestHandler):
-    """Lists and serves `files`, with ranges; `cut` ends answers of large files after so much."""
+    """Lists what the hub has, and serves what comes: `coming` where it differs, None breaks off."""
 
     files = {}  # noqa: RUF012
-    cut = None
+    coming = {}  # noqa: RUF012
     asked = []  # noqa: RUF012
 
+    def do_HEAD(self):
+        self.do_GET()
+
     def do_GET(self):
-        self.asked.append((self.path, self.headers.get("Range")))
-        if self.path.startswith("/api/models/owner/name/revision/"):
-            return self.answer(
-                200, json.dumps({"sha": "c0ffee", "siblings": self.listed()}).encode()
-            )
-        name = self.path.removeprefix("/owner/name/resolve/c0ffee/").removeprefix("/release/")
+        assert self.headers.get("Authorization") is None
+        path = self.path.partition("?")[0]
+        if path == f"/api/models/owner/name/revision/{COMMIT}":
+            return self.answer(json.dumps({"id": "owner/name", "siblings": self.listed()}).encode())
+        if path == f"/api/models/owner/name/tree/{COMMIT}":
+            return self.answer(json.dumps(self.listed()).encode())
+        name = path.removeprefix(f"/owner/name/resolve/{COMMIT}/").removeprefix("/release/")
+        if self.command == "GET":
+            self.asked.append(name)
         if name not in self.files:
-            return self.answer(404, b"no")
-        content, begin = self.files[name], 0
-        if given := self.headers.get("Range"):
-            begin = int(given.removeprefix("bytes=").rstrip("-"))
-            if begin >= len(content):
-                return self.answer(416, b"")
-        self.answer(206 if begin else 200, content[begin:])
+            return self.answer(b"no", 404)
+        content = self.files[name]
+        self.answer(self.coming.get(name, content), size=len(content), etag=self.hashes(name)[1])
+
+    def hashes(self, name):
+        """Name of the hash that the hub states, and the hash."""
+        content = self.files[name]
+        if name.endswith("safetensors"):
+            return "sha256", sha(content)
+        return "blob", hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
     def listed(self):
         entries = []
         for name, content in self.files.items():
-            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            entry = {"rfilename": name, "size": len(content), "blobId": blob}
-            if name.endswith("safetensors"):
-                entry["lfs"] = {"sha256": sha(content)}
+            kind, stated = self.hashes(name)
+            size = {"size": len(content)}
+            entry = {"type": "file", "path": name, "rfilename": name, "oid": stated, **size}
+            if kind == "sha256":
+                entry["lfs"] = {"oid": stated, "sha256": stated, "pointerSize": 1, **size}
             entries.append(entry)
         return entries
 
-    def answer(self, status, content):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
+    def answer(self, content, status=200, size=None, etag=None):
+        self.send_response(403 if content is None else status)
+        self.send_header("Content-Length", str(0 if content is None else size or len(content)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag" if etag else "X-Error-Code", etag or "EntryNotFound")
         self.end_headers()
-        self.wfile.write(content[: self.cut] if len(content) > 1000 else content)
+        if self.command == "GET" and content is not None:
+            self.wfile.write(content)
 
     def log_message(self, *arguments):
         pass
@@ -66,110 +89,103 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     """The class of the running server: its attributes are what it serves."""
-    handler = type("Handler", (Hub,), {"asked": []})
+    import huggingface_hub.constants
+
+    handler = type("Handler", (Hub,), {"asked": [], "coming": {}})
     handler.files = {"config.json": CONFIG, "unet/w.safetensors": TENSORS, "w.bin": b"never"}
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         handler.address = f"http://127.0.0.1:{server.server_address[1]}"
-        monkeypatch.setenv("HF_ENDPOINT", handler.address + "/")
+        constants = huggingface_hub.constants  # took HF_ENDPOINT when they were imported
+        template = handler.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", handler.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield handler
         server.shutdown()
 
 
 def names(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    """Files, without what is hidden."""
+    paths = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    return sorted(str(p) for p in paths if not any(part.startswith(".") for part in p.parts))
 
 
 def test_the_files_that_are_needed_and_no_other(hub, tmp_path):
     fetch(MODEL, tmp_path)
-    assert names(tmp_path) == [
-        "model/config.json",
-        "model/prefetch.json",
-        "model/unet/w.safetensors",
-    ]
-    assert (tmp_path / "model" / "unet" / "w.safetensors").read_bytes() == TENSORS
+    assert names(tmp_path) == [f"model/{n}" for n in ("config.json", "prefetch.json", FILES[1])]
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == ["model"]
+    assert not (tmp_path / "model" / ".cache").exists()
+    assert (tmp_path / "model" / FILES[1]).read_bytes() == TENSORS
     record = json.loads((tmp_path / "model" / "prefetch.json").read_text())
-    assert record["sha256"] == {"config.json": sha(CONFIG), "unet/w.safetensors": sha(TENSORS)}
+    assert record["revision"] == COMMIT
+    assert record["sha256"] == {"config.json": sha(CONFIG), FILES[1]: sha(TENSORS)}
     verify(MODEL, tmp_path)
     (tmp_path / "model" / "config.json").write_bytes(b'{"a": 2}')
     with pytest.raises(FetchError, match=r"config.json: SHA-256 is .*, expected "):
         verify(MODEL, tmp_path)
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_ended(hub, tmp_path):
-    hub.cut = 3000
-    with pytest.raises(FetchError, match=r"broke off .*3000 of 102400 bytes"):
+def test_what_came_whole_before_an_interruption_is_kept(hub, tmp_path):
+    hub.coming = {FILES[1]: None}
+    with pytest.raises(FetchError, match="the same command goes on from here") as error:
         fetch(MODEL, tmp_path)
-    assert not (tmp_path / "model").exists()
-    hub.cut = None
+    assert "\n" not in str(error.value)
+    assert names(tmp_path) == []
+    abandoned = tmp_path / ".model.partial" / ".cache" / "x.incomplete"
+    abandoned.write_bytes(b"of a killed process")
+    hub.coming = {}
     hub.asked.clear()
-    said = []
-    fetch(MODEL, tmp_path, said.append)
-    assert "  config.json: there already" in said
-    asked = [(path.rpartition("/")[2], begin) for path, begin in hub.asked[1:]]
-    assert asked == [("w.safetensors", "bytes=3000-")]
-    assert (tmp_path / "model" / "unet" / "w.safetensors").read_bytes() == TENSORS
-    assert not any(name.startswith(".") for name in names(tmp_path))
+    fetch(MODEL, tmp_path)
+    assert hub.asked == [FILES[1]]
+    verify(MODEL, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["unet/w.safetensors", "config.json"])
-def test_a_wrong_hash_is_refused_and_nothing_of_it_kept(hub, tmp_path, monkeypatch, name):
-    right = hub.files[name]
-    listing = weights.listing(MODEL)
-    hub.files[name] = bytes(len(right))  # same size, other content
-    monkeypatch.setattr(weights, "listing", lambda _: listing)
-    with pytest.raises(
-        FetchError, match=rf"{name}: .*SHA-.* is .*expected .*nothing of it was kept"
-    ):
+@pytest.mark.parametrize("name", FILES)
+def test_a_wrong_hash_is_refused_and_nothing_of_it_kept(hub, tmp_path, name):
+    hub.coming = {name: bytes(len(hub.files[name]))}  # same size, other content
+    with pytest.raises(FetchError, match=rf"wrong hash of {name}; not kept"):
         fetch(MODEL, tmp_path)
-    assert not (tmp_path / "model").exists()
-    assert not [n for n in names(tmp_path) if n.endswith(name) or n.endswith("download")]
-    hub.files[name] = right
+    assert names(tmp_path) == [] and not (tmp_path / ".model.partial" / name).exists()
+    hub.coming = {}
     fetch(MODEL, tmp_path)
     verify(MODEL, tmp_path)
 
 
-def test_a_hub_that_states_another_hash_than_is_pinned_is_not_asked_for_it(hub, tmp_path):
-    pinned = Weights(**{**vars(MODEL), "sha256": {"unet/w.safetensors": sha(b"genuine")}})
-    with pytest.raises(FetchError, match=r"w\.safetensors has SHA-256 .* there, expected"):
-        fetch(pinned, tmp_path)
-    assert names(tmp_path) == [".model.lock"] and len(hub.asked) == 1
+def test_the_pinned_hash_counts_whatever_the_hub_states(hub, tmp_path):
+    hub.files[FILES[1]] = b"forged"
+    with pytest.raises(FetchError, match=rf"wrong hash of {FILES[1]}"):
+        fetch(MODEL, tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_a_hub_without_the_file_or_no_hub(hub, tmp_path, monkeypatch):
     del hub.files["config.json"]
-    with pytest.raises(FetchError, match=r"lists no config\.json"):
+    with pytest.raises(FetchError, match=r"404 .*config\.json"):
         fetch(MODEL, tmp_path)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(FetchError, match="a machine with internet") as error:
         fetch(MODEL, tmp_path)
     assert "\n" not in str(error.value)
 
 
-def one_file(hub, content=TENSORS):
-    return Weights("w.pth", f"{hub.address}/release/w.pth", "one", sha256={"w.pth": sha(content)})
-
-
 def test_one_file_of_another_server(hub, tmp_path):
-    hub.files["w.pth"], hub.cut = TENSORS, 5000
-    with pytest.raises(FetchError, match="broke off"):
-        fetch(one_file(hub), tmp_path)
-    hub.cut = None
-    fetch(one_file(hub), tmp_path)
-    assert hub.asked[-1] == ("/release/w.pth", "bytes=5000-")
-    assert names(tmp_path) == ["w.pth"] and (tmp_path / "w.pth").read_bytes() == TENSORS
-    verify(one_file(hub), tmp_path)
-    with pytest.raises(FetchError, match="SHA-256"):
-        verify(one_file(hub, b"other"), tmp_path)
-
-
-def test_a_whole_download_that_got_no_name_yet(hub, tmp_path):
+    one = Weights("w.pth", f"{hub.address}/release/w.pth", "one", sha256={"w.pth": sha(TENSORS)})
+    with pytest.raises(FetchError, match="404"):
+        fetch(one, tmp_path)
     hub.files["w.pth"] = TENSORS
-    (tmp_path / ".w.pth.partial").mkdir()
-    (tmp_path / ".w.pth.partial" / "w.pth.download").write_bytes(TENSORS)
-    fetch(one_file(hub), tmp_path)
-    assert (tmp_path / "w.pth").read_bytes() == TENSORS
+    hub.coming = {"w.pth": bytes(len(TENSORS))}
+    with pytest.raises(FetchError, match="invalid hash value"):
+        fetch(one, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    hub.coming = {}
+    fetch(one, tmp_path)
+    assert names(tmp_path) == ["w.pth"] and (tmp_path / "w.pth").read_bytes() == TENSORS
+    verify(one, tmp_path)
+    (tmp_path / "w.pth").write_bytes(b"other")
+    with pytest.raises(FetchError, match="SHA-256"):
+        verify(one, tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_said_first(hub, tmp_path, monkeypatch):
@@ -177,16 +193,35 @@ def test_a_disk_that_is_too_small_is_said_first(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(weights.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(FetchError, match="are needed"):
         fetch(MODEL, tmp_path)
-    assert len(hub.asked) == 1
+    assert hub.asked == []
 
 
-def test_a_second_fetch_of_the_same_waits_for_nobody(hub, tmp_path):
-    with (
-        weights._alone(tmp_path / ".model.lock"),
-        pytest.raises(FetchError, match="another process"),
-    ):
-        fetch(MODEL, tmp_path)
+def test_a_second_fetch_waits_for_nobody(hub, tmp_path):
+    with (tmp_path / ".lock").open("wb") as file:
+        assert lock(file)
+        with pytest.raises(FetchError, match="another process"):
+            fetch(MODEL, tmp_path)
     fetch(MODEL, tmp_path)
+
+
+def test_the_command_is_online_where_all_else_is_offline(hub, tmp_path):
+    """As sbatch/prefetch.sh starts it: the variables of sbatch/common.sh are set."""
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'tests'); "
+        "import test_weights as t; "
+        "t.prefetch.CATALOGUE = (t.MODEL,); t.prefetch.ROOT = Path(sys.argv[1]); "
+        "sys.exit(t.prefetch.main([]))"
+    )
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_ENDPOINT": hub.address}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=weights.Path(__file__).parents[1],
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    verify(MODEL, tmp_path / "weights")
 
 
 @pytest.fixture
@@ -261,7 +296,14 @@ def test_the_catalogue_agrees_with_who_reads_it():
 
 def test_nothing_else_opens_a_connection_to_the_world():
     root = weights.Path(__file__).parents[1]
-    words = ("urllib.request", "import requests", "huggingface_hub", "http.client", "hf_hub_")
+    words = (
+        "urllib.request",
+        "import requests",
+        "from huggingface_hub",
+        "torch.hub",
+        "http.client",
+        "hf_hub_",
+    )
     found = {
         path.name
         for folder in ("hpc_hipgen", "jobs")
@@ -282,7 +324,7 @@ def test_a_fetched_stable_diffusion_is_read_offline(hub, tiny_run, tmp_path, mon
     wanted = weights.known("stable-diffusion-v1-5").files
     names = [n for n in wanted if n in there or not n.startswith("tokenizer/")]
     names += [n for n in there if n.startswith("tokenizer/")]  # transformers 5 writes one file
-    fetch(Weights("sd", "owner/name", "tiny", "main", tuple(names)), tmp_path)
+    fetch(Weights("sd", "owner/name", "tiny", COMMIT, tuple(names)), tmp_path)
     from hpc_hipgen.generators.stable_diffusion import load_parts
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
