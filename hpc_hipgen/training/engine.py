@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from datetime import timedelta
 from typing import Any
@@ -50,6 +51,13 @@ def init_distributed() -> None:
             backend, store=store, rank=0, world_size=1, timeout=timeout
         )
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    # Threads of a group that is still there when python ends now and then abort the process.
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def rank() -> int:
