@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -51,13 +53,23 @@ def init_distributed() -> None:
             backend, store=store, rank=0, world_size=1, timeout=timeout
         )
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
-    # Threads of a group that is still there when python ends now and then abort the process.
     atexit.register(_leave_group)
 
 
 def _leave_group() -> None:
+    """Ends the threads of the process group while python is whole.
+
+    A thread of gloo that lets go of a tensor while python is being taken down aborts the process
+    (github.com/pytorch/pytorch/issues/190489). The threads end with the last reference to the
+    groups, of which DeepSpeed holds some. Those that an engine of ZeRO stage 3 holds outlive it:
+    its threads get the time to let go of the last call's tensors.
+    """
+    from deepspeed import comm
+
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        comm.destroy_process_group()
+    gc.collect()
+    time.sleep(0.1)
 
 
 def rank() -> int:
