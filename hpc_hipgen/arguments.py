@@ -1,9 +1,20 @@
-"""The command line that the array stages share: a run, and which of its sample shards."""
+"""What the command lines of jobs/ share: help from the docstring; a run and its sample shards."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+
+
+def documented_parser(job: str, doc: str | None, more: str = "") -> argparse.ArgumentParser:
+    """A parser whose help is a module's docstring: first line, options, the rest, then `more`."""
+    head, _, rest = (doc or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m jobs.{job}",
+        description=head,
+        epilog=rest + more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def parse_shards(job: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:

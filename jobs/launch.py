@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.cluster.site import Site, load_site, slurm_answers
 from hpc_hipgen.config import (
     ConfigError,
@@ -42,13 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    head, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.launch",
-        description=head,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser("launch", __doc__)
     parser.add_argument("experiment", help="a file of configs/, or the folder or name of a run")
     parser.add_argument("settings", nargs="*", metavar="key.sub=value", help="settings to change")
     parser.add_argument(

@@ -16,11 +16,11 @@ Exit status: 0 all there, 1 a download failed, a hash is wrong or something is m
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.cluster.site import ROOT
 from hpc_hipgen.config import ConfigError, load_experiment
 from hpc_hipgen.weights import CATALOGUE, FetchError, Weights, fetch, known, verify
@@ -28,14 +28,8 @@ from hpc_hipgen.weights import CATALOGUE, FetchError, Weights, fetch, known, ver
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    head, _, rest = (__doc__ or "").partition("\n\n")
     names = "\n".join(f"  {w.name:44} {w.what}" for w in CATALOGUE)
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.prefetch",
-        description=head,
-        epilog=f"{rest}\nKnown weights:\n{names}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser("prefetch", __doc__, f"\nKnown weights:\n{names}")
     parser.add_argument("wanted", nargs="*", help="names, or files of configs/; default: all")
     parser.add_argument("--check", action="store_true", help="hash again what is there")
     options = parser.parse_args(arguments)

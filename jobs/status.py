@@ -12,7 +12,6 @@ queue and of which nothing else is known.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen import sweep as sweeps
+from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.cluster.accounting import GOOD, WAITING, WORKING, Job, look_up
 from hpc_hipgen.cluster.site import Site, load_site
 from hpc_hipgen.config import ConfigError
@@ -30,13 +30,7 @@ from hpc_hipgen.run import Run
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status, 2 when there is no such run."""
-    head, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.status",
-        description=head,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser("status", __doc__)
     parser.add_argument("run", nargs="?", help="run folder, or its name in results/")
     parser.add_argument("--site", help="a file of configs/site/, for its results folder")
     options = parser.parse_args(arguments)

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen import sweep as sweeps
+from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Item
@@ -146,13 +147,7 @@ def _scores(cell: Cell, table: pd.DataFrame) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    head, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.sweep",
-        description=head,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser("sweep", __doc__)
     parser.add_argument("run", help="run folder, or its name")
     parser.add_argument("grid", nargs="*", metavar="key=[a,b]", help="what to cross (below)")
     parser.add_argument("--name", default="grid", help="of the folder in RUN/sweeps (grid)")

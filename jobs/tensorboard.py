@@ -11,7 +11,6 @@ too; otherwise on this machine's loopback alone.
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import os
 import signal
@@ -20,19 +19,14 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status, 2 when there is nothing to show."""
-    head, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.tensorboard",
-        description=head,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser("tensorboard", __doc__)
     parser.add_argument("folder", nargs="?", help="run folder, its name, or a folder of runs")
     parser.add_argument("--site", help="a file of configs/site/, for its results folder")
     options = parser.parse_args(arguments)
