@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -239,6 +240,12 @@ def disk_full(error: BaseException | None) -> bool:
 def full_disk_advice(folder: Path) -> str:
     """One line for whoever filled the disk."""
     return f"{folder}: the disk is full. Free space there, then start again to go on."
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:

@@ -6,7 +6,6 @@ hashed, and renamed last. So what has its name is complete. No token is ever sen
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_hipgen.run import disk_full, fsync, lock, write_atomic
+from hpc_hipgen.run import disk_full, fsync, lock, sha256_of, write_atomic
 
 RECORD = "prefetch.json"
 _TIMEOUT = 30.0  # seconds for the hub to list the files
@@ -104,7 +103,7 @@ def verify(weights: Weights, folder: Path) -> None:
         path = place / name if weights.files else place
         if not path.is_file():
             raise FetchError(f"{path} is missing; {advice}")
-        if (found := sha256(path)) != expected:
+        if (found := sha256_of(path)) != expected:
             raise FetchError(f"{path}: SHA-256 is {found}, expected {expected}; {advice}")
 
 
@@ -151,7 +150,7 @@ def _fetch_folder(weights: Weights, partial: Path) -> None:
     for name in weights.files:
         hub.hf_hub_download(**commit, filename=name, local_dir=partial)
     checked = hub.verify_repo_checksums(**commit, local_dir=partial)
-    hashes = {name: sha256(partial / name) for name in weights.files}
+    hashes = {name: sha256_of(partial / name) for name in weights.files}
     wrong = {file["path"] for file in checked.mismatches}
     wrong |= {name for name, pinned in weights.sha256.items() if hashes[name] != pinned}
     if wrong:
@@ -172,9 +171,3 @@ def _make_room(sizes: Mapping[str, int], weights: Weights, partial: Path) -> Non
     free = shutil.disk_usage(partial).free
     if need > free:
         raise FetchError(f"{partial}: {need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

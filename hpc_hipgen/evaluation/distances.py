@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hpc_hipgen.weights import sha256
+from hpc_hipgen.run import sha256_of
 
 # Fréchet inception distances of the source paper, its DALL-E, per prompt class 1 to 4.
 PAPER_FID = {1: 205.27, 2: 498.41, 3: 492.34, 4: 271.92}
@@ -37,7 +37,7 @@ def check_hash(path: Path, expected: str) -> None:
         raise ValueError(
             f"{path}: no such weight file; `bash sbatch/prefetch.sh` fetches those known"
         )
-    found = sha256(path)
+    found = sha256_of(path)
     if found != expected:
         raise ValueError(f"{path}: SHA-256 is {found}, expected {expected}; not the known weights")
 

@@ -7,7 +7,6 @@ resumed on any number of ranks.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,7 +14,14 @@ from typing import Any
 
 import torch
 
-from hpc_hipgen.run import atomic_folder, clean_abandoned, disk_full, remove_folder, write_atomic
+from hpc_hipgen.run import (
+    atomic_folder,
+    clean_abandoned,
+    disk_full,
+    remove_folder,
+    sha256_of,
+    write_atomic,
+)
 from hpc_hipgen.training import portable
 from hpc_hipgen.training.engine import rank
 from hpc_hipgen.training.task import Task
@@ -84,7 +90,7 @@ def damage(path: Path, contents: bool = True) -> str | None:
             return f"{file.name} is missing"
         if file.stat().st_size != size:
             return f"{file.name} has {file.stat().st_size} bytes, {size} were written"
-        if contents and _digest(file) != digest:
+        if contents and sha256_of(file) != digest:
             return f"{file.name} does not hold what was written"
     return None
 
@@ -116,7 +122,7 @@ def _write(folder: Path, images: int, contents: dict[str, Any]) -> None:
             # given a path, torch reports a full disk as a position it did not expect
             with (temporary / name).open("wb") as file:
                 torch.save(content, file)
-        files = {n: [(temporary / n).stat().st_size, _digest(temporary / n)] for n in contents}
+        files = {n: [(temporary / n).stat().st_size, sha256_of(temporary / n)] for n in contents}
         write_atomic(temporary / _COMPLETE, json.dumps({"images": images, "files": files}))
     # a later one than this was damaged, or training would have gone on from it
     kept = [path for path in complete_checkpoints(folder) if path.name <= final.name][:KEEP]
@@ -136,11 +142,6 @@ def _why(folder: Path, images: int, error: Exception) -> str:
         f"{folder}: the checkpoint at {images} images could not be written ({reason}); {kept}. "
         f"{remedy} again to go on."
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load(path: Path) -> Any:
