@@ -217,7 +217,7 @@ def _restore(workspace: Path) -> None:
         os.replace(workspace / _RETIRED, workspace.with_name(name))
 
 
-def lock(file: IO[bytes]) -> bool | None:
+def lock(file: IO[Any]) -> bool | None:
     """True when this process holds the lock now, False when another does, None without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,7 +26,7 @@ from typing import Any
 from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.pipeline import Item, Stage
-from hpc_hipgen.run import Run, clean_abandoned, disk_full, full_disk_advice, write_atomic
+from hpc_hipgen.run import Run, clean_abandoned, disk_full, full_disk_advice, lock, write_atomic
 from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted
 
 LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
@@ -184,19 +184,13 @@ def _lock(path: Path) -> Iterator[None]:
     """Holds `path` against a second process; waits a little for one that is about to end."""
     with path.open("a+") as file:
         until = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    file.seek(0)
-                    raise RuntimeError(
-                        f"{path.parent.name} is being worked on already: {file.read() or path}"
-                    ) from None
-                time.sleep(0.2)
-            except OSError:  # a file system without locks: nothing to hold
-                break
+        while lock(file) is False:  # None, on a file system without locks: nothing to hold
+            if time.monotonic() > until:
+                file.seek(0)
+                raise RuntimeError(
+                    f"{path.parent.name} is being worked on already: {file.read() or path}"
+                )
+            time.sleep(0.2)
         file.seek(0)
         file.truncate()
         who = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
