@@ -7,8 +7,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -46,20 +46,25 @@ def clean_environment() -> Iterator[None]:
 
 
 @contextmanager
-def submission_environment(site: Site) -> Iterator[None]:
-    """The environment of sbatch, which hands it on to the job.
-
-    It is that of no enclosing job (`clean_environment`), with the secret variables of the site:
-    those must not stand in the script, which stays in the run folder.
-    """
+def job_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """The environment that a new job inherits: `variables`, and none of an enclosing job."""
     before = dict(os.environ)
-    os.environ.update({key: value for key, value in site.env.items() if is_secret(key)})
+    os.environ.update(variables)
     try:
         with clean_environment():
             yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def submission_environment(site: Site) -> AbstractContextManager[None]:
+    """The environment of sbatch, which hands it on to the job.
+
+    It has the secret variables of the site: those must not stand in the script, which stays in the
+    run folder.
+    """
+    return job_environment({key: value for key, value in site.env.items() if is_secret(key)})
 
 
 def job_variables(site: Site) -> dict[str, str]:
@@ -181,18 +186,11 @@ def local_executor(folder: Path, site: Site, processes: int) -> submitit.LocalEx
     return executor
 
 
-@contextmanager
-def local_variables(site: Site, more: dict[str, str]) -> Iterator[None]:
+def local_variables(site: Site, more: dict[str, str]) -> AbstractContextManager[None]:
     """The environment in which local jobs are started; `more` adds to it."""
-    before = dict(os.environ)
-    os.environ.update(job_variables(site) | more)
-    os.environ[GPUS_VARIABLE] = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    try:
-        with clean_environment():
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    variables = job_variables(site) | more
+    gpus = (os.environ | variables).get("CUDA_VISIBLE_DEVICES", "all")
+    return job_environment(variables | {GPUS_VARIABLE: gpus})
 
 
 def restore_gpus() -> None:
