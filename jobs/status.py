@@ -39,12 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    from hpc_hipgen.cluster.calls import submitted
+
     print(f"{run.folder}  (experiment {run.config.name})")
     graph = [*stages(run.config), *(s for name in sweeps.names(run) for s in sweeps.graph(name))]
     jobs, answered = look_up(
         submission["job"]
         for stage in graph
-        if not stage.done(run) and (submission := _submitted(run, stage.name))
+        if not stage.done(run) and (submission := submitted(run, stage.name))
     )
     for stage in graph:
         state, note = state_of(run, stage, jobs, answered)
@@ -66,12 +68,12 @@ def state_of(
         jobs: what Slurm knows of the submitted ones.
         answered: whether the queue is known, so that a job that is not in it has left it.
     """
-    from hpc_hipgen.cluster.calls import running
+    from hpc_hipgen.cluster.calls import running, submitted
 
     progress = _progress(run, stage)
     if stage.done(run):
         return "done", _joined((run.done(stage.name) or {}).get("finished", ""), progress)
-    submission = _submitted(run, stage.name)
+    submission = submitted(run, stage.name)
     job = jobs.get(submission["job"]) if submission else None
     if submission and job and job.state in ("RUNNING", "PENDING"):
         word = job.state.lower()
@@ -185,12 +187,6 @@ def _touched(folder: Path) -> float:
     """When anything of a run was last started."""
     launches = folder / "provenance" / "launches.jsonl"
     return (launches if launches.is_file() else folder).stat().st_mtime
-
-
-def _submitted(run: Run, stage: str) -> dict[str, Any] | None:
-    """The last submission of a stage: job id, log folder, time."""
-    path = run.path("logs", stage, "submitted.json")
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 if __name__ == "__main__":

@@ -157,6 +157,12 @@ def stage_logs(run: Run, stage: str) -> Path:
     return folder
 
 
+def submitted(run: Run, stage: str) -> dict[str, Any] | None:
+    """The last submission of a stage: job id, log folder, time."""
+    path = run.path("logs", stage, "submitted.json")
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 def failures(run: Run, stage: str, since: float = 0.0) -> list[dict[str, Any]]:
     """What ended jobs of this stage later than `since` (seconds of the epoch)."""
     files = sorted(run.path("logs", stage).glob("failed*.json"))

@@ -7,9 +7,8 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from hpc_hipgen.cluster.calls import StageCall, stage_logs
+from hpc_hipgen.cluster.calls import StageCall, stage_logs, submitted
 from hpc_hipgen.cluster.executors import (
     queued_jobs,
     refusal,
@@ -113,12 +112,6 @@ def refusals(graph: list[Stage], site: Site) -> dict[str, str]:
         if why:
             found[stage.name] = why
     return found
-
-
-def submitted(run: Run, stage: str) -> dict[str, Any] | None:
-    """The last submission of a stage: job id, log folder, time."""
-    path = run.path("logs", stage, "submitted.json")
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _submit(

@@ -14,7 +14,7 @@ import yaml
 from slurm_cluster import wait_until
 from slurm_runs import on, site_with
 
-from hpc_hipgen.cluster.slurm import submitted
+from hpc_hipgen.cluster.calls import submitted
 from hpc_hipgen.pipeline import report_items, stages
 from hpc_hipgen.run import Run
 from jobs import status
