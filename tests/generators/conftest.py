@@ -27,7 +27,31 @@ np.savez(sys.argv[2], **found)
 
 
 @pytest.fixture(scope="session")
-def stock(tiny_run, tmp_path_factory):
+def stock_process(tmp_path_factory):
+    """Runs a script in a process that has no code of this project.
+
+    `stock_process(script, asked)` hands it what is asked for, as JSON, and the path of an npz, and
+    returns the arrays that it stored there and what it said.
+    """
+
+    def run(script, asked):
+        path = tmp_path_factory.mktemp("stock") / "images.npz"
+        done = subprocess.run(
+            [sys.executable, "-c", script, json.dumps(asked), str(path)],
+            cwd="/",
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        with np.load(path) as stored:
+            return dict(stored), done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stock(tiny_run, stock_process):
     """What a process that has no code of this project draws for the first prompts of each row."""
     from hpc_hipgen.evaluation.samples import read_samples
 
@@ -43,15 +67,5 @@ def stock(tiny_run, tmp_path_factory):
             info["steps"],
             info["guidance"],
         )
-    path = tmp_path_factory.mktemp("stock") / "images.npz"
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK, json.dumps(asked), str(path)],
-        cwd="/",
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    with np.load(path) as images:
-        drawn = dict(images)
-    return SimpleNamespace(drawn=drawn, stored=stored, said=done.stdout + done.stderr)
+    drawn, said = stock_process(STOCK, asked)
+    return SimpleNamespace(drawn=drawn, stored=stored, said=said)

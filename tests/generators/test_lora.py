@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -172,7 +170,7 @@ def test_a_run_of_adapters_alone(lora_run, tiny_run):
 
 
 @pytest.mark.slow
-def test_the_stock_pipeline_loads_the_adapters_and_draws_what_was_stored(lora_run, tmp_path):
+def test_the_stock_pipeline_loads_the_adapters_and_draws_what_was_stored(lora_run, stock_process):
     asked, stored = {}, {}
     for row, model in (("lora", "lora"), ("lcm_lora_2", "lcm_lora")):
         first = read_samples(lora_run.path("samples", row, "shard-00000.tar"))[0]
@@ -180,19 +178,10 @@ def test_the_stock_pipeline_loads_the_adapters_and_draws_what_was_stored(lora_ru
         folders = [str(lora_run.base(model)), str(lora_run.path(model, "export"))]
         info = [first.info[name] for name in ("seed", "steps", "guidance")]
         asked[model] = [*folders, first.prompt, *info]
-    path = tmp_path / "images.npz"
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK, json.dumps(asked), str(path)],
-        cwd="/",
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    with np.load(path) as drawn:
-        for model, image in stored.items():
-            # drawn alone here and in a batch there: sums of floats differ in their last bits
-            assert np.abs(drawn[model].astype(int) - image).max() <= 1, model
+    drawn, _ = stock_process(STOCK, asked)
+    for model, image in stored.items():
+        # drawn alone here and in a batch there: sums of floats differ in their last bits
+        assert np.abs(drawn[model].astype(int) - image).max() <= 1, model
 
 
 @pytest.mark.parametrize("layers", ["attention", "all"])
