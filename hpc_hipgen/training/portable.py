@@ -23,7 +23,7 @@ _GATHERED_AT_ONCE = 32
 def state_of(engine: Any) -> dict[str, Any]:
     """Weights, buffers, moments and step count; called by every rank, whole on rank 0 only."""
     parameters = dict(engine.module.named_parameters())
-    state: dict[str, Any] = {"weights": {}, "step": 0}
+    state: dict[str, Any] = {"weights": {}}
     for names in _batches(parameters):
         with gathered([parameters[name] for name in names]):
             state["weights"] |= {name: _kept(parameters[name]) for name in names}
