@@ -1,0 +1,78 @@
+"""The description of an experiment: one strict YAML file, checked before anything is submitted.
+
+Every setting is a field of one of the models here, with its range. An unknown key, a value out
+of range or settings that contradict each other raise `ConfigError` with one line per problem.
+Nothing heavy is imported here: this package is what the login node runs.
+"""
+
+from hpc_hipgen.config.base import (
+    ADAPTED,
+    FIRST_STAGES,
+    GENERATORS,
+    TIMESTEPS,
+    TRAINED,
+    ConfigError,
+    Section,
+)
+from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, Ruler, Training
+from hpc_hipgen.config.experiment import Experiment, check_batches
+from hpc_hipgen.config.generators import (
+    LLCM,
+    Adapters,
+    DallE,
+    Denoising,
+    Diffusion,
+    Distillation,
+    DreamBooth,
+    LCMLoRA,
+    LoRA,
+    Text,
+    TokenSampling,
+    UNet,
+)
+from hpc_hipgen.config.inputs import check_inputs
+from hpc_hipgen.config.reading import (
+    load_experiment,
+    parse_experiment,
+    parse_settings,
+    settings_tree,
+)
+from hpc_hipgen.config.scoring import Evaluation, Logging, Sampling, WandB
+
+__all__ = [
+    "ADAPTED",
+    "FIRST_STAGES",
+    "GENERATORS",
+    "LLCM",
+    "TIMESTEPS",
+    "TRAINED",
+    "Adapters",
+    "Autoencoder",
+    "ConfigError",
+    "DallE",
+    "Data",
+    "Denoising",
+    "Diffusion",
+    "DiscreteVAE",
+    "Distillation",
+    "DreamBooth",
+    "Evaluation",
+    "Experiment",
+    "LCMLoRA",
+    "LoRA",
+    "Logging",
+    "Ruler",
+    "Sampling",
+    "Section",
+    "Text",
+    "TokenSampling",
+    "Training",
+    "UNet",
+    "WandB",
+    "check_batches",
+    "check_inputs",
+    "load_experiment",
+    "parse_experiment",
+    "parse_settings",
+    "settings_tree",
+]

@@ -1,0 +1,109 @@
+"""The sections of the films, of a training run and of the first stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from hpc_hipgen.config.base import Section
+
+
+class Data(Section):
+    """The films: where they come from and how they are cropped."""
+
+    source: Literal["phantom", "films"] = "phantom"
+    films: Path | None = None  # folder of PNG, JPEG or DICOM files
+    landmarks: Path | None = None  # CSV or COCO JSON; default: landmarks.csv in the folder
+    train: int = Field(219, gt=0)  # phantoms to draw; for films, the proportion of dogs
+    validation: int = Field(31, gt=0)
+    test: int = Field(84, gt=0)
+    resolution: int = Field(128, ge=32, le=2048, multiple_of=8)  # pixels, square views
+    head_distance: float = Field(0.6, ge=0.2, le=0.8)  # D as a fraction of the view's width
+    views: int = Field(16, ge=1)  # crops of one training film: the nominal one, then jittered ones
+    # Share of the full jitter (4 degrees, 3 % of the width, 5 % zoom). A generator learns the angle
+    # far sooner from hips that stay in place; the ruler has its own, larger, augmentation.
+    jitter: float = Field(0.25, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _films_given(self) -> Data:
+        if self.source == "films" and self.films is None:
+            raise ValueError("data.films: a folder is needed when data.source is 'films'")
+        if self.source == "phantom" and (self.films or self.landmarks):
+            raise ValueError("data.films: given, but data.source is 'phantom', which ignores it")
+        return self
+
+
+class Training(Section):
+    """One training run. Everything is counted in training images seen (the one clock)."""
+
+    images: int = Field(gt=0)  # length of the run
+    batch: int = Field(gt=0)  # images an optimizer step, over all ranks
+    micro_batch: int | None = Field(None, gt=0)  # images a rank holds at once; the rest accumulates
+    lr: float = Field(gt=0, le=1)
+    schedule: Literal["constant", "cosine"] = "cosine"  # cosine: down to 1 % of lr at the end
+    warmup_images: int = Field(0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)  # gradient norm
+    ema_images: float = Field(0.0, ge=0)  # time constant of the weight average; 0: no average
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    checkpoint_images: int = Field(2_000, gt=0)  # between two checkpoints
+    log_images: int = Field(512, gt=0)  # between two lines of metrics.jsonl
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(
+                f"batch: {self.batch} is not a multiple of micro_batch {self.micro_batch}"
+            )
+        if self.images < self.batch:
+            raise ValueError(f"images: {self.images} is less than one batch of {self.batch}")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "zero_stage: 0 with bf16 takes a false first optimizer step in DeepSpeed 0.19; "
+                "use 1 or more"
+            )
+        return self
+
+
+class Ruler(Section):
+    """The landmark network that measures the angles."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 96)
+    pretrained: Path | None = None  # <run>/ruler/export of another run: nothing is trained
+    training: Training
+
+
+class Autoencoder(Section):
+    """The KL autoencoder (diffusers AutoencoderKL); trained from scratch unless `pretrained`."""
+
+    pretrained: Path | None = None
+    block_out_channels: tuple[int, ...] = (16, 32, 64)  # stride 2 ** (levels - 1)
+    layers_per_block: int = Field(1, ge=1)
+    latent_channels: int = Field(4, ge=1)
+    kl_weight: float = Field(1e-6, ge=0)
+    hip_weight: float = Field(4.0, ge=0)  # extra weight of the pixels around the hips
+    # Pixels; trains on windows of the views, most of them at a hip. It has no attention, so what
+    # is learnt on windows holds for views, and a window costs less.
+    window: int | None = Field(None, ge=16)
+    training: Training | None = None
+
+
+class DiscreteVAE(Section):
+    """The autoencoder of DALL-E, whose latents are entries of a codebook."""
+
+    pretrained: Path | None = None  # <run>/discrete_vae/export of another run
+    block_out_channels: tuple[int, ...] = (16, 32, 32, 64)  # stride 2 ** (levels - 1)
+    layers_per_block: int = Field(1, ge=1)
+    codes: int = Field(512, ge=2)  # entries of the codebook
+    code_width: int = Field(32, ge=1)  # channels of an entry
+    # Of the Gumbel-softmax: from the first to the second over `anneal`, a share of the run.
+    temperature: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.0625)
+    anneal: float = Field(0.75, gt=0, le=1)
+    kl_weight: float = Field(0.0, ge=0)  # of the divergence from even use of the codebook
+    hip_weight: float = Field(4.0, ge=0)  # extra weight of the pixels around the hips
+    window: int | None = Field(None, ge=16)  # as of the autoencoder
+    training: Training | None = None

@@ -1,0 +1,204 @@
+"""A whole experiment, and the checks that involve several of its sections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from hpc_hipgen.config.base import ADAPTED, FIRST_STAGES, TIMESTEPS, TRAINED, ConfigError, Section
+from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, Ruler
+from hpc_hipgen.config.generators import LLCM, DallE, Diffusion, DreamBooth, LCMLoRA, LoRA
+from hpc_hipgen.config.scoring import Evaluation, Logging, Sampling
+
+
+class Experiment(Section):
+    """A whole experiment: one file of configs/."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    data: Data = Data()
+    ruler: Ruler
+    autoencoder: Autoencoder | None = None
+    discrete_vae: DiscreteVAE | None = None
+    stable_diffusion: Diffusion | None = None
+    stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
+    llcm: LLCM | None = None
+    lora: LoRA | None = None
+    lcm_lora: LCMLoRA | None = None
+    dreambooth: DreamBooth | None = None
+    dall_e: DallE | None = None
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+    logging: Logging = Logging()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        return _check_experiment(self)
+
+    def trained(self) -> list[str]:
+        """Names of the models that this experiment trains, in order."""
+        sections = {name: getattr(self, name) for name in TRAINED}
+        return [
+            name
+            for name, section in sections.items()
+            if section and not (name in FIRST_STAGES and section.pretrained)
+        ]
+
+
+def _check_experiment(config: Experiment) -> Experiment:
+    """Checks that involve several sections; raises ValueError naming the key."""
+    if config.stable_diffusion and not config.autoencoder:
+        raise ValueError("autoencoder: needed by stable_diffusion")
+    if config.llcm and not config.stable_diffusion:
+        raise ValueError("llcm: needs stable_diffusion, its teacher")
+    if config.dall_e and not config.discrete_vae:
+        raise ValueError("discrete_vae: needed by dall_e")
+    baseline = config.stable_diffusion_caption
+    if baseline and baseline.conditioning != "caption":
+        raise ValueError("stable_diffusion_caption.conditioning: must be 'caption'")
+    for name in ("autoencoder", "discrete_vae"):
+        auto = getattr(config, name)
+        if auto and auto.pretrained is None and auto.training is None:
+            raise ValueError(f"{name}: give either pretrained (a folder) or training")
+    for name in ("stable_diffusion", "stable_diffusion_caption"):
+        if section := getattr(config, name):
+            _check_measurements(name, section)
+    for name in ADAPTED:
+        if (section := getattr(config, name)) and not (section.base or config.stable_diffusion):
+            raise ValueError(
+                f"{name}.base: give a diffusers folder of Stable Diffusion, or train "
+                "stable_diffusion"
+            )
+    if config.data.source == "phantom":
+        check_batches(config, config.data.train)
+    _check_shapes(config)
+    _check_steps(config)
+    _check_apart(config.data.films, config.evaluation.films)
+    return config
+
+
+def check_batches(config: Experiment, films: int) -> None:
+    """Every batch fits into the views of so many training films; raises ConfigError naming it."""
+    views = config.data.views
+    for name in config.trained():
+        section = getattr(config, name)
+        own = min(films, section.instances) if isinstance(section, DreamBooth) else films
+        if section.training.batch > own * views:
+            raise ConfigError(
+                f"{name}.training.batch: {section.training.batch} is more than the data set has "
+                f"({own} films x {views} views = {own * views})"
+            )
+
+
+def _check_shapes(config: Experiment) -> None:
+    """Networks that are built here can be built, and take the views; raises ValueError."""
+    resolution = config.data.resolution
+    if config.ruler.pretrained is None:
+        _multiples("ruler.channels", config.ruler.channels, 8)
+        _multiples(
+            "data.resolution",
+            [resolution],
+            2 ** len(config.ruler.channels),
+            "the stride of the ruler",
+        )
+    for name in ("autoencoder", "discrete_vae"):
+        _check_autoencoder(name, getattr(config, name), resolution)
+    if config.dall_e:
+        _check_dall_e(config.dall_e, config.discrete_vae)
+    for name in ("stable_diffusion", "stable_diffusion_caption"):
+        section = getattr(config, name)
+        if section is None or section.pretrained:
+            continue
+        channels, head = section.unet.block_out_channels, section.unet.head_dim
+        _multiples(f"{name}.unet.block_out_channels", channels, 16)
+        for width in channels:
+            _multiples(
+                f"{name}.unet.block_out_channels",
+                [width],
+                max(1, width // head),
+                "the number of heads",
+            )
+        _multiples(f"{name}.text.hidden_size", [section.text.hidden_size], section.text.heads)
+
+
+def _check_autoencoder(name: str, auto: Autoencoder | DiscreteVAE | None, resolution: int) -> None:
+    """An autoencoder that is built here takes the views and their windows; raises ValueError."""
+    if auto is None or auto.pretrained:
+        return
+    what = f"the stride of the {name}"
+    _multiples(f"{name}.block_out_channels", auto.block_out_channels, 8)
+    stride = 2 ** (len(auto.block_out_channels) - 1)
+    _multiples("data.resolution", [resolution], stride, what)
+    if auto.window:
+        _multiples(f"{name}.window", [auto.window], stride, what)
+        if auto.window > resolution:
+            raise ValueError(f"{name}.window: {auto.window} is above data.resolution, {resolution}")
+
+
+def _check_dall_e(section: DallE, vae: DiscreteVAE | None) -> None:
+    """The transformer can be built, and draws from a codebook that is there; raises ValueError."""
+    _multiples("dall_e.width", [section.width], section.heads, "dall_e.heads")
+    top_k = section.sampling.top_k
+    if vae and vae.pretrained is None and top_k and top_k > vae.codes:
+        raise ValueError(f"dall_e.sampling.top_k: {top_k} is above discrete_vae.codes, {vae.codes}")
+    if section.sampling.guidance > 1 and section.caption_dropout == 0:
+        raise ValueError(
+            "dall_e.sampling.guidance: needs dall_e.caption_dropout, from which the model learns "
+            "images without a caption"
+        )
+
+
+def _multiples(key: str, values: Iterable[int], of: int, what: str = "a group's channels") -> None:
+    for value in values:
+        if value % of:
+            raise ValueError(f"{key}: {value} is not a multiple of {of}, {what}")
+
+
+def _check_measurements(name: str, section: Diffusion) -> None:
+    """New tokens in a pretrained text encoder mean nothing untrained; raises ValueError."""
+    if section.pretrained and section.conditioning == "measurement" and not section.train_text:
+        raise ValueError(
+            f"{name}.train_text: must be true, or the measurement tokens that are added to a "
+            "pretrained text encoder stay random"
+        )
+
+
+def _check_steps(config: Experiment) -> None:
+    """The timesteps that are trained on and sampled at exist; raises ValueError."""
+    llcm, steps = config.llcm, config.sampling.llcm_steps
+    for name, section in (("llcm", llcm), ("lcm_lora", config.lcm_lora)):
+        if section is None:
+            continue
+        if TIMESTEPS % section.skip:
+            raise ValueError(
+                f"{name}.skip: {section.skip} does not divide the {TIMESTEPS} timesteps"
+            )
+        most = TIMESTEPS // section.skip
+        if not steps or len(set(steps)) < len(steps) or not all(1 <= n <= most for n in steps):
+            raise ValueError(
+                f"sampling.llcm_steps: different numbers within 1..{most} ({name}.skip "
+                f"{section.skip}) are needed, not {list(steps)}"
+            )
+    if llcm is None:
+        return
+    low, high = llcm.guidance
+    if not 0 <= low <= high:
+        raise ValueError(f"llcm.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
+    w = config.sampling.student_guidance - 1
+    if not low <= w <= high:
+        raise ValueError(
+            f"sampling.llcm_guidance: w = {w:g} (the scale less 1) is outside llcm.guidance "
+            f"[{low:g}, {high:g}], for which the student is trained"
+        )
+
+
+def _check_apart(trained: Path | None, measured: Path | None) -> None:
+    """No film is both trained on and measured; raises ValueError."""
+    if trained and measured:
+        first, second = trained.resolve(), measured.resolve()
+        if first.is_relative_to(second) or second.is_relative_to(first):
+            raise ValueError(
+                f"evaluation.films: {measured} shares films with data.films, which train"
+            )

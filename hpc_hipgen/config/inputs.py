@@ -1,0 +1,89 @@
+"""Whether the weights and folders that an experiment names are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from hpc_hipgen.config.base import ADAPTED, ConfigError
+from hpc_hipgen.config.data import Data
+from hpc_hipgen.config.experiment import Experiment
+
+
+def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> None:
+    """Sees that the weights and folders that an experiment reads are there.
+
+    Args:
+        config: the experiment.
+        origin: named in the message.
+        done: stages that are done, whose inputs are no longer needed.
+
+    Raises:
+        ConfigError: one line for each that is missing.
+    """
+    done = set(done)
+    problems = [] if "prepare" in done else _missing_films(config)
+    for name in ("autoencoder", "stable_diffusion", "stable_diffusion_caption"):
+        section = getattr(config, name)
+        folder = section.pretrained if section else None
+        if folder and f"train-{name}" not in done and not folder.exists():
+            problems.append(_absent(f"{name}.pretrained", folder))
+    for name in ADAPTED:
+        section = getattr(config, name)
+        if section and section.base and f"train-{name}" not in done:
+            if not (section.base / "model_index.json").is_file():
+                problems.append(
+                    f"{name}.base: {section.base} holds no diffusers pipeline (model_index.json)"
+                )
+    if config.discrete_vae and (folder := config.discrete_vae.pretrained):
+        if not (folder / "config.json").is_file():
+            problems.append(
+                f"discrete_vae.pretrained: {folder} holds no config.json; give the folder "
+                "discrete_vae/export of a run"
+            )
+    weights = config.evaluation.inception
+    if weights and not weights.is_file():
+        problems.append(_absent("evaluation.inception", weights))
+    if config.ruler.pretrained:
+        try:
+            _check_ruler(config.ruler.pretrained, config.data)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+
+
+def _missing_films(config: Experiment) -> list[str]:
+    given = {"data.films": config.data.films, "evaluation.films": config.evaluation.films}
+    return [
+        f"{key}: {path} is not a folder"
+        for key, path in given.items()
+        if path and not path.is_dir()
+    ]
+
+
+def _absent(key: str, path: Path) -> str:
+    return (
+        f"{key}: {path} does not exist; on a machine with internet, such as the login node, "
+        "`bash sbatch/prefetch.sh` fetches the known weights into weights/"
+    )
+
+
+def _check_ruler(folder: Path, data: Data) -> None:
+    """A pretrained ruler measures views of the size and crop of `data`; raises ValueError."""
+    try:
+        settings = json.loads((folder / "ruler.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"ruler.pretrained: {folder} holds no ruler.json; give the folder ruler/export of a run"
+        ) from None
+    except ValueError:
+        raise ValueError(f"ruler.pretrained: {folder / 'ruler.json'} is damaged") from None
+    for key in ("resolution", "head_distance"):
+        made, wanted = settings.get(key), getattr(data, key)
+        if made is not None and made != wanted:
+            raise ValueError(
+                f"ruler.pretrained: {folder} was trained on views with {key} {made:g}, but "
+                f"data.{key} is {wanted:g}; set data.{key}={made:g}, or train a ruler"
+            )
