@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import glob
 import hashlib
 import json
@@ -118,7 +119,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file through a temporary name, fsync and rename."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    clean_abandoned(path.parent, path.name)
+    _clean_files_once(path.parent)
     temporary, file = _claim(path, folder=False)
     try:
         with file:
@@ -182,7 +183,7 @@ def _new_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
 
 
-def clean_abandoned(folder: Path, name: str | None = None) -> None:
+def clean_abandoned(folder: Path, name: str | None = None, files_only: bool = False) -> None:
     """Removes what killed makers of the artefact `name`, or of any, left in `folder`.
 
     Nothing is removed where the file system has no locks, since nobody can tell then.
@@ -190,6 +191,8 @@ def clean_abandoned(folder: Path, name: str | None = None) -> None:
     pattern = f".{'*' if name is None else glob.escape(name)}.*{_TEMPORARY}"
     for temporary in folder.glob(pattern):
         whole = temporary.is_dir()
+        if whole and files_only:
+            continue
         locked = temporary / _LOCK if whole else temporary
         try:
             with locked.open("ab" if whole else "r+b") as file:
@@ -201,6 +204,16 @@ def clean_abandoned(folder: Path, name: str | None = None) -> None:
             continue
         if whole:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@functools.cache
+def _clean_files_once(folder: Path) -> None:
+    """Removes what killed makers of files left, at this process's first file in `folder`.
+
+    Before every file, looking through a folder of n shards would cost n * n. A folder in the making
+    stays, abandoned or not, until its own name is made again: its maker has to lock it first.
+    """
+    clean_abandoned(folder, files_only=True)
 
 
 def remove_folder(path: Path) -> None:

@@ -76,8 +76,9 @@ def replace_folder(path, content):
 
 def test_what_a_killed_process_left_goes_when_the_artefact_is_made_again(tmp_path):
     killed_while(write_atomic, tmp_path / "a", "x")
+    killed_while(write_atomic, tmp_path / "never again", "x")
     killed_while(replace_folder, tmp_path / "f", "one")
-    assert len(names(tmp_path)) == 2
+    assert len(names(tmp_path)) == 2, "the second process removed what the first had left"
     write_atomic(tmp_path / "a", "y")
     replace_folder(tmp_path / "f", "two")
     assert names(tmp_path) == ["a", "f"] and names(tmp_path / "f") == ["two"]
@@ -105,6 +106,18 @@ def test_what_a_living_process_makes_is_left_alone(tmp_path):
         clean_abandoned(tmp_path)
         assert names(folder) == ["mine"] and names(tmp_path / "f") == ["other"]
     assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["mine"]
+
+
+def test_a_file_that_a_living_process_writes_is_left_alone(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def meanwhile_cleaned(source, to):
+        clean_abandoned(tmp_path)
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", meanwhile_cleaned)
+    write_atomic(tmp_path / "a", "x")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "x"
 
 
 def test_an_older_folder_comes_back_when_its_successor_did_not_arrive(tmp_path, monkeypatch):
