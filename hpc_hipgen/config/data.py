@@ -49,7 +49,7 @@ class Training(Section):
     clip: float = Field(1.0, gt=0)  # gradient norm
     ema_images: float = Field(0.0, ge=0)  # time constant of the weight average; 0: no average
     precision: Literal["fp32", "bf16"] = "bf16"
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1  # with several ranks; one alone has nothing to share
     checkpoint_images: int = Field(2_000, gt=0)  # between two checkpoints
     log_images: int = Field(512, gt=0)  # between two lines of metrics.jsonl
 
@@ -61,11 +61,6 @@ class Training(Section):
             )
         if self.images < self.batch:
             raise ValueError(f"images: {self.images} is less than one batch of {self.batch}")
-        if self.precision == "bf16" and self.zero_stage == 0:
-            raise ValueError(
-                "zero_stage: 0 with bf16 takes a false first optimizer step in DeepSpeed 0.19; "
-                "use 1 or more"
-            )
         return self
 
 

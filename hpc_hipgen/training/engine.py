@@ -97,22 +97,29 @@ def micro_batch(training: Training) -> int:
     return size
 
 
+def zero_stage(training: Training) -> int:
+    """The ZeRO stage that is used: one rank has nobody to share with, and only pays for trying.
+
+    There DeepSpeed copies every gradient four times and keeps the weights twice (docs/log.md).
+    """
+    return training.zero_stage if world_size() > 1 else 0
+
+
 def deepspeed_settings(training: Training) -> dict[str, Any]:
     """The DeepSpeed configuration of a training run.
 
-    bf16 means torch autocast with fp32 master weights: the same arithmetic at every ZeRO stage.
+    To DeepSpeed all is fp32, at every ZeRO stage; bf16 is `build_engine`'s matter.
     """
+    stage = zero_stage(training)
     return {
         "train_batch_size": training.batch,
         "train_micro_batch_size_per_gpu": micro_batch(training),
-        "gradient_clipping": training.clip,
+        "gradient_clipping": training.clip if stage else 0.0,  # without ZeRO `step` does it
         "zero_optimization": {
-            "stage": training.zero_stage,
-            "overlap_comm": training.zero_stage > 0 and torch.cuda.is_available(),
+            "stage": stage,
+            "overlap_comm": stage > 0 and torch.cuda.is_available(),
             "contiguous_gradients": True,
         },
-        "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
-        # torch's AdamW instead of a fused one that would be compiled on first use.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -121,15 +128,21 @@ def deepspeed_settings(training: Training) -> dict[str, Any]:
 
 
 def build_engine(module: nn.Module, training: Training) -> Any:
-    """Wraps the module for training; `init_distributed` comes first."""
+    """Wraps the module for training; `init_distributed` comes first.
+
+    bf16 means torch's autocast over fp32 weights. It stands inside the module: DeepSpeed switches
+    off one around its engine, and its own would round gradients before ranks add them up.
+    """
     import deepspeed
 
+    if training.precision == "bf16":
+        module.forward = torch.autocast(device().type, torch.bfloat16)(module.forward)
     optimizer = torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad],
         lr=training.lr,
         betas=training.betas,
         weight_decay=training.weight_decay,
-        fused=torch.cuda.is_available() or None,
+        fused=True,  # torch's: one pass over the memory instead of eight, and nothing to compile
     )
     engine, *_ = deepspeed.initialize(
         model=module.to(device()),
@@ -138,3 +151,18 @@ def build_engine(module: nn.Module, training: Training) -> Any:
         dist_init_required=False,
     )
     return engine
+
+
+def step(engine: Any, training: Training) -> bool:
+    """The optimizer step, where the batch is complete; between its micro-batches nothing.
+
+    Returns:
+        False, on every rank, when the gradient is not finite: then no weight was changed.
+    """
+    complete = engine.is_gradient_accumulation_boundary()
+    if complete and not engine.zero_optimization():
+        norm = nn.utils.clip_grad_norm_(engine.module.parameters(), training.clip)
+        if not norm.isfinite():
+            return False
+    engine.step()
+    return not (complete and getattr(engine.optimizer, "overflow", False))

@@ -20,6 +20,7 @@ from hpc_hipgen.training.engine import (
     init_distributed,
     micro_batch,
     rank,
+    step,
     world_size,
 )
 from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted, StopRequest
@@ -28,7 +29,7 @@ from hpc_hipgen.training.task import Task
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is not a number; nothing was applied to the weights."""
+    """The loss, or its gradient, is not a number; nothing was applied to the weights."""
 
 
 def train(
@@ -124,7 +125,8 @@ def _optimizer_step(
         losses, scalars = engine(**{k: v.to(device()) for k, v in batch.items()})
         _check_finite(losses, task, indices, images, title)
         engine.backward(losses.mean())
-        engine.step()
+        if not step(engine, training):
+            raise NonFiniteLossError(_not_finite("gradient", images, title))
         for name, value in {"loss": losses.detach().mean(), **scalars}.items():
             sums[name] = sums.get(name, torch.zeros((), device=device())) + value.detach().float()
     for average in task.averages.values():
@@ -146,8 +148,12 @@ def _check_finite(losses: Tensor, task: Task, indices: np.ndarray, images: int, 
     if not flag.item():
         return
     names = [n for n, b in zip(task.describe(indices), bad.tolist(), strict=True) if b]
-    raise NonFiniteLossError(
-        f"{title}: the loss is not finite at {images} images seen"
-        + (f", on {', '.join(names)}" if names else ", on another rank")
-        + "; no weights were changed. Lower the learning rate or look at these images."
+    where = f", on {', '.join(names)}" if names else ", on another rank"
+    raise NonFiniteLossError(_not_finite("loss", images, title, where))
+
+
+def _not_finite(what: str, images: int, title: str, where: str = "") -> str:
+    return (
+        f"{title}: the {what} is not finite at {images} images seen{where}; no weights were "
+        "changed. Lower the learning rate or look at these images."
     )

@@ -192,6 +192,16 @@ def test_a_loss_that_is_no_number_stops_before_the_weights(tmp_path, micro_batch
     assert not list((tmp_path / "toy").glob("checkpoints/0*"))
 
 
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_gradient_that_is_no_number_stops_before_the_weights(tmp_path, stage):
+    task = ToyTask()
+    first = [value.clone() for value in task.state()]
+    task.module.layers[0].weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NonFiniteLossError, match=r"toy: the gradient is not finite at 0 images"):
+        toy_train(tmp_path / "toy", task, zero_stage=stage)
+    assert stage == 3 or all(torch.equal(a, b) for a, b in zip(first, task.state(), strict=True))
+
+
 def test_a_batch_above_the_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="toy: batch 24 is above the 20 data items"):
         toy_train(tmp_path / "toy", batch=24)
