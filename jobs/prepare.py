@@ -63,7 +63,7 @@ def prepare(run: Run) -> None:
     _say_unlisted(data.films, films)
     _say_unlisted(run.config.evaluation.films, measured)
     settings = ViewSettings(
-        data.resolution, data.head_distance, data.views, run.config.seed, data.jitter
+        data.resolution, data.head_distance, data.views, run.config.seed, data.jitter, data.warp
     )
     with atomic_folder(run.path("data")) as folder:
         rows, budget = write_dataset(folder, films, settings)

@@ -25,6 +25,9 @@ class Data(Section):
     # Share of the full jitter (4 degrees, 3 % of the width, 5 % zoom). A generator learns the angle
     # far sooner from hips that stay in place; the ruler has its own, larger, augmentation.
     jitter: float = Field(0.25, ge=0, le=1)
+    # Degrees: spread by which the angles of a jittered view differ from its film's; 0: none. Few
+    # films then show many angles, and are not learnt by heart with the one they have.
+    warp: float = Field(0.0, ge=0, le=6)
 
     @model_validator(mode="after")
     def _films_given(self) -> Data:

@@ -95,6 +95,7 @@ class ViewSettings:
             the other splits have the nominal one only.
         seed: of the jitter.
         jitter: share of the full jitter of `views.make_view`, 0 to 1.
+        warp: standard deviation in degrees by which the angles of a film's jittered views differ.
     """
 
     resolution: int
@@ -102,6 +103,7 @@ class ViewSettings:
     views: int
     seed: int
     jitter: float = 1.0
+    warp: float = 0.0
 
 
 def phantom_films(seed: int, counts: Mapping[str, int], resolution: int) -> list[PhantomFilm]:
@@ -305,6 +307,7 @@ def _make_film(task: Task) -> Made:
             rng,
             flip,
             settings.jitter,
+            settings.warp,
         )
         name = f"{film.split}-{number:05d}-v{view:02d}"
         file = f"images/{film.split}/{name}.png"

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from hpc_hipgen.radiograph.geometry import Landmarks
+from hpc_hipgen.radiograph.warps import Warp, draw_rim_warp
 
 HEIGHT_OF_HEADS = 0.47
 """Where the midpoint of the heads lies in a view, as a fraction of its height from the top."""
@@ -58,8 +59,12 @@ def crop_matrix(
     return matrix
 
 
-def resample(image: np.ndarray, matrix: np.ndarray, resolution: int) -> np.ndarray:
+def resample(
+    image: np.ndarray, matrix: np.ndarray, resolution: int, warp: Warp | None = None
+) -> np.ndarray:
     """Draw the view (resolution, resolution) uint8 of a grey film (h, w) uint8.
+
+    `matrix` takes film pixels to view pixels, where `warp` then moves them.
 
     When the film is shrunk, it is blurred first so that a view pixel averages over the area that
     it covers: film pixels already have a spread of about half a film pixel, which is taken off.
@@ -82,14 +87,23 @@ def resample(image: np.ndarray, matrix: np.ndarray, resolution: int) -> np.ndarr
     part = image[low[1] : high[1], low[0] : high[0]].astype(np.float32)
     if sigma > 0.3:  # weaker than that, the kernel is a delta
         part = ndimage.gaussian_filter(part, sigma, mode="constant")
-    view = ndimage.affine_transform(
-        part,
-        inverse[::-1, ::-1],  # scipy works in (row, column)
-        (offset - low)[::-1],
-        output_shape=(resolution, resolution),
-        order=1 if sigma > 0.6 else 3,  # linear is exact enough on a blurred film
-        mode="grid-constant",
-    )
+    # scipy works in (row, column)
+    order = 1 if sigma > 0.6 else 3  # linear is exact enough on a blurred film
+    if warp is None:
+        view = ndimage.affine_transform(
+            part,
+            inverse[::-1, ::-1],
+            (offset - low)[::-1],
+            output_shape=(resolution, resolution),
+            order=order,
+            mode="grid-constant",
+        )
+    else:
+        pixels = np.stack(np.meshgrid(*2 * [np.arange(resolution, dtype=np.float64)]), -1)
+        points = warp.source(pixels) @ inverse.T + (offset - low)
+        view = ndimage.map_coordinates(
+            part, points.transpose(2, 0, 1)[::-1], order=order, mode="grid-constant"
+        )
     return np.clip(np.rint(view), 0, 255).astype(np.uint8)
 
 
@@ -101,6 +115,7 @@ def make_view(
     rng: np.random.Generator | None = None,
     flip: bool = False,
     jitter: float = 1.0,
+    warp: float = 0.0,
 ) -> tuple[np.ndarray, Landmarks]:
     """Crop a film to the hips.
 
@@ -113,6 +128,7 @@ def make_view(
             heads' midpoint and keeps the film's own rotation.
         flip: mirror the view; the sides of the landmarks are swapped with the pixels.
         jitter: share of the full jitter (`JITTER_DEGREES` and the rest), 0 to 1.
+        warp: standard deviation in degrees of the change of each Norberg angle (warps.py).
 
     Returns:
         The view (resolution, resolution) uint8 and its landmarks in view pixels.
@@ -125,7 +141,11 @@ def make_view(
             "zoom": 1 + jitter * (rng.uniform(*JITTER_ZOOM) - 1),
         }
     matrix = crop_matrix(landmarks, resolution, head_distance, flip=flip, **moved)
-    return resample(image, matrix, resolution), landmarks.transform(matrix)
+    placed = landmarks.transform(matrix)
+    if rng is None or not warp:
+        return resample(image, matrix, resolution), placed
+    rims = draw_rim_warp(placed, warp, rng)
+    return resample(image, matrix, resolution, rims), rims.landmarks(placed)
 
 
 def resolution_budget(landmarks: Landmarks, *, head_distance: float | None = None) -> float:
