@@ -95,6 +95,11 @@ def test_the_default_experiment_has_all_models():
         ),
         ("llcm.training.images", 3, "images: 3 is less than one batch of 4"),
         ("llcm.training.micro_batch", 3, "batch: 4 is not a multiple of micro_batch 3"),
+        (
+            "llcm.training.plateau",
+            {"patience": 3},
+            "plateau: given, but schedule is 'cosine', which ignores it",
+        ),
         ("llcm.training.zero_stage", 4, "llcm.training.zero_stage: "),
         ("stable_diffusion.pretrained", "/nowhere", "unet: given, but the pretrained folder /now"),
         ("stable_diffusion.unet.attention", [True], "attention: one entry per level"),

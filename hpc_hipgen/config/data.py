@@ -38,6 +38,14 @@ class Data(Section):
         return self
 
 
+class Plateau(Section):
+    """When the loss counts as no longer falling (torch's ReduceLROnPlateau)."""
+
+    images: int = Field(219, gt=0)  # whose mean loss is compared with the best so far
+    patience: int = Field(10, ge=0)  # such means without a better one
+    factor: float = Field(0.1, gt=0, lt=1)  # of the rate from then on
+
+
 class Training(Section):
     """One training run. Everything is counted in training images seen (the one clock)."""
 
@@ -45,7 +53,9 @@ class Training(Section):
     batch: int = Field(gt=0)  # images an optimizer step, over all ranks
     micro_batch: int | None = Field(None, gt=0)  # images a rank holds at once; the rest accumulates
     lr: float = Field(gt=0, le=1)
-    schedule: Literal["constant", "cosine"] = "cosine"  # cosine: down to 1 % of lr at the end
+    # cosine: down to 1 % of lr at the end; plateau: lowered whenever the loss stops falling
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    plateau: Plateau = Plateau()
     warmup_images: int = Field(0, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
@@ -64,6 +74,8 @@ class Training(Section):
             )
         if self.images < self.batch:
             raise ValueError(f"images: {self.images} is less than one batch of {self.batch}")
+        if self.schedule != "plateau" and self.plateau != Plateau():
+            raise ValueError(f"plateau: given, but schedule is '{self.schedule}', which ignores it")
         return self
 
 

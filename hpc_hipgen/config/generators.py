@@ -41,6 +41,9 @@ class Denoising(Section):
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     # Off: with v-prediction it takes the weight from the noise levels where the angle is decided.
     min_snr_gamma: float | None = Field(None, gt=0)
+    # SD of noise that is one number for a whole channel: noise of every latent's own leaves an
+    # image's mean grey readable, so that the model never learns to draw darker or brighter ones.
+    offset_noise: float = Field(0.0, ge=0)
     hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
     gradient_checkpointing: bool = False
     training: Training

@@ -155,6 +155,6 @@ class DreamBoothTask(DenoisingTask):
         drawn = own.integers("image", len(self.prior_latents)).numpy()
         texts = self.prior_texts[self.prior_rows[drawn]]
         weight = torch.ones_like(instance["weight"])  # nobody knows where their hips are
-        dropout = self.section.caption_dropout
-        prior = denoising_inputs(self.prior_latents[drawn], texts, self.null, weight, dropout, own)
+        latents = self.prior_latents[drawn]
+        prior = denoising_inputs(latents, texts, self.null, weight, self.section, own)
         return instance | {f"prior_{name}": value for name, value in prior.items()}

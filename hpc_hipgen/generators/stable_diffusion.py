@@ -200,17 +200,21 @@ class DenoiserLoss(nn.Module):
 
 
 def denoising_inputs(
-    latents: Tensor, texts: Tensor, null: Tensor, weight: Tensor, dropout: float,
+    latents: Tensor, texts: Tensor, null: Tensor, weight: Tensor, section: Denoising,
     random: ImageRandom,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The inputs of `DenoiserLoss` for latents (b, c, h, w) with their texts (b, n, ...).
 
-    A share `dropout` of the texts gives way to `null`, so that guidance has what to subtract.
+    A share `caption_dropout` of the texts gives way to `null`, so that guidance has what to
+    subtract.
     """
-    dropped = random.uniform("dropout") < dropout
+    dropped = random.uniform("dropout") < section.caption_dropout
+    noise = random.normal("noise", *latents.shape[1:])
+    if section.offset_noise:
+        noise = noise + section.offset_noise * random.normal("offset", latents.shape[1], 1, 1)
     return {
         "latents": latents,
-        "noise": random.normal("noise", *latents.shape[1:]),
+        "noise": noise,
         "timesteps": random.integers("timestep", SCHEDULE["num_train_timesteps"]),
         "text": torch.where(dropped.view(-1, *(1,) * (texts.ndim - 1)), null, texts),
         "weight": weight,
@@ -259,8 +263,7 @@ class DenoisingTask:
         size, extra = latents.shape[-1], self.section.hip_weight
         weight = hip_focus(landmarks, size, self.resolution, extra)
         texts = self.texts[self.rows[indices]]
-        dropout = self.section.caption_dropout
-        return denoising_inputs(latents, texts, self.null, weight, dropout, random)
+        return denoising_inputs(latents, texts, self.null, weight, self.section, random)
 
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""

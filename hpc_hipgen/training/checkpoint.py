@@ -24,6 +24,7 @@ from hpc_hipgen.run import (
 )
 from hpc_hipgen.training import portable
 from hpc_hipgen.training.engine import rank
+from hpc_hipgen.training.schedule import LearningRate
 from hpc_hipgen.training.task import Task
 
 KEEP = 2
@@ -35,13 +36,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written; the ones before it are kept."""
 
 
-def save(engine: Any, task: Task, folder: Path, images: int) -> None:
+def save(engine: Any, task: Task, rate: LearningRate, folder: Path, images: int) -> None:
     """Writes the checkpoint of the moment at which `images` were seen; called by every rank.
 
     Raises:
         CheckpointError: on every rank, when rank 0 could not write it.
     """
-    state = portable.state_of(engine)
+    state = portable.state_of(engine) | {"rate": rate.state_dict()}
     problem = None
     if rank() == 0:
         averages = {name: average.state_dict() for name, average in task.averages.items()}
@@ -53,7 +54,7 @@ def save(engine: Any, task: Task, folder: Path, images: int) -> None:
         raise CheckpointError(problem)
 
 
-def restore(engine: Any, task: Task, folder: Path) -> int:
+def restore(engine: Any, task: Task, rate: LearningRate, folder: Path) -> int:
     """Loads the newest sound checkpoint; returns the images seen, 0 when there is none."""
     if rank() == 0:
         clean_abandoned(folder)
@@ -62,9 +63,11 @@ def restore(engine: Any, task: Task, folder: Path) -> int:
         return 0
     path = folder / name
     try:
-        portable.load_state(engine, _load(path / STATE))
+        state = _load(path / STATE)
+        portable.load_state(engine, state)
     except ValueError as error:
         raise ValueError(f"{path} is of another network: {error}") from None
+    rate.load_state_dict(state.get("rate", {}))  # older checkpoints have none
     averages = _load(path / AVERAGES)
     for key, average in task.averages.items():
         average.load_state_dict(averages[key])

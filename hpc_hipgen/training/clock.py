@@ -72,11 +72,12 @@ def learning_rate(
 ) -> float:
     """Learning rate of the step that starts at `images`: linear warm-up, then the schedule.
 
-    `cosine` falls to 1 % of lr at `total`; `constant` stays.
+    `cosine` falls to 1 % of lr at `total`; `constant` stays, and so does `plateau`, which the loss
+    lowers (schedule.py).
     """
     if images < warmup:
         return lr * (images + 1) / (warmup + 1)
-    if schedule == "constant":
+    if schedule != "cosine":
         return lr
     progress = min(1.0, (images - warmup) / max(1, total - warmup))
     return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))

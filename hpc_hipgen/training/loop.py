@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.training import checkpoint
-from hpc_hipgen.training.clock import ImageRandom, data_order, learning_rate
+from hpc_hipgen.training.clock import ImageRandom, data_order
 from hpc_hipgen.training.engine import (
     build_engine,
     device,
@@ -25,6 +25,7 @@ from hpc_hipgen.training.engine import (
 )
 from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted, StopRequest
 from hpc_hipgen.training.record import Listener, Record
+from hpc_hipgen.training.schedule import LearningRate
 from hpc_hipgen.training.task import Task
 
 
@@ -60,7 +61,8 @@ def train(
         average.module.to(device())
     engine = build_engine(task.module, training)
     checkpoints = folder / "checkpoints"
-    images = start = checkpoint.restore(engine, task, checkpoints)
+    rate = LearningRate(training)
+    images = start = checkpoint.restore(engine, task, rate, checkpoints)
     record = Record(folder, title, training, images, also) if rank() == 0 else None
     stop = StopRequest()
     total = math.ceil(training.images / training.batch) * training.batch
@@ -68,16 +70,17 @@ def train(
     loss = math.nan
     try:
         while images < total:
-            lr = _set_learning_rate(engine, training, images)
+            lr = _set_learning_rate(engine, rate.at(images))
             values = _optimizer_step(engine, task, training, images, seed, title)
             images += training.batch
             loss = values["loss"]
+            rate.observe(loss, training.batch)
             if record:
                 record.step(images, {**values, "lr": lr})
             asked = stop.agreed(device())
             due = images - saved >= training.checkpoint_images
             if due or asked or (images >= total and images > saved):
-                checkpoint.save(engine, task, checkpoints, images)
+                checkpoint.save(engine, task, rate, checkpoints, images)
                 saved = images
             if asked == GO_ON_LATER or (asked and images < total):
                 raise Interrupted(
@@ -97,14 +100,7 @@ def train(
     }
 
 
-def _set_learning_rate(engine: Any, training: Training, images: int) -> float:
-    lr = learning_rate(
-        images,
-        lr=training.lr,
-        total=training.images,
-        warmup=training.warmup_images,
-        schedule=training.schedule,
-    )
+def _set_learning_rate(engine: Any, lr: float) -> float:
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     return lr

@@ -90,6 +90,19 @@ def test_captions_are_dropped_for_guidance(tiny_run, tiny_settings):
     assert (texts[~null] == task.texts[task.rows[0]]).all()
 
 
+def test_offset_noise_moves_whole_channels(tiny_run, tiny_settings):
+    plain, offset = (
+        make_task(tiny_run, tiny_settings, offset_noise=strength).batch(
+            np.zeros(400, int), ImageRandom(0, np.arange(400))
+        )
+        for strength in (0.0, 0.5)
+    )
+    moved = offset["noise"] - plain["noise"]
+    assert torch.allclose(moved, moved[:, :, :1, :1].expand_as(moved), atol=1e-6)
+    assert 0.45 < moved[:, :, 0, 0].std() < 0.55 and abs(moved.mean()) < 0.05
+    assert all(torch.equal(plain[k], offset[k]) for k in plain if k != "noise")
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_loss_is_weighted_by_signal_to_noise(tiny_run, tiny_settings, prediction):
     task = make_task(tiny_run, tiny_settings, prediction=prediction, min_snr_gamma=5.0)

@@ -79,7 +79,8 @@ def test_learning_rate_rises_then_falls_to_a_hundredth():
     assert lr(600) == pytest.approx(2.0 * (0.01 + 0.99 / 2))
     assert lr(350) == pytest.approx(2.0 * (0.01 + 0.99 * (1 + math.cos(math.pi / 4)) / 2))
     assert lr(1100) == lr(5000) == pytest.approx(0.02)
-    assert lr(5000, "constant") == 2.0 and lr(49, "constant") == lr(49)
+    for steady in ("constant", "plateau"):
+        assert lr(5000, steady) == 2.0 and lr(49, steady) == lr(49)
 
 
 def test_a_fork_has_numbers_of_its_own_for_the_same_images():
