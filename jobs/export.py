@@ -1,0 +1,100 @@
+"""Drawn films of a run as DICOM files, marked as synthetic.
+
+    python -m jobs.export --run results/llcm --row llcm_4     one row of the report
+    python -m jobs.export --run results/llcm                  every row that a generator drew
+
+Writes RUN/dicom/ROW/NNNNNN.dcm, one for each image of the row's sample shards: Secondary Capture
+with Synthetic Data YES, an empty or made-up patient, the caption, the angles that were asked for
+and, once the row is evaluated, those that were measured. A row that is there is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpc_hipgen.arguments import check_row
+from hpc_hipgen.pipeline import MEASURED_ROWS
+from hpc_hipgen.run import Run, atomic_folder
+
+
+def export_row(run: Run, row: str) -> Path:
+    """Writes the DICOM files of a row; returns their folder.
+
+    Raises:
+        ValueError: the row holds films, or was not sampled, or a shard cannot be read.
+    """
+    from hpc_hipgen.evaluation.results import row_label
+    from hpc_hipgen.evaluation.samples import read_samples, shard_numbers
+    from hpc_hipgen.radiograph.dicom import DrawnFilm, write_dicom
+
+    if row in MEASURED_ROWS:
+        raise ValueError(f"--row {row}: holds films, and only what a generator drew is exported")
+    numbers = shard_numbers(run.path("samples", row), "tar")
+    if not numbers:
+        raise ValueError(f"{run.path('samples', row)}: no sample shards; sample the row first")
+    measured = _measured(run, row)
+    with atomic_folder(run.path("dicom", row)) as folder:
+        for number in numbers:
+            for sample in read_samples(run.path("samples", row, f"shard-{number:05d}.tar")):
+                asked = {name: sample.info[name] for name in ("asked_left", "asked_right")}
+                film = DrawnFilm(
+                    sample.image,
+                    sample.prompt,
+                    asked | measured.get(sample.key, {}),
+                    title=row_label(row, run),
+                    run=run.config.model_dump_json(),
+                    row=row,
+                    index=sample.info["index"],
+                    series=run.rows().index(row) + 1,
+                )
+                write_dicom(folder / f"{sample.key}.dcm", film)
+    return run.path("dicom", row)
+
+
+def _measured(run: Run, row: str) -> dict[str, dict[str, float]]:
+    """Measured angles by sample; what the ruler refused, or has not seen yet, is left out."""
+    from hpc_hipgen.evaluation.results import read_table
+
+    if not run.path("evaluation", row).is_dir():
+        return {}
+    names = ["measured_left", "measured_right"]
+    table = read_table(run, row).set_index("key")[names]
+    return {
+        str(key): {name: value for name, value in line.items() if math.isfinite(value)}
+        for key, line in table.to_dict("index").items()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit status 2 with one line for a mistake of the user."""
+    head, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.export",
+        description=head,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
+    parser.add_argument(
+        "--row", help="row of the report, e.g. llcm_4; default: all that were drawn"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        run = Run(given.run)
+        check_row(given.row, run.rows())
+        drawn = [row for row in run.rows() if row not in MEASURED_ROWS]
+        for row in [given.row] if given.row else drawn:
+            folder = export_row(run, row)
+            print(f"{folder}: {len(list(folder.iterdir()))} files")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

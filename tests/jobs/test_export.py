@@ -1,0 +1,94 @@
+"""Drawn films as DICOM: read by pydicom and by our own reader, and marked as what they are."""
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from hpc_hipgen.evaluation.samples import read_samples
+from hpc_hipgen.radiograph.dicom import EMPTY, DrawnFilm, read_angles, write_dicom
+from hpc_hipgen.radiograph.films import read_film
+from hpc_hipgen.run import Run
+from jobs import export
+
+FILM = DrawnFilm(
+    np.arange(63, dtype=np.uint8).reshape(7, 9),
+    "a caption",
+    {"asked_left": 102.5, "asked_right": 98.0, "measured_left": 101.25},
+    title="LLCM, 4 steps",
+    run="run",
+    row="llcm_4",
+    index=12,
+    series=3,
+)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dicom") / "000012.dcm"
+    write_dicom(path, FILM)
+    return path
+
+
+def test_a_drawn_film_says_so_in_the_words_of_the_standard(file):
+    found = dcmread(file)
+    assert found.SOPClassUID == SecondaryCaptureImageStorage and found.Modality == "OT"
+    assert found.SyntheticData == "YES" and found.ConversionType == "SYN"
+    assert list(found.ImageType) == ["DERIVED", "SECONDARY"]
+    assert "Not for diagnosis" in found.DerivationDescription
+    assert (found.PatientName, found.PatientID) == ("SYNTHETIC^HPC_HIPGEN", "SYNTHETIC-000012")
+    assert all(not found[keyword].value for keyword in EMPTY)
+    assert len({found.StudyInstanceUID, found.SeriesInstanceUID, found.SOPInstanceUID}) == 3
+
+
+def test_pixels_and_angles_come_back(file):
+    assert np.array_equal(read_film(file), FILM.image)  # of an odd number of bytes
+    assert read_angles(dcmread(file)) == FILM.angles
+
+
+def test_the_same_film_gives_the_same_file(file, tmp_path):
+    write_dicom(tmp_path / "again.dcm", FILM)
+    assert (tmp_path / "again.dcm").read_bytes() == file.read_bytes()
+
+
+def test_dciodvfy_finds_no_error(file):
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy (dicom3tools) is not installed")
+    said = subprocess.run(["dciodvfy", file], capture_output=True, text=True).stderr
+    assert "Error" not in said, said
+
+
+@pytest.fixture
+def drawn(tiny_run, tmp_path):
+    """The tiny run without what else it made."""
+    shutil.copytree(tiny_run.path("samples"), tmp_path / "run" / "samples")
+    shutil.copy(tiny_run.path("config.yaml"), tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def test_a_row_is_exported_whole(drawn, capsys):
+    assert export.main(["--run", str(drawn.folder), "--row", "llcm_1"]) == 0
+    folder = drawn.path("dicom", "llcm_1")
+    samples = [
+        sample
+        for number in (0, 1)
+        for sample in read_samples(drawn.path("samples", "llcm_1", f"shard-{number:05d}.tar"))
+    ]
+    assert sorted(f.name for f in folder.iterdir()) == [f"{s.key}.dcm" for s in samples]
+    for sample in samples:
+        found = dcmread(folder / f"{sample.key}.dcm")
+        assert np.array_equal(found.pixel_array, sample.image)
+        asked = {name: sample.info[name] for name in ("asked_left", "asked_right")}
+        assert read_angles(found) == asked, "nothing was measured yet"
+    assert "5 files" in capsys.readouterr().out
+
+
+def test_films_and_rows_that_are_not_there_are_refused(drawn, capsys):
+    for row, words in (("ruler", "holds films"), ("llcm_3", "is not one of")):
+        assert export.main(["--run", str(drawn.folder), "--row", row]) == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1
+    assert not drawn.path("dicom").exists()
