@@ -3,7 +3,8 @@
     python -m jobs.report --run results/llcm
 
 Writes report/ (report.html, metrics.json, table1.csv, figures/) and tensorboard/report; where real
-films were measured, also report/films.csv, one line a hip, which is printed too.
+films were measured, also report/films.csv, one line a hip, which is printed too. The model cards
+beside the exports get the scores.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ def report(run: Run, force: bool = False) -> Path:
     marker = run.done("report")
     if marker and marker.get("evaluated") == evaluated and page.is_file() and not force:
         return page
+    from hpc_hipgen.evaluation.model_card import write_cards
     from hpc_hipgen.evaluation.report import write_report
 
     page = write_report(run)
+    write_cards(run)
     _track(run)
     run.mark_done("report", evaluated=evaluated)
     for line in film_lines(run):

@@ -28,6 +28,7 @@ def train(run: Run, model: str) -> dict[str, Any]:
     Returns figures for the stage's record. Raises ValueError for a model that the experiment does
     not train.
     """
+    from hpc_hipgen.evaluation.model_card import write_card
     from hpc_hipgen.tracking import tracked
     from hpc_hipgen.training import loop
     from hpc_hipgen.training.checkpoint import complete_checkpoints
@@ -48,6 +49,7 @@ def train(run: Run, model: str) -> dict[str, Any]:
         if rank() == 0:
             with atomic_folder(folder / "export") as export:
                 figures |= task.export(export)
+                write_card(run, model, export, figures, {})
             for checkpoint in complete_checkpoints(folder / "checkpoints")[:1]:
                 tracker.artefact("checkpoint", checkpoint, images=figures["images"])
             tracker.artefact("model", folder / "export", **figures)

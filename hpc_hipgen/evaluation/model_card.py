@@ -1,0 +1,212 @@
+"""The model card beside every export: README.md with the front matter of the Hugging Face Hub.
+
+Written with the export, and again, with the scores, when the run is evaluated. It holds no path
+of the machine: folders that a setting names appear as what they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from hpc_hipgen.run import Run, row_model, write_atomic
+from hpc_hipgen.weights import known
+
+FILE = "README.md"
+A_FOLDER = "a folder of the user"
+
+STOCK = """A stock diffusers pipeline:
+
+```python
+from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("FOLDER")
+```"""
+ADAPTERS = """On its base, with stock diffusers:
+
+```python
+pipeline.load_lora_weights("FOLDER")
+```"""
+OURS = "Read by hpc_hipgen (`{}`)."
+
+MODELS = {
+    "ruler": (
+        "Landmark network",
+        "Finds both femoral heads and acetabular rims in a ventrodorsal hip radiograph of a dog, "
+        "from which both Norberg angles follow.",
+        OURS.format("evaluation.ruler.load_ruler"),
+    ),
+    "autoencoder": (
+        "KL autoencoder",
+        "Encodes ventrodorsal hip radiographs of dogs into latents, and back.",
+        '`diffusers.AutoencoderKL.from_pretrained("FOLDER")`.',
+    ),
+    "discrete_vae": (
+        "Discrete VAE",
+        "Encodes ventrodorsal hip radiographs of dogs into entries of a codebook, and back.",
+        OURS.format("generators.discrete_vae.DiscreteAutoencoder"),
+    ),
+    "stable_diffusion": ("Stable Diffusion", "", STOCK),
+    "stable_diffusion_caption": ("Stable Diffusion, angles as digits", "", STOCK),
+    "dreambooth": ("DreamBooth", "", STOCK),
+    "llcm": ("Leapfrog Latent Consistency Model", "", STOCK),
+    "lora": ("LoRA", "", ADAPTERS),
+    "lcm_lora": (
+        "LCM-LoRA",
+        "",
+        ADAPTERS + "\n\nIts scheduler is `LCMScheduler`, in `scheduler/`; use `guidance_scale=1`.",
+    ),
+    "dall_e": ("DALL-E", "", OURS.format("generators.dall_e.load_parts")),
+}
+"""Title, what it does (empty: draws from a caption) and how it is used, by section."""
+
+DRAWS = (
+    "Draws ventrodorsal hip radiographs of dogs for a caption that names the Norberg angle of "
+    "either hip."
+)
+OF_FILMS = {
+    "ruler": ("ruler", "films"),
+    "autoencoder": ("round_trip",),
+    "discrete_vae": ("round_trip_discrete",),
+}
+"""Rows of the report that score what is no generator."""
+
+
+def write_card(
+    run: Run, model: str, folder: Path, figures: dict[str, Any], metrics: dict[str, Any]
+) -> None:
+    """Writes the card of a model of the run into the folder of its export, atomically.
+
+    Args:
+        run: the run.
+        model: section of the experiment.
+        folder: the export.
+        figures: of its training stage.
+        metrics: content of metrics.json; empty before the evaluation.
+    """
+    import jinja2
+    from huggingface_hub import ModelCardData
+
+    title, what, use = MODELS.get(model, (model.replace("_", " "), "", ""))
+    scores = list(_scores(run, model, metrics)) if metrics else []
+    section = getattr(run.config, model)
+    data = ModelCardData(
+        language="en",
+        model_name=f"{run.config.name}/{model}",
+        pipeline_tag=None if what else "text-to-image",
+        library_name="diffusers" if "diffusers" in use or use in (STOCK, ADAPTERS) else None,
+        tags=["synthetic-data", "not-for-diagnosis", "veterinary", "radiography", model],
+        base_model=_hub_id(section),
+        eval_results=None if what else list(_results(run, scores)) or None,
+    )
+    # as huggingface_hub's ModelCard.from_template, whose environment keeps a loop's empty lines
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["num"] = _number
+    text = environment.get_template("model_card.md.j2").render(
+        card_data=data.to_yaml(),
+        title=title,
+        what=what or DRAWS,
+        use=use,
+        run=run.config,
+        films=_films(run),
+        bases=sorted({v for v in _folders(section) if v}),
+        figures=figures,
+        settings=yaml.safe_dump(public_settings(section), sort_keys=False),
+        scores=scores,
+        ruler=(metrics.get("ruler") or {}).get("mae"),
+        baseline=metrics.get("baseline"),
+        distance_name=(metrics.get("frechet") or {}).get("name"),
+    )
+    write_atomic(folder / FILE, text)
+
+
+def write_cards(run: Run) -> None:
+    """Writes the cards of all exports again, with the scores of the run's report."""
+    metrics = json.loads(run.path("report", "metrics.json").read_text())
+    for model in run.config.trained():
+        figures, folder = run.done(f"train-{model}"), run.path(model, "export")
+        if figures and folder.is_dir():
+            write_card(run, model, folder, figures, metrics)
+
+
+def public_settings(value: Any) -> Any:
+    """Settings as plain values in which no folder of this machine has its name."""
+    if isinstance(value, BaseModel):
+        return {name: public_settings(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        return {key: public_settings(v) for key, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [public_settings(v) for v in value]
+    if isinstance(value, Path):
+        weights = known(value.name)
+        return weights.source if weights else A_FOLDER
+    return value
+
+
+def _folders(section: BaseModel) -> Iterator[str]:
+    for name in ("pretrained", "base"):
+        folder = getattr(section, name, None)
+        if folder:
+            yield public_settings(folder)
+
+
+def _hub_id(section: BaseModel) -> str | None:
+    """The published model that this one starts from, as the hub names it."""
+    return next((name for name in _folders(section) if name != A_FOLDER), None)
+
+
+def _films(run: Run) -> dict[str, int]:
+    data = run.config.data
+    drawn = {"train": data.train, "validation": data.validation, "test": data.test}
+    if data.source == "phantom":
+        return drawn
+    found = (run.done("prepare") or {}).get("films", {})
+    return {split: found.get(split, 0) for split in drawn}
+
+
+def _scores(run: Run, model: str, metrics: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Label, scores of both sides and distance of every row that this model made."""
+    from hpc_hipgen.evaluation.results import row_label
+
+    distances = (metrics["frechet"] or {"rows": {}})["rows"]
+    for row, sides in metrics["faithfulness"].items():
+        if row in OF_FILMS.get(model, ()) or (model not in OF_FILMS and row_model(row)[0] == model):
+            distance = distances.get(row, {}).get("all")
+            known_distance = distance if distance and distance["frechet"] is not None else None
+            # of films themselves there is nothing to tell
+            shown = None if model in OF_FILMS else known_distance
+            yield {"row": row, "label": row_label(row, run), "distance": shown, **sides}
+
+
+def _results(run: Run, scores: list[dict[str, Any]]) -> Iterator[Any]:
+    """The scores as the hub's tables take them."""
+    from huggingface_hub import EvalResult
+
+    films = "drawn phantoms" if run.config.data.source == "phantom" else "radiographs"
+    for row in scores:
+        for side in ("left", "right"):
+            for metric, name in (("pearsonr", "r"), ("mae", "mae")):
+                if row[side][name] is not None:
+                    yield EvalResult(
+                        task_type="text-to-image",
+                        dataset_type="hpc_hipgen",
+                        dataset_name=f"{row[side]['n']} held-out {films}",
+                        metric_type=metric,
+                        metric_name=f"{name} of the {side} Norberg angle, {row['label']}",
+                        metric_value=round(row[side][name], 4),
+                    )
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

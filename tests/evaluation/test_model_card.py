@@ -1,0 +1,72 @@
+"""Model cards: what the hub reads, scores when there are some, and nothing of the machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hpc_hipgen.config import TRAINED, parse_experiment
+from hpc_hipgen.evaluation.model_card import A_FOLDER, MODELS, write_card, write_cards
+from hpc_hipgen.run import Run
+
+ROOT = Path(__file__).parents[2]
+METRICS = json.loads((ROOT / "results" / "reference" / "metrics.json").read_text())
+
+
+@pytest.fixture
+def run(tmp_path, tiny_settings):
+    tiny_settings["lora"] = {"base": str(tmp_path / "secret"), "training": {**TRAINING}}
+    return Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+
+
+TRAINING = {"images": 8, "batch": 4, "lr": 1e-3}
+
+
+def test_every_model_that_is_trained_has_a_title():
+    assert set(TRAINED) == set(MODELS)
+
+
+def test_an_export_of_training_has_its_card(tiny_run):
+    for model in tiny_run.config.trained():
+        card = ModelCard.load(tiny_run.path(model, "export", "README.md"))
+        assert "not-for-diagnosis" in card.data.tags and model in card.data.tags
+        assert "**Not for diagnosis.**" in card.text and "Not evaluated yet." in card.text
+        assert "6 drawn phantoms for training" in card.text
+        assert "8 training images seen" in card.text
+        assert card.data.pipeline_tag == (
+            None if model in ("ruler", "autoencoder") else "text-to-image"
+        )
+
+
+def test_the_evaluation_writes_the_scores_of_the_models_own_rows(run):
+    run.path("report").mkdir()
+    run.path("report", "metrics.json").write_text(json.dumps(METRICS))
+    for model in ("llcm", "ruler"):
+        run.path(model, "export").mkdir(parents=True)
+        run.mark_done(f"train-{model}", images=8, parameters=12.0)
+    write_cards(run)
+    card = ModelCard.load(run.path("llcm", "export", "README.md"))
+    values = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    r = METRICS["faithfulness"]["llcm_4"]["left"]["r"]
+    assert values["r of the left Norberg angle, LLCM, 4 steps"] == round(r, 4)
+    assert "| LLCM, 4 steps | 0.91 / 0.84 | 2.24 / 2.97 |" in card.text
+    assert "Stable Diffusion, " not in card.text and "LLCM, 4 steps: Fréchet" in card.text
+    text = run.path("ruler", "export", "README.md").read_text()
+    assert "| Test films (ruler alone) | 0.99 / 0.99 |" in text
+    assert not run.path("stable_diffusion", "export").exists()
+
+
+def test_no_folder_of_the_machine_is_named(run, tmp_path):
+    write_card(run, "lora", tmp_path, {}, {})
+    text = (tmp_path / "README.md").read_text()
+    assert f"base: {A_FOLDER}" in text and f"Started from {A_FOLDER}." in text
+    assert "secret" not in text and str(tmp_path) not in text
+
+
+def test_a_published_base_is_named_as_the_hub_does(tmp_path, tiny_settings):
+    tiny_settings["lora"] = {"base": "weights/stable-diffusion-v1-5", "training": {**TRAINING}}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    write_card(run, "lora", tmp_path, {}, {})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
