@@ -15,7 +15,7 @@ from math import ceil
 from pathlib import Path
 
 from hpc_hipgen.cluster.site import Kind
-from hpc_hipgen.config import Experiment
+from hpc_hipgen.config import LLCMS, Experiment
 from hpc_hipgen.run import Run
 
 Item = tuple[str, int]
@@ -95,7 +95,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "discrete_vae": (),
     "stable_diffusion": ("autoencoder",),
     "stable_diffusion_caption": ("autoencoder",),
-    "llcm": ("stable_diffusion",),
+    **dict.fromkeys(LLCMS, ("stable_diffusion",)),
     "lora": ("stable_diffusion",),
     "lcm_lora": ("stable_diffusion",),
     "dreambooth": ("stable_diffusion",),

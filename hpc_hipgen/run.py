@@ -23,9 +23,9 @@ from typing import IO, Any
 
 import yaml
 
-from hpc_hipgen.config import GENERATORS, ConfigError, Experiment, parse_experiment
+from hpc_hipgen.config import GENERATORS, LLCMS, ConfigError, Experiment, parse_experiment
 
-FEW_STEPS = ("llcm", "lcm_lora")
+FEW_STEPS = (*LLCMS, "lcm_lora")
 """Students: a row of the report for each number of steps of `sampling.llcm_steps`."""
 
 

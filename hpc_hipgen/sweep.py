@@ -18,14 +18,32 @@ from typing import Any, Literal, get_args
 
 from pydantic import field_validator
 
-from hpc_hipgen.config import TIMESTEPS, ConfigError, Section, parse_settings, settings_tree
+from hpc_hipgen.config import (
+    LLCM,
+    TIMESTEPS,
+    Adapters,
+    ConfigError,
+    Section,
+    parse_settings,
+    settings_tree,
+)
 from hpc_hipgen.pipeline import Item, Stage
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import FEW_STEPS, Run, write_atomic
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
 EXPORT = "export"
-Model = Literal["stable_diffusion", "stable_diffusion_caption", "llcm"]
+Model = Literal[
+    "stable_diffusion",
+    "stable_diffusion_caption",
+    "llcm",
+    "llcm_paper",
+    "llcm_ddim",
+    "lora",
+    "lcm_lora",
+    "dreambooth",
+]
+"""Rows of latent diffusion."""
 STUDENT_SOLVER = "lcm"
 """What a student's own scheduler is called; no other fits what it was trained for."""
 
@@ -139,25 +157,29 @@ def _crossed(
     run: Run, grid: Grid, model: str, notes: list[str]
 ) -> tuple[Iterable[str], list[int], list[float]]:
     """Solvers, steps and guidance scales of one model; notes what it cannot do."""
-    sampling, student = run.config.sampling, run.config.llcm
-    if model != "llcm":
-        solvers = grid.solver or (sampling.solver,)
+    sampling = run.config.sampling
+    if model not in FEW_STEPS:
         return (
-            solvers,
+            grid.solver or (sampling.solver,),
             list(grid.steps or (sampling.steps,)),
             list(grid.guidance or (sampling.guidance,)),
         )
-    assert student is not None
+    student = getattr(run.config, model)
     if grid.solver:
-        notes.append(f"llcm: solver {', '.join(grid.solver)} ignored, a student has its own")
-    most, (low, high) = TIMESTEPS // student.skip, student.guidance
+        notes.append(f"{model}: solver {', '.join(grid.solver)} ignored, a student has its own")
+    most = TIMESTEPS // student.skip
     steps = [n for n in grid.steps or sampling.llcm_steps if n <= most]
-    scales = [g for g in grid.guidance or (sampling.student_guidance,) if low <= g - 1 <= high]
     if gone := [str(n) for n in grid.steps if n not in steps]:
-        notes.append(f"llcm: steps {', '.join(gone)} left out, it has {most} at most")
+        notes.append(f"{model}: steps {', '.join(gone)} left out, it has {most} at most")
+    if not isinstance(student, LLCM):
+        if grid.guidance:
+            notes.append(f"{model}: guidance ignored, its adapters hold their own")
+        return (STUDENT_SOLVER,), steps, [1.0]
+    low, high = student.guidance
+    scales = [g for g in grid.guidance or (sampling.student_guidance,) if low <= g - 1 <= high]
     if gone := [f"{g:g}" for g in grid.guidance if g not in scales]:
         notes.append(
-            f"llcm: guidance {', '.join(gone)} left out, it is trained for {low + 1:g} to "
+            f"{model}: guidance {', '.join(gone)} left out, it is trained for {low + 1:g} to "
             f"{high + 1:g}"
         )
     return (STUDENT_SOLVER,), steps, scales
@@ -169,7 +191,9 @@ def checkpoint_folder(run: Run, model: str, checkpoint: str) -> Path:
 
 
 def _check_there(run: Run, model: str, checkpoint: str) -> None:
-    if not run.path(model, EXPORT, "model_index.json").is_file():
+    adapters = isinstance(getattr(run.config, model), Adapters)
+    file = "pytorch_lora_weights.safetensors" if adapters else "model_index.json"
+    if not run.path(model, EXPORT, file).is_file():
         raise ConfigError(f"{run.path(model, EXPORT)}: no export; train {model} to its end first")
     if checkpoint == EXPORT:
         return

@@ -8,7 +8,8 @@ The rows `ruler`, `round_trip` and `round_trip_discrete` hold the test films the
 and after an autoencoder: what the ruler measures there is the floor of every other row's error. The
 row `films` holds the views of the real films of `evaluation.films`, asked for what their landmarks
 say. The others come from the exports of training: stock diffusers pipelines, and DALL-E. One seed
-an image: the same whatever the shard size, the batch or the number of tasks.
+an image: the same whatever the shard size, the batch or the number of tasks. What a shard of theirs
+cost, in seconds and evaluations of the network, stands beside it (shard-NNNNN.json).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards
+from hpc_hipgen.config import LLCMS
 from hpc_hipgen.pipeline import (
     FILMS_ROW,
     MEASURED_ROWS,
@@ -46,6 +48,7 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
     todo = [item for item in items if not sample_shard(run, item).is_file()]
     if not todo:
         return 0
+    from hpc_hipgen.generators.sampling import sampling_cost
     from hpc_hipgen.radiograph.layouts import read_manifest
 
     folders = {row_data(run, row) for row, _ in todo}
@@ -56,9 +59,15 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
         specs = _row_specs(run, films, row)
         size = run.config.sampling.shard_size
         specs = specs[shard * size : (shard + 1) * size]
-        images = _images(run, films, row, specs, pipelines)
+        model, path = row_model(row)[0], sample_shard(run, (row, shard))
+        if row not in MEASURED_ROWS and model not in pipelines:
+            pipelines[model] = load_model(run, model)
+        with sampling_cost(pipelines.get(model)) as cost:
+            images = list(_images(run, films, row, specs, pipelines))
+        if row not in MEASURED_ROWS:
+            write_atomic(path.with_suffix(".json"), json.dumps({"images": len(images), **cost}))
         content = shard_bytes(specs, images, synthetic=row not in UNTOUCHED_ROWS)
-        write_atomic(sample_shard(run, (row, shard)), content)
+        write_atomic(path, content)
         print(
             f"sample {number}/{len(todo)}  {row} shard {shard}: {len(specs)} images",
             file=sys.stderr,
@@ -73,10 +82,15 @@ def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
         return image_specs(run.config.seed, films, row)
     settings, per_caption = _settings(run, row), run.config.sampling.per_caption
     specs = image_specs(run.config.seed, films, row, settings, per_caption)
-    if row == "dreambooth":
-        for spec in specs:
-            spec["prompt"] = run.config.dreambooth.prompt(spec["prompt"], spec["prompt_class"])
-    return specs
+    return with_subjects(run, row, specs)
+
+
+def with_subjects(run: Run, model: str, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The specs with the tokens of its subjects in the prompts, where the model is DreamBooth."""
+    if model != "dreambooth":
+        return specs
+    prompt = run.config.dreambooth.prompt
+    return [spec | {"prompt": prompt(spec["prompt"], spec["prompt_class"])} for spec in specs]
 
 
 def image_specs(
@@ -124,7 +138,7 @@ def _settings(run: Run, row: str) -> dict[str, Any]:
     model, few = row_model(row)
     if few is not None:
         # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
-        guidance = sampling.student_guidance if model == "llcm" else 1.0
+        guidance = sampling.student_guidance if model in LLCMS else 1.0
         return {"steps": few, "guidance": guidance, "solver": "lcm"}
     return {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
 
@@ -163,8 +177,6 @@ def _images(
         yield from _round_trip(run, row, films.images[views])
     else:
         model, _ = row_model(row)
-        if model not in pipelines:
-            pipelines[model] = _pipeline(run, model)
         yield from drawn(run, pipelines[model], specs)
 
 
@@ -203,7 +215,7 @@ def _round_trip(run: Run, row: str, images: np.ndarray) -> np.ndarray:
     return autoencoder.round_trip(load_autoencoder(run).to(device()).eval(), images)
 
 
-def _pipeline(run: Run, model: str) -> Any:
+def load_model(run: Run, model: str) -> Any:
     """What `drawn` draws with: a model's export, or its base with the exported adapters."""
     from hpc_hipgen.config import Adapters
     from hpc_hipgen.generators.dall_e import load_parts

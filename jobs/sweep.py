@@ -4,12 +4,14 @@
     python -m jobs.sweep results/llcm model=llcm steps=[1,2,4,8] guidance=[2,3,4] --name student
     python -m jobs.sweep results/llcm model=[stable_diffusion,llcm] checkpoint=[30000,export]
 
-  model       stable_diffusion, stable_diffusion_caption, llcm; default: all that the run has
+  model       stable_diffusion, stable_diffusion_caption, llcm, llcm_paper, llcm_ddim, lora,
+              lcm_lora, dreambooth; default: all that the run has
   checkpoint  export, or images seen of a kept checkpoint (RUN/MODEL/checkpoints), whose weight
               average is used; default: export
   solver      ddim, leapfrog, paper: for the teachers; a student has its own
   steps       default: those of the run's own rows
-  guidance    diffusers' scale, 1 is without; a student takes those that it was trained for
+  guidance    diffusers' scale, 1 is without; a student takes those that it was trained for, an
+              LCM-LoRA none
 
 Every value may be one or a list. All combinations are drawn for the captions of one split, each
 image from the same seed in every cell. That split is `validation`: settings that are chosen on the
@@ -75,9 +77,10 @@ def _saved(run: Run, name: str) -> Sweep:
 
 
 def _pipeline(run: Run, cell: Cell) -> Any:
-    from hpc_hipgen.generators.sampling import load_average, load_pipeline
+    from hpc_hipgen.generators.sampling import load_average
+    from jobs.sample import load_model
 
-    pipeline = load_pipeline(run.path(cell.model, EXPORT), run.config.sampling.precision)
+    pipeline = load_model(run, cell.model)
     if cell.checkpoint != EXPORT:
         load_average(pipeline, sweeps.checkpoint_folder(run, cell.model, cell.checkpoint))
     return pipeline
@@ -89,12 +92,13 @@ def _draw_and_measure(
     """One cell: its samples, unless they are there, then their measurements."""
     from hpc_hipgen.evaluation.samples import read_samples
     from jobs.evaluate import measured, store_table
-    from jobs.sample import drawn, image_specs, shard_bytes
+    from jobs.sample import drawn, image_specs, shard_bytes, with_subjects
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
     if not tar.is_file():
         settings = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
         specs = image_specs(run.config.seed, films, cell.name, settings)
+        specs = with_subjects(run, cell.model, specs)
         write_atomic(tar, shard_bytes(specs, drawn(run, pipeline, specs), synthetic=True))
     table = measured(read_samples(tar), cell.name, ruler, run.config.evaluation.batch)
     store_table(sweeps.cell_table(run, (cell.name, 0), sweep.name), table)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.config import TRAINED
-from hpc_hipgen.run import Run, atomic_folder, disk_full, full_disk_advice
+from hpc_hipgen.run import FEW_STEPS, Run, atomic_folder, disk_full, full_disk_advice
 
 if TYPE_CHECKING:
     from hpc_hipgen.training.task import Task
@@ -85,7 +85,7 @@ def _task(run: Run, model: str) -> Task:
 
         prior = run.path(model, "prior")
         return DreamBoothTask(config, layouts.read_classes(data), run.base(model), cache, prior)
-    if model in ("llcm", "lcm_lora"):
+    if model in FEW_STEPS:
         from hpc_hipgen.generators.llcm import LLCMTask
         from hpc_hipgen.generators.lora import LCMLoRATask
 
@@ -96,7 +96,7 @@ def _task(run: Run, model: str) -> Task:
             raise ValueError(f"{folder}: {len(films)} views, but {prepared} were prepared")
         if model == "lcm_lora":
             return LCMLoRATask(config, films, run.base(model), cache)
-        return LLCMTask(config, films, run.path("stable_diffusion", "export"), cache)
+        return LLCMTask(config, films, run.base(model), cache, model)
     films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
     if model == "lora":
         from hpc_hipgen.generators.lora import LoRATask

@@ -103,7 +103,7 @@ def test_the_default_experiment_has_all_models():
         ("llcm.training.zero_stage", 4, "llcm.training.zero_stage: "),
         ("stable_diffusion.pretrained", "/nowhere", "unet: given, but the pretrained folder /now"),
         ("stable_diffusion.unet.attention", [True], "attention: one entry per level"),
-        ("stable_diffusion", None, "llcm: needs stable_diffusion"),
+        ("stable_diffusion", None, "llcm.base: give a diffusers folder"),
         ("autoencoder", None, "autoencoder: needed by stable_diffusion"),
         ("autoencoder.training", None, "give either pretrained (a folder) or training"),
         ("data.source", "films", "data.films: a folder is needed"),

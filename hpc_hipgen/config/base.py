@@ -10,10 +10,13 @@ TIMESTEPS = 1000
 FIRST_STAGES = ("ruler", "autoencoder", "discrete_vae")
 """Sections of which a pretrained one is taken as it is; others go on training from it."""
 
-ADAPTED = ("lora", "lcm_lora", "dreambooth")
+LLCMS = ("llcm", "llcm_paper", "llcm_ddim")
+"""Sections of the LLCM: the experiment's own, and students of the other two solvers."""
+
+ADAPTED = (*LLCMS, "lora", "lcm_lora", "dreambooth")
 """Sections whose model starts from a Stable Diffusion: `base`, or the run's own."""
 
-GENERATORS = ("stable_diffusion", "stable_diffusion_caption", "llcm", *ADAPTED, "dall_e")
+GENERATORS = ("stable_diffusion", "stable_diffusion_caption", *ADAPTED, "dall_e")
 """Sections of the generators, in the order in which they are trained."""
 
 TRAINED = (*FIRST_STAGES, *GENERATORS)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from hpc_hipgen.config.base import ADAPTED, FIRST_STAGES, TIMESTEPS, TRAINED, ConfigError, Section
+from hpc_hipgen.config.base import (
+    ADAPTED,
+    FIRST_STAGES,
+    LLCMS,
+    TIMESTEPS,
+    TRAINED,
+    ConfigError,
+    Section,
+)
 from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, Ruler
 from hpc_hipgen.config.generators import LLCM, DallE, Diffusion, DreamBooth, LCMLoRA, LoRA
 from hpc_hipgen.config.scoring import Evaluation, Logging, Sampling
@@ -25,6 +33,8 @@ class Experiment(Section):
     stable_diffusion: Diffusion | None = None
     stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
     llcm: LLCM | None = None
+    llcm_paper: LLCM | None = None  # beside it, to compare the solvers
+    llcm_ddim: LLCM | None = None
     lora: LoRA | None = None
     lcm_lora: LCMLoRA | None = None
     dreambooth: DreamBooth | None = None
@@ -51,13 +61,15 @@ def _check_experiment(config: Experiment) -> Experiment:
     """Checks that involve several sections; raises ValueError naming the key."""
     if config.stable_diffusion and not config.autoencoder:
         raise ValueError("autoencoder: needed by stable_diffusion")
-    if config.llcm and not config.stable_diffusion:
-        raise ValueError("llcm: needs stable_diffusion, its teacher")
     if config.dall_e and not config.discrete_vae:
         raise ValueError("discrete_vae: needed by dall_e")
     baseline = config.stable_diffusion_caption
     if baseline and baseline.conditioning != "caption":
         raise ValueError("stable_diffusion_caption.conditioning: must be 'caption'")
+    for solver in ("paper", "ddim"):
+        student = getattr(config, f"llcm_{solver}")
+        if student and student.solver != solver:
+            raise ValueError(f"llcm_{solver}.solver: must be '{solver}'")
     for name in ("autoencoder", "discrete_vae"):
         auto = getattr(config, name)
         if auto and auto.pretrained is None and auto.training is None:
@@ -167,8 +179,9 @@ def _check_measurements(name: str, section: Diffusion) -> None:
 
 def _check_steps(config: Experiment) -> None:
     """The timesteps that are trained on and sampled at exist; raises ValueError."""
-    llcm, steps = config.llcm, config.sampling.llcm_steps
-    for name, section in (("llcm", llcm), ("lcm_lora", config.lcm_lora)):
+    steps = config.sampling.llcm_steps
+    for name in (*LLCMS, "lcm_lora"):
+        section = getattr(config, name)
         if section is None:
             continue
         if TIMESTEPS % section.skip:
@@ -181,15 +194,18 @@ def _check_steps(config: Experiment) -> None:
                 f"sampling.llcm_steps: different numbers within 1..{most} ({name}.skip "
                 f"{section.skip}) are needed, not {list(steps)}"
             )
-    if llcm is None:
-        return
-    low, high = llcm.guidance
+        if isinstance(section, LLCM):
+            _check_guidance(name, section, config.sampling.student_guidance - 1)
+
+
+def _check_guidance(name: str, section: LLCM, w: float) -> None:
+    """The student is sampled with a guidance weight that it knows; raises ValueError."""
+    low, high = section.guidance
     if not 0 <= low <= high:
-        raise ValueError(f"llcm.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
-    w = config.sampling.student_guidance - 1
+        raise ValueError(f"{name}.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
     if not low <= w <= high:
         raise ValueError(
-            f"sampling.llcm_guidance: w = {w:g} (the scale less 1) is outside llcm.guidance "
+            f"sampling.llcm_guidance: w = {w:g} (the scale less 1) is outside {name}.guidance "
             f"[{low:g}, {high:g}], for which the student is trained"
         )
 

@@ -86,6 +86,7 @@ class Distillation(Section):
 class LLCM(Distillation):
     """The Leapfrog Latent Consistency Model, distilled from the teacher."""
 
+    base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
     guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
 
 

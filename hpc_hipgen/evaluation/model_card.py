@@ -55,6 +55,8 @@ MODELS = {
     "stable_diffusion_caption": ("Stable Diffusion, angles as digits", "", STOCK),
     "dreambooth": ("DreamBooth", "", STOCK),
     "llcm": ("Leapfrog Latent Consistency Model", "", STOCK),
+    "llcm_paper": ("Latent Consistency Model by the published leapfrog", "", STOCK),
+    "llcm_ddim": ("Latent Consistency Model by DDIM", "", STOCK),
     "lora": ("LoRA", "", ADAPTERS),
     "lcm_lora": (
         "LCM-LoRA",

@@ -27,6 +27,12 @@ from hpc_hipgen.run import Run, row_model
 SIDES = ("left", "right")
 REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
 TEACHER = "stable_diffusion"
+STUDENTS = {
+    "llcm": "LLCM",
+    "llcm_paper": "LLCM by the published solver",
+    "llcm_ddim": "LLCM by DDIM",
+    "lcm_lora": "LCM-LoRA",
+}
 
 
 @dataclass
@@ -49,7 +55,7 @@ def row_label(row: str, run: Run) -> str:
     steps = run.config.sampling.steps
     model, few = row_model(row)
     if few is not None:
-        name = {"llcm": "LLCM", "lcm_lora": "LCM-LoRA"}[model]
+        name = STUDENTS[model]
         return f"{name}, {few} step{'s' if few != 1 else ''}"
     known = {
         "ruler": "Test films (ruler alone)",

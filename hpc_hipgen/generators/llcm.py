@@ -177,10 +177,13 @@ class LLCMTask(DistillationTask):
 
     section: LLCM
 
-    def __init__(self, config: Experiment, films: Films, teacher: Path, cache: Path) -> None:
-        """`films`: the training split; `teacher`: a diffusers folder of Stable Diffusion."""
-        super().__init__(config.llcm, config, films, teacher, cache)
-        self.guidance = config.llcm.guidance
+    def __init__(
+        self, config: Experiment, films: Films, teacher: Path, cache: Path, name: str = "llcm"
+    ) -> None:
+        """`films`: the training split; `teacher`: a diffusers folder; `name`: of the section."""
+        section = getattr(config, name)
+        super().__init__(section, config, films, teacher, cache)
+        self.guidance = section.guidance
 
     def build_student(self, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
         """A copy of the teacher that takes w."""

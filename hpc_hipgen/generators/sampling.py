@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +15,7 @@ from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
+from hpc_hipgen.generators.lora import ADAPTER, adapter_parameters
 from hpc_hipgen.training.engine import device
 
 # The published solver is DDIM to the bit (tests/diffusion), so DDIM's scheduler serves both.
@@ -42,7 +47,9 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     use_best_attention(pipeline.unet)
     if adapters:
-        pipeline.load_lora_weights(adapters, local_files_only=True, use_safetensors=True)
+        pipeline.load_lora_weights(
+            adapters, adapter_name=ADAPTER, local_files_only=True, use_safetensors=True
+        )
         if (adapters / "scheduler").is_dir():
             pipeline.scheduler = LCMScheduler.from_pretrained(
                 adapters / "scheduler", local_files_only=True
@@ -54,10 +61,17 @@ def load_pipeline(
 def load_average(pipeline: StableDiffusionPipeline, checkpoint: Path) -> None:
     """Puts the weight average of a checkpoint into a pipeline of the same model's export.
 
+    Of adapters too, which the pipeline has loaded.
+
     The average is the one that the export would have held had training ended there.
     """
     averages = torch.load(checkpoint / "averages.pt", weights_only=True, map_location="cpu")
     weights = averages.get("export", averages.get("target"))["module"]
+    if all(name.isdecimal() for name in weights):  # a LoRA averages the list of its adapters
+        loaded = adapter_parameters(pipeline.unet)
+        for (_, parameter), weight in zip(loaded, weights.values(), strict=True):
+            parameter.copy_(weight)
+        return
     parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text_encoder": {}}
     for name, value in weights.items():
         part, _, rest = name.partition(".")
@@ -70,6 +84,28 @@ def load_average(pipeline: StableDiffusionPipeline, checkpoint: Path) -> None:
             text.unbake_measurements(encoder)
         encoder.load_state_dict(states)
         text.bake_measurements(encoder)
+
+
+@contextmanager
+def sampling_cost(pipeline: Any) -> Iterator[dict[str, float]]:
+    """Measures what is drawn inside: fills the dict when the block ends.
+
+    `seconds`; `evaluations`: of the UNet, or of DALL-E's transformer, one for each image or token
+    that goes through it, so that guidance counts twice. `pipeline`: a diffusers pipeline, the parts
+    of a DALL-E, or None where no network draws.
+    """
+    cost: dict[str, float] = {"seconds": 0.0, "evaluations": 0}
+    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+
+    def count(_: Any, given: tuple[torch.Tensor, ...]) -> None:
+        cost["evaluations"] += len(given[0])
+
+    hook = network.register_forward_pre_hook(count) if network else None
+    began = time.monotonic()
+    yield cost
+    cost["seconds"] = round(time.monotonic() - began, 3)
+    if hook:
+        hook.remove()
 
 
 def draw(

@@ -109,7 +109,7 @@ def _add_uids(dataset: Dataset, film: DrawnFilm) -> None:
     """A caption of a run is a patient with one study; a row is a series of it."""
     names = ["hpc_hipgen", film.run, str(film.index), film.row, dataset.PixelData.hex()]
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = (
-        generate_uid(prefix=None, entropy_srcs=names[:count]) for count in (3, 4, 5)
+        generate_uid(entropy_srcs=names[:count]) for count in (3, 4, 5)
     )
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from hpc_hipgen.config import Training, parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.generators.lora import LCMLoRATask, LoRATask, adapter_parameters
-from hpc_hipgen.generators.sampling import load_pipeline
+from hpc_hipgen.generators.sampling import load_average, load_pipeline
 from hpc_hipgen.generators.stable_diffusion import load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
@@ -189,7 +189,7 @@ def test_the_stock_pipeline_loads_the_adapters_and_draws_what_was_stored(lora_ru
 def test_what_is_loaded_is_the_average(tiny_run, tiny_settings, tmp_path, name, layers):
     """Every adapter arrives: one that a loader leaves out gives no error."""
     task = make_task(name, tiny_run, tiny_settings, layers=layers)
-    training = Training(**STEPS | {"precision": "fp32", "ema_images": 8})
+    training = Training(**STEPS | {"precision": "fp32", "ema_images": 8, "checkpoint_images": 4})
     train(task, training, tmp_path / name, seed=3, title=name)
     figures = task.export(tmp_path / "export")
     stored = load_file(tmp_path / "export" / "pytorch_lora_weights.safetensors")
@@ -206,6 +206,12 @@ def test_what_is_loaded_is_the_average(tiny_run, tiny_settings, tmp_path, name, 
         for (_, parameter), weight in zip(adapter_parameters(unet), weights, strict=True):
             parameter.copy_(weight)
         expected, found = (u(*inputs_of_a_unet()).sample for u in (unet, pipeline.unet))
+        checkpoints = tmp_path / name / "checkpoints"
+        load_average(pipeline, checkpoints / "0000000004")
+        earlier = pipeline.unet(*inputs_of_a_unet()).sample
+        load_average(pipeline, checkpoints / "0000000008")
+        last = pipeline.unet(*inputs_of_a_unet()).sample
         pipeline.unload_lora_weights()
         base = pipeline.unet(*inputs_of_a_unet()).sample
     assert torch.equal(found, expected) and not torch.equal(found, base)
+    assert torch.equal(last, expected) and not torch.equal(earlier, expected), "as sweeps load it"

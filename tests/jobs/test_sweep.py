@@ -90,6 +90,28 @@ def test_a_mistake_is_one_line_and_writes_nothing(run, capsys, arguments, words)
     assert not run.path("sweeps").exists()
 
 
+def test_every_row_of_latent_diffusion_is_swept(tmp_path, tiny_settings):
+    training = {"training": tiny_settings["llcm"]["training"]}
+    tiny_settings |= {name: {**training} for name in ("lora", "lcm_lora", "dreambooth")}
+    tiny_settings["llcm_ddim"] = training | {"solver": "ddim"}
+    tiny_settings["dreambooth"]["subjects"] = {1: "sks"}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    for model in run.config.trained():
+        run.path(model, "export").mkdir(parents=True)
+        adapters = model in ("lora", "lcm_lora")
+        file = "pytorch_lora_weights.safetensors" if adapters else "model_index.json"
+        run.path(model, "export", file).touch()
+    found, notes = planned(run, "steps=2", "guidance=[3,4]", "solver=[ddim,leapfrog]")
+    cells = [(c.model, c.solver, c.guidance) for c in found.cells]
+    for model in ("stable_diffusion", "lora", "dreambooth"):
+        assert [c for c in cells if c[0] == model] == [
+            (model, s, g) for s in ("ddim", "leapfrog") for g in (3.0, 4.0)
+        ]
+    assert cells.count(("llcm_ddim", "lcm", 4.0)) == 1
+    assert [c for c in cells if c[0] == "lcm_lora"] == [("lcm_lora", "lcm", 1.0)]
+    assert "lcm_lora: guidance ignored, its adapters hold their own" in notes
+
+
 def test_a_sweep_keeps_its_grid(run):
     found, _ = planned(run, "model=llcm")
     sweeps.save(run, found)
