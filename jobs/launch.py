@@ -55,6 +55,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="print what would be done, and where; a Slurm is asked whether it would take it",
     )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="all stages, shrunk by configs/overrides/smoke.yaml: does it run at all?",
+    )
     parser.add_argument("--redo", metavar="STAGE", help="do this stage and all after it again")
     return parser.parse_intermixed_args(arguments)
 
@@ -91,12 +96,12 @@ def _experiment(options: argparse.Namespace, site: Site) -> tuple[Experiment, Pa
     given = options.experiment
     folder = site.run_folder(given)
     if not given.endswith((".yaml", ".yml")) and (folder / "config.yaml").is_file():
-        if options.run or options.settings:
+        if options.run or options.settings or options.smoke:
             raise ConfigError(f"{given}: a run keeps its settings; give a file of configs/ instead")
         return Run(folder).config, folder
     if not given.endswith((".yaml", ".yml")):
         raise ConfigError(f"{given}: no file of configs/, and no run ({folder} has no config.yaml)")
-    config = load_experiment(given, options.settings)
+    config = load_experiment(given, options.settings, options.smoke)
     return config, site.run_folder(options.run or config.name)
 
 

@@ -12,17 +12,34 @@ from pydantic import ValidationError
 from hpc_hipgen.config.base import ConfigError, Section
 from hpc_hipgen.config.experiment import Experiment
 
+SMOKE = Path(__file__).parents[2] / "configs" / "overrides" / "smoke.yaml"
+"""What makes any experiment small enough to be tried within minutes."""
 
-def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Experiment:
+NO_MODELS = ("data", "sampling", "evaluation")
+"""Its sections that every experiment has, written out or not."""
+
+
+def load_experiment(
+    path: Path | str, overrides: list[str] | None = None, smoke: bool = False
+) -> Experiment:
     """Reads an experiment file, applies `key.sub=value` overrides and checks the settings.
 
     The files that they name need not be there (see `check_inputs`). Values of overrides are YAML
-    (`llcm.guidance=[2,6]`, `autoencoder.pretrained=null`).
+    (`llcm.guidance=[2,6]`, `autoencoder.pretrained=null`). `smoke` then lays SMOKE over the models
+    that are left, and names the experiment NAME-smoke.
 
     Raises:
         ConfigError: one problem a line, each with its key.
     """
-    path = Path(path)
+    tree = settings_tree(_read_tree(Path(path)), overrides or [])
+    if smoke:
+        over = _read_tree(SMOKE)
+        tree = merged(tree, {k: v for k, v in over.items() if k in NO_MODELS or tree.get(k)})
+        tree["name"] = f"{tree.get('name')}-smoke"
+    return parse_experiment(tree, str(path))
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -31,7 +48,17 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
-    return parse_experiment(settings_tree(tree, overrides or []), str(path))
+    return tree
+
+
+def merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the values of `over`; mappings are merged, anything else replaced."""
+    both = dict(tree)
+    for key, value in over.items():
+        below = both.get(key)
+        nested = isinstance(value, dict) and isinstance(below, dict)
+        both[key] = merged(below, value) if nested else value
+    return both
 
 
 def parse_experiment(tree: dict[str, Any], origin: str) -> Experiment:

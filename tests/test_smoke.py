@@ -1,0 +1,68 @@
+"""Every experiment of configs/ trains: all its models, two optimizer steps each, by `--smoke`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpc_hipgen.config import TRAINED, ConfigError, load_experiment
+from hpc_hipgen.config.reading import SMOKE, merged
+from hpc_hipgen.run import Run
+from jobs import launch
+from jobs.prepare import prepare
+from jobs.train import train
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_trains(path, tmp_path):
+    whole, config = load_experiment(path), load_experiment(path, smoke=True)
+    assert config.name == f"{path.stem}-smoke"
+    assert set(whole.trained()) <= set(config.trained()), "what was pretrained is built"
+    run = Run.create(tmp_path / "run", config)
+    prepare(run)
+    for model in config.trained():
+        training = getattr(config, model).training
+        assert training.images == 2 * training.batch
+        figures = train(run, model)
+        assert figures["images"] == training.images, model
+        lines = run.path(model, "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["images"] for line in lines] == [2, 4], model
+        assert any(run.path(model, "export").iterdir())
+
+
+def test_models_that_an_experiment_has_not_are_left_out():
+    config = load_experiment(ROOT / "configs" / "ruler.yaml", smoke=True)
+    assert config.trained() == ["ruler"] and config.data.head_distance == 0.66
+    less = load_experiment(ROOT / "configs" / "lora.yaml", ["lcm_lora=null"], smoke=True)
+    assert less.lcm_lora is None and less.lora.rank == 2
+    assert less.lora.hip_weight == 12, "what does not cost time stays"
+
+
+def test_every_model_is_shrunk():
+    assert set(TRAINED) <= set(yaml.safe_load(SMOKE.read_text()))
+
+
+def test_mappings_are_merged_and_the_rest_replaced():
+    tree = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+    assert merged(tree, {"a": {"c": [3], "e": None}}) == {
+        "a": {"b": 1, "c": [3], "e": None},
+        "d": 3,
+    }
+    assert tree == {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+
+
+def test_the_command_shrinks_experiments_and_no_runs(tmp_path, capsys):
+    experiment = str(ROOT / "configs" / "llcm_a100.yaml")
+    assert launch.main([experiment, "--smoke", "--dry-run", "--site", "local"]) == 0
+    said = capsys.readouterr().out
+    assert "llcm_a100-smoke" in said and "train-autoencoder" in said
+    Run.create(tmp_path / "run", load_experiment(experiment))
+    assert launch.main([str(tmp_path / "run"), "--smoke", "--site", "local"]) == 2
+    assert "a run keeps its settings" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_experiment(experiment, ["llcm.depth=3"], smoke=True)
