@@ -103,6 +103,15 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 }
 """Models that must be trained before a model can be, where this experiment trains them."""
 
+
+def trained_before(config: Experiment, model: str) -> list[str]:
+    """Models of this experiment that a model is trained on, and those that they are, each once."""
+    base = getattr(getattr(config, model), "base", None)
+    direct = [] if base else [name for name in _NEEDS[model] if name in config.trained()]
+    found = [*direct, *(name for near in direct for name in trained_before(config, near))]
+    return list(dict.fromkeys(found))
+
+
 FILMS_ROW = "films"
 """Row of the real films of `evaluation.films`; they are no part of the data set."""
 

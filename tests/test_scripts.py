@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hpc_hipgen.config import GENERATORS
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "sbatch").glob("*.sh"))
 SUBMITTED = [s for s in SCRIPTS if "#SBATCH" in s.read_text()]
@@ -64,6 +66,13 @@ def test_arguments_are_settings(tmp_path):
     assert "train-stable_diffusion" in done.stdout and "train-llcm" not in done.stdout
     done = bash("sbatch/dall_e.sh", "--dry-run")
     assert "train-discrete_vae" in done.stdout and "train-autoencoder" not in done.stdout
+
+
+def test_the_comparison_has_every_generator():
+    done = bash("sbatch/compare.sh", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    listed = [line.split()[0] for line in done.stdout.splitlines() if "train-" in line.split()[0]]
+    assert {f"train-{name}" for name in GENERATORS} <= set(listed)
 
 
 def test_prefetch_is_called_from_anywhere_and_knows_what_it_may_fetch(tmp_path):

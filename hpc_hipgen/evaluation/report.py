@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from PIL import Image, PngImagePlugin
 
-from hpc_hipgen.evaluation import figures, real_films, samples
+from hpc_hipgen.evaluation import comparison, figures, real_films, samples
 from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
 from hpc_hipgen.evaluation.results import REAL_ROWS, SIDES, Results, collect, row_label
 from hpc_hipgen.pipeline import FILMS_ROW, row_data
@@ -45,7 +45,12 @@ def write_report(run: Run) -> Path:
     with atomic_folder(run.path("report")) as folder:
         drawn = _figures(results, labels, grid, folder / "figures")
         table = table_1(results, labels)
-        write_atomic(folder / "table1.csv", _csv(table))
+        write_atomic(folder / "table1.csv", _csv(table, TABLE_1_COLUMNS))
+        compared = comparison.compare(run, results, labels)
+        if compared:
+            results.metrics["comparison"] = compared
+            write_atomic(folder / "comparison.csv", _csv(compared, comparison.COLUMNS))
+            write_atomic(folder / "comparison.md", comparison.markdown(compared))
         if results.metrics["films"]:
             text = real_films.to_csv(results.metrics["films"]["hips"])
             write_atomic(folder / real_films.FILE, text)
@@ -74,9 +79,9 @@ def table_1(results: Results, labels: Mapping[str, str]) -> list[dict[str, Any]]
     return lines
 
 
-def _csv(lines: list[dict[str, Any]]) -> str:
+def _csv(lines: list[dict[str, Any]], columns: Sequence[str]) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, TABLE_1_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return buffer.getvalue()

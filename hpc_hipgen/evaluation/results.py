@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_hipgen.evaluation import distances, real_films, samples
+from hpc_hipgen.evaluation import distances, memorisation, real_films, samples
 from hpc_hipgen.evaluation.faithfulness import (
     PAPER_TABLE_1,
     PAPER_TEST_FILMS,
@@ -131,6 +131,7 @@ def collect(run: Run) -> Results:
     scores = {row: _sides(table, run) for row, table in found.items()}
     ruler, baseline = _ruler(scores, found), _baseline(found, manifest)
     means = {side: baseline[side]["mean"] for side in SIDES} if baseline else None
+    features = _read_features(run, found)
     metrics = {
         "name": run.config.name,
         "synthetic": True,
@@ -140,7 +141,8 @@ def collect(run: Run) -> Results:
         "against_teacher": _comparisons(found, manifest),
         "ruler": ruler,
         "films": real_films.summary(found.get(FILMS_ROW), ruler, means),
-        "frechet": _frechet(run, found),
+        "frechet": features and _frechet(features, found),
+        "memorisation": features and _memorisation(features),
         "paper": {
             "test_films": PAPER_TEST_FILMS,
             "table_1": [{"name": p.name, "left": p.left, "right": p.right} for p in PAPER_TABLE_1],
@@ -245,11 +247,18 @@ def _row_features(run: Run, row: str, table: pd.DataFrame) -> tuple[np.ndarray, 
     return np.stack([by_key[key] for key in table["key"]]), names.pop()
 
 
-def _frechet(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | None:
-    """Distances to the training films, per row and prompt class; None without the reference.
+@dataclass
+class Features:
+    """Features of images, (n, d) float32: of every row, and of the training films."""
 
-    The floor is the test films themselves (row ``ruler``) against the same reference.
-    """
+    rows: dict[str, np.ndarray]
+    training: np.ndarray
+    classes: np.ndarray  # prompt class of each training film
+    backbone: str
+
+
+def _read_features(run: Run, tables: Mapping[str, pd.DataFrame]) -> Features | None:
+    """The stored features of all rows; None without those of the training films."""
     path = run.path("evaluation", "reference", "shard-00000.npz")
     if not path.is_file():
         return None
@@ -264,9 +273,18 @@ def _frechet(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | N
                 f"{run.path('evaluation', row)}: features of {name}, but the reference has "
                 f"{backbone}; remove evaluation/ and evaluate again"
             )
+    return Features(features, reference, classes, backbone)
+
+
+def _frechet(found: Features, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Distances to the training films, per row and prompt class.
+
+    The floor is the test films themselves (row ``ruler``) against the same reference.
+    """
+    features, reference, classes = found.rows, found.training, found.classes
     result: dict[str, Any] = {
-        "name": distances.distance_name(backbone),
-        "backbone": backbone,
+        "name": distances.distance_name(found.backbone),
+        "backbone": found.backbone,
         "reference": "training films, nominal views, of the same prompt class",
         "floor": "test films of the same class against the same reference, same number of images",
         "rows": {},
@@ -283,6 +301,22 @@ def _frechet(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | N
             compared = distances.compare_sets(features[row][pick], against, real)
             result["rows"][row][str(group)] = compared
     return result
+
+
+def _memorisation(found: Features) -> dict[str, Any] | None:
+    """Copies among the drawn films; None without held-out films to compare with."""
+    if "ruler" not in found.rows:
+        return None
+    held_out = found.rows["ruler"]
+    return {
+        "definition": f"nearer to a training film than {memorisation.QUANTILE:.0%} of the held-out "
+        f"films, by cosine distance of {found.backbone} features",
+        "rows": {
+            row: memorisation.copy_rate(features, found.training, held_out)
+            for row, features in found.rows.items()
+            if row not in REAL_ROWS
+        },
+    }
 
 
 def _runtime(run: Run, logs: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -170,6 +170,9 @@ def test_the_whole_report(tmp_path, stubs, capsys):
     run.path("llcm").mkdir()
     text = "\n".join(json.dumps(line) for line in log)
     run.path("llcm", "metrics.jsonl").write_text(text + '\n{"images": 80, "lo')
+    run.mark_done("train-llcm", images=64, parameters=1200.0)
+    note = {"images": 8, "seconds": 4.0, "evaluations": 32}
+    run.path("samples", "llcm_4", "shard-00000.json").write_text(json.dumps(note))
     assert report_job.main(["--run", str(run.folder)]) == 0
 
     metrics = json.loads(run.path("report", "metrics.json").read_text())
@@ -190,10 +193,25 @@ def test_the_whole_report(tmp_path, stubs, capsys):
 
     page = run.path("report", "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is outside the file"
-    for words in ("LLCM, 4 steps", "DreamBooth (paper)", "not for diagnosis", "LLCM, 1 step"):
+    for words in (
+        "LLCM, 4 steps",
+        "DreamBooth (paper)",
+        "Every generator",
+        "not for diagnosis",
+        "LLCM, 1 step",
+    ):
         assert words in page
     table = pd.read_csv(run.path("report", "table1.csv"))
     assert len(table) == 2 * (len(rows) + 3)
+    compared = pd.read_csv(run.path("report", "comparison.csv")).set_index("row")
+    assert list(compared.index) == ["stable_diffusion", "llcm_4"]
+    line = compared.loc["llcm_4"]
+    assert line["training_seconds"] == pytest.approx(64 / 10) and line["parameters"] == 1200
+    assert math.isnan(line["seconds_with_bases"]), "nothing is known of its teacher's training"
+    assert (line["seconds_per_image"], line["evaluations_per_image"]) == (0.5, 4)
+    assert line["mae_left"] == pytest.approx(1) and 0 <= line["copied"] <= 1
+    text = run.path("report", "comparison.md").read_text().splitlines()
+    assert len(text) == 4 and text[3].startswith("| LLCM, 4 steps | 1,200 | 64 | 0.1 (–) | 1.00")
     assert tensorboard_images(run) == {
         "chain_of_errors", "dots", "losses", "samples", *(f"samples/{row}" for row in rows)
     }  # fmt: skip

@@ -1,0 +1,104 @@
+"""One table of all generators of a run: what they cost, and what they are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hpc_hipgen.evaluation.figures import number
+from hpc_hipgen.evaluation.results import REAL_ROWS, SIDES, Results
+from hpc_hipgen.pipeline import trained_before
+from hpc_hipgen.run import Run, row_model
+
+COLUMNS = (
+    "row", "name", "parameters", "training_images", "training_seconds", "seconds_with_bases",
+    "r_left", "r_right", "mae_left", "mae_right", "frechet", "frechet_floor", "copied",
+    "seconds_per_image", "evaluations_per_image",
+)  # fmt: skip
+"""parameters: trained ones. seconds_with_bases: with the models that it was trained on."""
+
+
+def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A line of COLUMNS for each row that a generator drew; None where something is not known."""
+    seconds = {model: training_seconds(lines) for model, lines in results.logs.items()}
+    metrics, lines = results.metrics, []
+    distances = (metrics["frechet"] or {"rows": {}})["rows"]
+    copies = (metrics["memorisation"] or {"rows": {}})["rows"]
+    for row in results.tables:
+        if row in REAL_ROWS:
+            continue
+        model, _ = row_model(row)
+        stage = run.done(f"train-{model}") or {}
+        chain = [seconds.get(name) for name in (model, *trained_before(run.config, model))]
+        distance = distances.get(row, {}).get("all", {})
+        line: dict[str, Any] = {
+            "row": row,
+            "name": labels[row],
+            "parameters": stage.get("parameters"),
+            "training_images": stage.get("images"),
+            "training_seconds": seconds.get(model),
+            "seconds_with_bases": None if None in chain else sum(chain),
+            "frechet": distance.get("frechet"),
+            "frechet_floor": distance.get("floor"),
+            "copied": copies.get(row, {}).get("rate"),
+            **_cost(run, row),
+        }
+        scores = metrics["faithfulness"][row]
+        line |= {f"{key}_{side}": scores[side][key] for key in ("r", "mae") for side in SIDES}
+        lines.append({name: line[name] for name in COLUMNS})
+    return lines
+
+
+def training_seconds(lines: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds of training by the lines of a metrics.jsonl, over all starts of the run."""
+    total, before = 0.0, 0
+    for line in lines:
+        if rate := line.get("images_per_second"):
+            total += (line["images"] - before) / rate
+        before = line["images"]
+    return total
+
+
+def _cost(run: Run, row: str) -> dict[str, float | None]:
+    """Seconds and evaluations an image, by what the sampling noted beside each shard."""
+    notes = [json.loads(p.read_text()) for p in run.path("samples", row).glob("shard-*.json")]
+    images = sum(note["images"] for note in notes)
+    return {
+        f"{key}_per_image": sum(note[key] for note in notes) / images if images else None
+        for key in ("seconds", "evaluations")
+    }
+
+
+def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
+    """The table for people: two sides in a cell, time in minutes."""
+    head = (
+        "generator", "trained parameters", "training images", "minutes (with bases)",
+        "r left / right", "MAE left / right", "Fréchet distance (floor)", "near a training film",
+        "seconds an image", "evaluations an image",
+    )  # fmt: skip
+    rows = [head, ["---"] * len(head)]
+    for x in lines:
+        minutes = [
+            None if x[key] is None else x[key] / 60
+            for key in ("training_seconds", "seconds_with_bases")
+        ]
+        rows.append(
+            (
+                x["name"],
+                _count(x["parameters"]),
+                _count(x["training_images"]),
+                f"{number(minutes[0], 1)} ({number(minutes[1], 1)})",
+                f"{number(x['r_left'])} / {number(x['r_right'])}",
+                f"{number(x['mae_left'], 1)} / {number(x['mae_right'], 1)}",
+                f"{number(x['frechet'], 0)} ({number(x['frechet_floor'], 0)})",
+                "–" if x["copied"] is None else f"{x['copied']:.0%}",
+                number(x["seconds_per_image"]),
+                number(x["evaluations_per_image"], 0),
+            )
+        )
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=compare
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --mem=4G
+#SBATCH --time=01:00:00
+#SBATCH --output=slurm-%x-%j.out
+#
+# Every generator on the default phantoms, and one table and one grid of them all in the report.
+# Arguments and variables as for llcm.sh.
+#
+#   bash sbatch/compare.sh        sbatch sbatch/compare.sh
+#   ... --smoke                   all of it tiny, to see within minutes that it runs
+#   ... dreambooth=null           without one of them
+set -euo pipefail
+
+# Slurm runs a copy of this script: then the clone is where sbatch was called
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+[[ -f $here/common.sh ]] || here=${HIPGEN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/sbatch
+[[ -f $here/common.sh ]] || { echo "error: call sbatch in the clone, or set HIPGEN_ROOT" >&2 && exit 2; }
+cd "$here/.."
+# shellcheck source=sbatch/common.sh
+. sbatch/common.sh
+
+launch "${CONFIG:-configs/compare.yaml}" "$@"
