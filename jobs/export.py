@@ -10,13 +10,12 @@ and, once the row is evaluated, those that were measured. A row that is there is
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_hipgen.arguments import check_row
+from hpc_hipgen.arguments import check_row, documented_parser
 from hpc_hipgen.pipeline import MEASURED_ROWS
 from hpc_hipgen.run import Run, atomic_folder
 
@@ -71,13 +70,7 @@ def _measured(run: Run, row: str) -> dict[str, dict[str, float]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
-    head, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.export",
-        description=head,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser("export", __doc__)
     parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
     parser.add_argument(
         "--row", help="row of the report, e.g. llcm_4; default: all that were drawn"

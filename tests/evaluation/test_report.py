@@ -193,13 +193,8 @@ def test_the_whole_report(tmp_path, stubs, capsys):
 
     page = run.path("report", "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is outside the file"
-    for words in (
-        "LLCM, 4 steps",
-        "DreamBooth (paper)",
-        "Every generator",
-        "not for diagnosis",
-        "LLCM, 1 step",
-    ):
+    assert "Every generator" in page
+    for words in ("LLCM, 4 steps", "DreamBooth (paper)", "not for diagnosis", "LLCM, 1 step"):
         assert words in page
     table = pd.read_csv(run.path("report", "table1.csv"))
     assert len(table) == 2 * (len(rows) + 3)
