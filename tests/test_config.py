@@ -60,6 +60,24 @@ def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_pa
     check_inputs(config, "x.yaml")
 
 
+def test_an_llcm_may_have_a_teacher_of_another_run(tiny_settings, tmp_path):
+    for name in ("stable_diffusion", "autoencoder"):
+        del tiny_settings[name]
+    tiny_settings["llcm"]["base"] = str(tmp_path)
+    config = parse_experiment(tiny_settings, "x.yaml")
+    assert config.trained() == ["ruler", "llcm"]
+    with pytest.raises(ConfigError, match=r"llcm\.base: .* holds no diffusers pipeline"):
+        check_inputs(config, "x.yaml")
+
+
+def test_a_student_of_another_solver_has_it(tiny_settings):
+    tiny_settings["llcm_paper"] = tiny_settings["llcm"] | {"solver": "ddim"}
+    assert problems(tiny_settings) == ["x.yaml: llcm_paper.solver: must be 'paper'"]
+    tiny_settings["llcm_paper"]["solver"] = "paper"
+    config = parse_experiment(tiny_settings, "x.yaml")
+    assert config.trained()[-2:] == ["llcm", "llcm_paper"]
+
+
 def test_a_discrete_vae_of_another_run_is_its_export(token_settings, tmp_path):
     token_settings["discrete_vae"] = {"pretrained": str(tmp_path)}
     config = parse_experiment(token_settings, "x.yaml")

@@ -102,10 +102,12 @@ def sampling_cost(pipeline: Any) -> Iterator[dict[str, float]]:
 
     hook = network.register_forward_pre_hook(count) if network else None
     began = time.monotonic()
-    yield cost
+    try:
+        yield cost
+    finally:
+        if hook:
+            hook.remove()
     cost["seconds"] = round(time.monotonic() - began, 3)
-    if hook:
-        hook.remove()
 
 
 def draw(

@@ -292,3 +292,8 @@ def test_guidance_needs_dropped_captions(token_settings):
     token_settings["dall_e"] |= {"caption_dropout": 0, "sampling": {"guidance": 2.0}}
     with pytest.raises(ValueError, match="guidance: needs dall_e"):
         parse_experiment(token_settings, "x")
+
+
+def test_what_a_shard_cost_counts_tokens_and_guidance(token_run):
+    note = json.loads(token_run.path("samples", "dall_e", "shard-00000.json").read_text())
+    assert note["images"] == 4 and note["evaluations"] == 4 * 8**2 * 2

@@ -66,6 +66,14 @@ def test_solvers_of_the_paper_and_ddim_draw_the_same(tiny_run):
     assert not np.array_equal(images["ddim"], images["leapfrog"])
 
 
+def test_what_a_shard_cost_stands_beside_it(tiny_run):
+    for row, each in (("stable_diffusion", 2 * 2), ("llcm_2", 2), ("llcm_1", 1)):
+        note = json.loads(tiny_run.path("samples", row, "shard-00000.json").read_text())
+        assert note["images"] == 4 and note["evaluations"] == 4 * each, row
+        assert note["seconds"] > 0
+    assert not list(tiny_run.path("samples", "round_trip").glob("*.json")), "no network draws there"
+
+
 def test_no_pipeline_is_said(tmp_path):
     with pytest.raises(ValueError, match="holds no diffusers pipeline"):
         load_pipeline(tmp_path)
