@@ -48,7 +48,6 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
     todo = [item for item in items if not sample_shard(run, item).is_file()]
     if not todo:
         return 0
-    from hpc_hipgen.generators.sampling import sampling_cost
     from hpc_hipgen.radiograph.layouts import read_manifest
 
     folders = {row_data(run, row) for row, _ in todo}
@@ -59,15 +58,16 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
         specs = _row_specs(run, films, row)
         size = run.config.sampling.shard_size
         specs = specs[shard * size : (shard + 1) * size]
-        model, path = row_model(row)[0], sample_shard(run, (row, shard))
-        if row not in MEASURED_ROWS and model not in pipelines:
-            pipelines[model] = load_model(run, model)
-        with sampling_cost(pipelines.get(model)) as cost:
-            images = list(_images(run, films, row, specs, pipelines))
-        if row not in MEASURED_ROWS:
-            write_atomic(path.with_suffix(".json"), json.dumps({"images": len(images), **cost}))
-        content = shard_bytes(specs, images, synthetic=row not in UNTOUCHED_ROWS)
-        write_atomic(path, content)
+        path = sample_shard(run, (row, shard))
+        if row in MEASURED_ROWS:
+            images = _views(run, row, films.images[[spec["view"] for spec in specs]])
+        else:
+            model, _ = row_model(row)
+            if model not in pipelines:
+                pipelines[model] = load_model(run, model)
+            images, cost = _drawn_at_cost(run, pipelines[model], specs)
+            write_atomic(path.with_suffix(".json"), json.dumps(cost))
+        write_atomic(path, shard_bytes(specs, images, synthetic=row not in UNTOUCHED_ROWS))
         print(
             f"sample {number}/{len(todo)}  {row} shard {shard}: {len(specs)} images",
             file=sys.stderr,
@@ -166,18 +166,20 @@ def shard_bytes(
     return buffer.getvalue()
 
 
-def _images(
-    run: Run, films: Films, row: str, specs: list[dict[str, Any]], pipelines: dict[str, Any]
-) -> Iterator[np.ndarray]:
-    """Views (r, r) uint8 in the order of the specs."""
-    views = [spec["view"] for spec in specs]
-    if row in UNTOUCHED_ROWS:
-        yield from films.images[views]
-    elif row in ROUND_TRIPS:
-        yield from _round_trip(run, row, films.images[views])
-    else:
-        model, _ = row_model(row)
-        yield from drawn(run, pipelines[model], specs)
+def _views(run: Run, row: str, images: np.ndarray) -> np.ndarray:
+    """Views (n, r, r) uint8 of a row of films: untouched, or after an autoencoder."""
+    return _round_trip(run, row, images) if row in ROUND_TRIPS else images
+
+
+def _drawn_at_cost(
+    run: Run, pipeline: Any, specs: list[dict[str, Any]]
+) -> tuple[list[np.ndarray], dict[str, float]]:
+    """What `drawn` draws, and what that cost."""
+    from hpc_hipgen.generators.sampling import sampling_cost
+
+    with sampling_cost(pipeline) as cost:
+        images = list(drawn(run, pipeline, specs))
+    return images, {"images": len(images), **cost}
 
 
 def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.ndarray]:

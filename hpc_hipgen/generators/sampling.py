@@ -91,22 +91,21 @@ def sampling_cost(pipeline: Any) -> Iterator[dict[str, float]]:
     """Measures what is drawn inside: fills the dict when the block ends.
 
     `seconds`; `evaluations`: of the UNet, or of DALL-E's transformer, one for each image or token
-    that goes through it, so that guidance counts twice. `pipeline`: a diffusers pipeline, the parts
-    of a DALL-E, or None where no network draws.
+    that goes through it, so that guidance counts twice. `pipeline`: a diffusers pipeline, or the
+    parts of a DALL-E.
     """
     cost: dict[str, float] = {"seconds": 0.0, "evaluations": 0}
-    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    network = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
 
     def count(_: Any, given: tuple[torch.Tensor, ...]) -> None:
         cost["evaluations"] += len(given[0])
 
-    hook = network.register_forward_pre_hook(count) if network else None
+    hook = network.register_forward_pre_hook(count)
     began = time.monotonic()
     try:
         yield cost
     finally:
-        if hook:
-            hook.remove()
+        hook.remove()
     cost["seconds"] = round(time.monotonic() - began, 3)
 
 
