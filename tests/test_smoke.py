@@ -1,6 +1,7 @@
 """Every experiment of configs/ trains: all its models, two optimizer steps each, by `--smoke`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from hpc_hipgen.config import TRAINED, ConfigError, load_experiment
 from hpc_hipgen.config.reading import SMOKE, merged
+from hpc_hipgen.radiograph import dataset
 from hpc_hipgen.run import Run
 from jobs import launch
 from jobs.prepare import prepare
@@ -17,14 +19,33 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
+@pytest.fixture(scope="module")
+def prepared():
+    """Prepares a run, or takes the data of an earlier one that has the same."""
+    made = {}
+
+    def ready(run):
+        settings = run.config.data.model_dump_json()
+        if settings in made:
+            shutil.copytree(made[settings].path("data"), run.path("data"))
+            run.path("stages").mkdir()
+            shutil.copy(made[settings].path("stages", "prepare.json"), run.path("stages"))
+        else:
+            prepare(run)
+            made[settings] = run
+
+    return ready
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_experiment_trains(path, tmp_path):
+def test_every_experiment_trains(path, tmp_path, prepared, monkeypatch):
+    monkeypatch.setattr(dataset, "_POOL_FILMS", 1000)  # processes take longer than so few films
     whole, config = load_experiment(path), load_experiment(path, smoke=True)
     assert config.name == f"{path.stem}-smoke"
     assert set(whole.trained()) <= set(config.trained()), "what was pretrained is built"
     run = Run.create(tmp_path / "run", config)
-    prepare(run)
+    prepared(run)
     for model in config.trained():
         training = getattr(config, model).training
         assert training.images == 2 * training.batch
