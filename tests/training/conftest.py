@@ -16,7 +16,7 @@ def _linear_of_torch(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def every_stage():
     """Has one rank use the ZeRO stage it is given, as several do; returns what it replaces."""
     with pytest.MonkeyPatch.context() as patch:
