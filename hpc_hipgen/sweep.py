@@ -25,7 +25,7 @@ from hpc_hipgen.run import Run, write_atomic
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
 EXPORT = "export"
-Model = Literal["stable_diffusion", "stable_diffusion_caption", "llcm"]
+Model = Literal["stable_diffusion", "stable_diffusion_caption", "llcm", "unclip"]
 STUDENT_SOLVER = "lcm"
 """What a student's own scheduler is called; no other fits what it was trained for."""
 

@@ -71,7 +71,7 @@ def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
     """What each image of a row of the report is asked for."""
     if row in MEASURED_ROWS:
         return image_specs(run.config.seed, films, row)
-    settings, per_caption = _settings(run, row), run.config.sampling.per_caption
+    settings, per_caption = row_settings(run, row), run.config.sampling.per_caption
     specs = image_specs(run.config.seed, films, row, settings, per_caption)
     if row == "dreambooth":
         for spec in specs:
@@ -116,7 +116,7 @@ def image_specs(
     return specs
 
 
-def _settings(run: Run, row: str) -> dict[str, Any]:
+def row_settings(run: Run, row: str) -> dict[str, Any]:
     """What a generated row is drawn with: steps, guidance scale and solver, or as tokens are."""
     sampling = run.config.sampling
     if row == "dall_e":

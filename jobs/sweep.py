@@ -4,7 +4,8 @@
     python -m jobs.sweep results/llcm model=llcm steps=[1,2,4,8] guidance=[2,3,4] --name student
     python -m jobs.sweep results/llcm model=[stable_diffusion,llcm] checkpoint=[30000,export]
 
-  model       stable_diffusion, stable_diffusion_caption, llcm; default: all that the run has
+  model       stable_diffusion, stable_diffusion_caption, llcm, unclip; default: all that the run
+              has
   checkpoint  export, or images seen of a kept checkpoint (RUN/MODEL/checkpoints), whose weight
               average is used; default: export
   solver      ddim, leapfrog, paper: for the teachers; a student has its own
@@ -89,11 +90,12 @@ def _draw_and_measure(
     """One cell: its samples, unless they are there, then their measurements."""
     from hpc_hipgen.evaluation.samples import read_samples
     from jobs.evaluate import measured, store_table
-    from jobs.sample import drawn, image_specs, shard_bytes
+    from jobs.sample import drawn, image_specs, row_settings, shard_bytes
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
     if not tar.is_file():
-        settings = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
+        crossed = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
+        settings = row_settings(run, cell.model) | crossed
         specs = image_specs(run.config.seed, films, cell.name, settings)
         write_atomic(tar, shard_bytes(specs, drawn(run, pipeline, specs), synthetic=True))
     table = measured(read_samples(tar), cell.name, ruler, run.config.evaluation.batch)
