@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen import sweep as sweeps
@@ -210,8 +209,7 @@ def _planned(run: Run, options: argparse.Namespace) -> Sweep:
 
 def _check_ready(run: Run) -> None:
     """Raises ConfigError unless there are captions and a ruler."""
-    ruler: Path = run.config.ruler.pretrained or run.path("ruler", EXPORT)
-    for path in (run.path("data", "manifest.csv"), ruler / "ruler.json"):
+    for path in (run.path("data", "manifest.csv"), run.first_stage("ruler") / "ruler.json"):
         if not path.is_file():
             raise ConfigError(f"{path}: missing, and a sweep needs it; finish the run first")
 
