@@ -101,7 +101,7 @@ def write_card(
         language="en",
         model_name=f"{run.config.name}/{model}",
         pipeline_tag=None if what else "text-to-image",
-        library_name="diffusers" if "diffusers" in use or use in (STOCK, ADAPTERS) else None,
+        library_name="diffusers" if "diffusers" in use else None,
         tags=["synthetic-data", "not-for-diagnosis", "veterinary", "radiography", model],
         base_model=_hub_id(section),
         eval_results=None if what else list(_results(run, scores)) or None,
