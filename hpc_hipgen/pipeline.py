@@ -93,6 +93,8 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "ruler": (),
     "autoencoder": (),
     "discrete_vae": (),
+    "clip": (),
+    "prior": ("clip",),
     "stable_diffusion": ("autoencoder",),
     "stable_diffusion_caption": ("autoencoder",),
     **dict.fromkeys(LLCMS, ("stable_diffusion",)),
@@ -100,6 +102,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "lcm_lora": ("stable_diffusion",),
     "dreambooth": ("stable_diffusion",),
     "dall_e": ("discrete_vae",),
+    "unclip": ("autoencoder", "clip", "prior"),
 }
 """Models that must be trained before a model can be, where this experiment trains them."""
 

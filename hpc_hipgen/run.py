@@ -100,6 +100,10 @@ class Run:
         """Folder of the Stable Diffusion that a model of `config.ADAPTED` starts from."""
         return getattr(self.config, model).base or self.path("stable_diffusion", "export")
 
+    def first_stage(self, model: str) -> Path:
+        """Folder of a model of `config.FIRST_STAGES`: the pretrained one, or the run's own."""
+        return getattr(self.config, model).pretrained or self.path(model, "export")
+
     def done(self, stage: str) -> dict[str, Any] | None:
         """What `mark_done` stored for the stage, or None while it is not done."""
         path = self.path("stages", f"{stage}.json")

@@ -42,6 +42,7 @@ Model = Literal[
     "lora",
     "lcm_lora",
     "dreambooth",
+    "unclip",
 ]
 """Rows of latent diffusion."""
 STUDENT_SOLVER = "lcm"

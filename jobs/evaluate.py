@@ -81,7 +81,7 @@ def ruler_of(run: Run, device: str) -> Any:
     """The ruler that measures this run: its own, or the pretrained one."""
     from hpc_hipgen.evaluation.ruler import load_ruler
 
-    folder = run.config.ruler.pretrained or run.path("ruler", "export")
+    folder = run.first_stage("ruler")
     ruler = load_ruler(folder, run.config.evaluation.min_confidence)
     ruler.network.to(device)
     return ruler

@@ -80,7 +80,7 @@ def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
     """What each image of a row of the report is asked for."""
     if row in MEASURED_ROWS:
         return image_specs(run.config.seed, films, row)
-    settings, per_caption = _settings(run, row), run.config.sampling.per_caption
+    settings, per_caption = row_settings(run, row), run.config.sampling.per_caption
     specs = image_specs(run.config.seed, films, row, settings, per_caption)
     return with_subjects(run, row, specs)
 
@@ -130,17 +130,20 @@ def image_specs(
     return specs
 
 
-def _settings(run: Run, row: str) -> dict[str, Any]:
+def row_settings(run: Run, row: str) -> dict[str, Any]:
     """What a generated row is drawn with: steps, guidance scale and solver, or as tokens are."""
     sampling = run.config.sampling
     if row == "dall_e":
         return run.config.dall_e.sampling.model_dump()
+    settings = {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
+    if row == "unclip":
+        return settings | run.config.unclip.sampling.model_dump()
     model, few = row_model(row)
     if few is not None:
         # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
         guidance = sampling.student_guidance if model in LLCMS else 1.0
         return {"steps": few, "guidance": guidance, "solver": "lcm"}
-    return {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
+    return settings
 
 
 def shard_bytes(
@@ -187,14 +190,19 @@ def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.n
 
     `pipeline`: a diffusers pipeline, or the parts of a DALL-E.
     """
-    from hpc_hipgen.config import TokenSampling
-    from hpc_hipgen.generators import dall_e, sampling
+    from diffusers import StableUnCLIPPipeline
 
+    from hpc_hipgen.config import TokenSampling, UnCLIPSampling
+    from hpc_hipgen.generators import dall_e, sampling, unclip
+
+    names: tuple[str, ...] = ("steps", "guidance", "solver")
     if isinstance(pipeline, dall_e.Parts):
         draw, names = dall_e.draw, tuple(TokenSampling.model_fields)
+    elif isinstance(pipeline, StableUnCLIPPipeline):
+        draw = partial(unclip.draw, resolution=run.config.data.resolution)
+        names = (*names, *UnCLIPSampling.model_fields)
     else:
         draw = partial(sampling.draw, resolution=run.config.data.resolution)
-        names = ("steps", "guidance", "solver")
     size = run.config.sampling.batch
     for start in range(0, len(specs), size):
         part = specs[start : start + size]

@@ -5,7 +5,7 @@
     python -m jobs.sweep results/llcm model=[stable_diffusion,llcm] checkpoint=[30000,export]
 
   model       stable_diffusion, stable_diffusion_caption, llcm, llcm_paper, llcm_ddim, lora,
-              lcm_lora, dreambooth; default: all that the run has
+              lcm_lora, dreambooth, unclip; default: all that the run has
   checkpoint  export, or images seen of a kept checkpoint (RUN/MODEL/checkpoints), whose weight
               average is used; default: export
   solver      ddim, leapfrog, paper: for the teachers; a student has its own
@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen import sweep as sweeps
@@ -92,11 +91,12 @@ def _draw_and_measure(
     """One cell: its samples, unless they are there, then their measurements."""
     from hpc_hipgen.evaluation.samples import read_samples
     from jobs.evaluate import measured, store_table
-    from jobs.sample import drawn, image_specs, shard_bytes, with_subjects
+    from jobs.sample import drawn, image_specs, row_settings, shard_bytes, with_subjects
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
     if not tar.is_file():
-        settings = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
+        crossed = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
+        settings = row_settings(run, cell.model) | crossed
         specs = image_specs(run.config.seed, films, cell.name, settings)
         specs = with_subjects(run, cell.model, specs)
         write_atomic(tar, shard_bytes(specs, drawn(run, pipeline, specs), synthetic=True))
@@ -212,8 +212,7 @@ def _planned(run: Run, options: argparse.Namespace) -> Sweep:
 
 def _check_ready(run: Run) -> None:
     """Raises ConfigError unless there are captions and a ruler."""
-    ruler: Path = run.config.ruler.pretrained or run.path("ruler", EXPORT)
-    for path in (run.path("data", "manifest.csv"), ruler / "ruler.json"):
+    for path in (run.path("data", "manifest.csv"), run.first_stage("ruler") / "ruler.json"):
         if not path.is_file():
             raise ConfigError(f"{path}: missing, and a sweep needs it; finish the run first")
 

@@ -79,6 +79,10 @@ def _task(run: Run, model: str) -> Task:
         from hpc_hipgen.generators.dall_e import DallETask
 
         return DallETask(config, layouts.read_pairs(data), load_discrete_vae(run))
+    if model == "clip":
+        from hpc_hipgen.generators.clip import CLIPTask
+
+        return CLIPTask(config, *(layouts.read_manifest(data, s) for s in ("train", "validation")))
     cache = run.path("latents")
     if model == "dreambooth":
         from hpc_hipgen.generators.dreambooth import DreamBoothTask
@@ -98,6 +102,16 @@ def _task(run: Run, model: str) -> Task:
             return LCMLoRATask(config, films, run.base(model), cache)
         return LLCMTask(config, films, run.base(model), cache, model)
     films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
+    if model == "prior":
+        from hpc_hipgen.generators.clip import load_parts
+        from hpc_hipgen.generators.prior import PriorTask
+
+        return PriorTask(config, films, load_parts(run.first_stage("clip")))
+    if model == "unclip":
+        from hpc_hipgen.generators.unclip import UnCLIPTask
+
+        folders = (run.first_stage("clip"), run.first_stage("prior"))
+        return UnCLIPTask(config, films, load_autoencoder(run), *folders, cache)
     if model == "lora":
         from hpc_hipgen.generators.lora import LoRATask
 
@@ -112,7 +126,7 @@ def load_autoencoder(run: Run) -> Any:
     """The run's autoencoder: its own, or the pretrained one (a VAE or a pipeline folder)."""
     from diffusers import AutoencoderKL
 
-    folder: Path = run.config.autoencoder.pretrained or run.path("autoencoder", "export")
+    folder = run.first_stage("autoencoder")
     if (folder / "vae").is_dir():
         folder = folder / "vae"
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
@@ -122,7 +136,7 @@ def load_discrete_vae(run: Run) -> Any:
     """The run's discrete autoencoder: its own, or the pretrained one."""
     from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder
 
-    folder: Path = run.config.discrete_vae.pretrained or run.path("discrete_vae", "export")
+    folder = run.first_stage("discrete_vae")
     return DiscreteAutoencoder.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 

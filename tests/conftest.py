@@ -61,6 +61,21 @@ TOKENS = {key: TINY[key] for key in SHARED} | {
     },
 }
 
+EMBEDDINGS = {key: TINY[key] for key in (*SHARED, "autoencoder")} | {
+    "clip": {
+        "text": {"hidden_size": 32, "layers": 1, "heads": 2},
+        "vision": {"width": 32, "layers": 1, "heads": 2, "patch": 8},
+        "contrast": 2,
+        "training": STEPS | {"ema_images": 8},
+    },
+    "prior": {"width": 32, "layers": 1, "heads": 2, "training": STEPS | {"ema_images": 8}},
+    "unclip": {
+        "unet": TINY["stable_diffusion"]["unet"],
+        "sampling": {"prior_steps": 2, "prior_guidance": 1.5, "noise_level": 3},
+        "training": STEPS | {"ema_images": 8},
+    },
+}
+
 
 @pytest.fixture
 def tiny_settings():
@@ -74,6 +89,12 @@ def token_settings():
     return copy.deepcopy(TOKENS)
 
 
+@pytest.fixture
+def embedding_settings():
+    """The same of unCLIP, which needs of latent diffusion the autoencoder alone."""
+    return copy.deepcopy(EMBEDDINGS)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """A run of that experiment up to its samples, made in this process; not to be changed."""
@@ -84,6 +105,12 @@ def tiny_run(tmp_path_factory):
 def token_run(tmp_path_factory):
     """The same of DALL-E."""
     return sampled_run(tmp_path_factory.mktemp("tokens") / "run", TOKENS)
+
+
+@pytest.fixture(scope="session")
+def embedding_run(tmp_path_factory):
+    """The same of unCLIP."""
+    return sampled_run(tmp_path_factory.mktemp("embeddings") / "run", EMBEDDINGS)
 
 
 def sampled_run(folder, tree):

@@ -66,6 +66,9 @@ def test_arguments_are_settings(tmp_path):
     assert "train-stable_diffusion" in done.stdout and "train-llcm" not in done.stdout
     done = bash("sbatch/dall_e.sh", "--dry-run")
     assert "train-discrete_vae" in done.stdout and "train-autoencoder" not in done.stdout
+    done = bash("sbatch/unclip.sh", "--dry-run")
+    (line,) = [x for x in done.stdout.splitlines() if x.strip().startswith("train-unclip ")]
+    assert line.endswith("after prepare, train-autoencoder, train-clip, train-prior")
 
 
 def test_the_comparison_has_every_generator():

@@ -39,9 +39,11 @@ from hpc_hipgen.config.reading import (
     settings_tree,
 )
 from hpc_hipgen.config.scoring import Evaluation, Logging, Sampling, WandB
+from hpc_hipgen.config.unclip import CLIP, Prior, UnCLIP, UnCLIPSampling, Vision
 
 __all__ = [
     "ADAPTED",
+    "CLIP",
     "FIRST_STAGES",
     "GENERATORS",
     "LLCM",
@@ -63,6 +65,7 @@ __all__ = [
     "LCMLoRA",
     "LoRA",
     "Logging",
+    "Prior",
     "Ruler",
     "Sampling",
     "Section",
@@ -70,6 +73,9 @@ __all__ = [
     "TokenSampling",
     "Training",
     "UNet",
+    "UnCLIP",
+    "UnCLIPSampling",
+    "Vision",
     "WandB",
     "check_batches",
     "check_inputs",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel, ConfigDict
 
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
 
-FIRST_STAGES = ("ruler", "autoencoder", "discrete_vae")
+FIRST_STAGES = ("ruler", "autoencoder", "discrete_vae", "clip", "prior")
 """Sections of which a pretrained one is taken as it is; others go on training from it."""
 
 LLCMS = ("llcm", "llcm_paper", "llcm_ddim")
@@ -16,7 +18,7 @@ LLCMS = ("llcm", "llcm_paper", "llcm_ddim")
 ADAPTED = (*LLCMS, "lora", "lcm_lora", "dreambooth")
 """Sections whose model starts from a Stable Diffusion: `base`, or the run's own."""
 
-GENERATORS = ("stable_diffusion", "stable_diffusion_caption", *ADAPTED, "dall_e")
+GENERATORS = ("stable_diffusion", "stable_diffusion_caption", *ADAPTED, "dall_e", "unclip")
 """Sections of the generators, in the order in which they are trained."""
 
 TRAINED = (*FIRST_STAGES, *GENERATORS)
@@ -31,3 +33,12 @@ class Section(BaseModel):
     """A group of settings; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def check_multiples(
+    key: str, values: Iterable[int], of: int, what: str = "a group's channels"
+) -> None:
+    """All values are multiples of `of`; raises ValueError naming the key and what `of` is."""
+    for value in values:
+        if value % of:
+            raise ValueError(f"{key}: {value} is not a multiple of {of}, {what}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -15,10 +14,12 @@ from hpc_hipgen.config.base import (
     TRAINED,
     ConfigError,
     Section,
+    check_multiples,
 )
 from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, Ruler
 from hpc_hipgen.config.generators import LLCM, DallE, Diffusion, DreamBooth, LCMLoRA, LoRA
 from hpc_hipgen.config.scoring import Evaluation, Logging, Sampling
+from hpc_hipgen.config.unclip import CLIP, Prior, UnCLIP, check_unclip
 
 
 class Experiment(Section):
@@ -30,6 +31,8 @@ class Experiment(Section):
     ruler: Ruler
     autoencoder: Autoencoder | None = None
     discrete_vae: DiscreteVAE | None = None
+    clip: CLIP | None = None
+    prior: Prior | None = None
     stable_diffusion: Diffusion | None = None
     stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
     llcm: LLCM | None = None
@@ -39,6 +42,7 @@ class Experiment(Section):
     lcm_lora: LCMLoRA | None = None
     dreambooth: DreamBooth | None = None
     dall_e: DallE | None = None
+    unclip: UnCLIP | None = None
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
@@ -59,8 +63,9 @@ class Experiment(Section):
 
 def _check_experiment(config: Experiment) -> Experiment:
     """Checks that involve several sections; raises ValueError naming the key."""
-    if config.stable_diffusion and not config.autoencoder:
-        raise ValueError("autoencoder: needed by stable_diffusion")
+    for name in ("stable_diffusion", "unclip"):
+        if getattr(config, name) and not config.autoencoder:
+            raise ValueError(f"autoencoder: needed by {name}")
     if config.dall_e and not config.discrete_vae:
         raise ValueError("discrete_vae: needed by dall_e")
     baseline = config.stable_diffusion_caption
@@ -70,7 +75,7 @@ def _check_experiment(config: Experiment) -> Experiment:
         student = getattr(config, f"llcm_{solver}")
         if student and student.solver != solver:
             raise ValueError(f"llcm_{solver}.solver: must be '{solver}'")
-    for name in ("autoencoder", "discrete_vae"):
+    for name in ("autoencoder", "discrete_vae", "clip", "prior"):
         auto = getattr(config, name)
         if auto and auto.pretrained is None and auto.training is None:
             raise ValueError(f"{name}: give either pretrained (a folder) or training")
@@ -108,8 +113,8 @@ def _check_shapes(config: Experiment) -> None:
     """Networks that are built here can be built, and take the views; raises ValueError."""
     resolution = config.data.resolution
     if config.ruler.pretrained is None:
-        _multiples("ruler.channels", config.ruler.channels, 8)
-        _multiples(
+        check_multiples("ruler.channels", config.ruler.channels, 8)
+        check_multiples(
             "data.resolution",
             [resolution],
             2 ** len(config.ruler.channels),
@@ -119,20 +124,21 @@ def _check_shapes(config: Experiment) -> None:
         _check_autoencoder(name, getattr(config, name), resolution)
     if config.dall_e:
         _check_dall_e(config.dall_e, config.discrete_vae)
+    check_unclip(config.unclip, config.clip, config.prior, resolution)
     for name in ("stable_diffusion", "stable_diffusion_caption"):
         section = getattr(config, name)
         if section is None or section.pretrained:
             continue
         channels, head = section.unet.block_out_channels, section.unet.head_dim
-        _multiples(f"{name}.unet.block_out_channels", channels, 16)
+        check_multiples(f"{name}.unet.block_out_channels", channels, 16)
         for width in channels:
-            _multiples(
+            check_multiples(
                 f"{name}.unet.block_out_channels",
                 [width],
                 max(1, width // head),
                 "the number of heads",
             )
-        _multiples(f"{name}.text.hidden_size", [section.text.hidden_size], section.text.heads)
+        check_multiples(f"{name}.text.hidden_size", [section.text.hidden_size], section.text.heads)
 
 
 def _check_autoencoder(name: str, auto: Autoencoder | DiscreteVAE | None, resolution: int) -> None:
@@ -140,18 +146,18 @@ def _check_autoencoder(name: str, auto: Autoencoder | DiscreteVAE | None, resolu
     if auto is None or auto.pretrained:
         return
     what = f"the stride of the {name}"
-    _multiples(f"{name}.block_out_channels", auto.block_out_channels, 8)
+    check_multiples(f"{name}.block_out_channels", auto.block_out_channels, 8)
     stride = 2 ** (len(auto.block_out_channels) - 1)
-    _multiples("data.resolution", [resolution], stride, what)
+    check_multiples("data.resolution", [resolution], stride, what)
     if auto.window:
-        _multiples(f"{name}.window", [auto.window], stride, what)
+        check_multiples(f"{name}.window", [auto.window], stride, what)
         if auto.window > resolution:
             raise ValueError(f"{name}.window: {auto.window} is above data.resolution, {resolution}")
 
 
 def _check_dall_e(section: DallE, vae: DiscreteVAE | None) -> None:
     """The transformer can be built, and draws from a codebook that is there; raises ValueError."""
-    _multiples("dall_e.width", [section.width], section.heads, "dall_e.heads")
+    check_multiples("dall_e.width", [section.width], section.heads, "dall_e.heads")
     top_k = section.sampling.top_k
     if vae and vae.pretrained is None and top_k and top_k > vae.codes:
         raise ValueError(f"dall_e.sampling.top_k: {top_k} is above discrete_vae.codes, {vae.codes}")
@@ -160,12 +166,6 @@ def _check_dall_e(section: DallE, vae: DiscreteVAE | None) -> None:
             "dall_e.sampling.guidance: needs dall_e.caption_dropout, from which the model learns "
             "images without a caption"
         )
-
-
-def _multiples(key: str, values: Iterable[int], of: int, what: str = "a group's channels") -> None:
-    for value in values:
-        if value % of:
-            raise ValueError(f"{key}: {value} is not a multiple of {of}, {what}")
 
 
 def _check_measurements(name: str, section: Diffusion) -> None:

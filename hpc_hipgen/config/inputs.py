@@ -36,11 +36,13 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
                 problems.append(
                     f"{name}.base: {section.base} holds no diffusers pipeline (model_index.json)"
                 )
-    if config.discrete_vae and (folder := config.discrete_vae.pretrained):
-        if not (folder / "config.json").is_file():
+    for name in ("discrete_vae", "clip", "prior"):
+        section = getattr(config, name)
+        folder = section.pretrained if section else None
+        if folder and not (folder / "config.json").is_file():
             problems.append(
-                f"discrete_vae.pretrained: {folder} holds no config.json; give the folder "
-                "discrete_vae/export of a run"
+                f"{name}.pretrained: {folder} holds no config.json; give the folder "
+                f"{name}/export of a run"
             )
     weights = config.evaluation.inception
     if weights and not weights.is_file():

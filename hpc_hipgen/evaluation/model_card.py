@@ -32,6 +32,7 @@ ADAPTERS = """On its base, with stock diffusers:
 ```python
 pipeline.load_lora_weights("FOLDER")
 ```"""
+UNCLIP = STOCK.replace("StableDiffusionPipeline", "StableUnCLIPPipeline")
 OURS = "Read by hpc_hipgen (`{}`)."
 
 MODELS = {
@@ -63,6 +64,17 @@ MODELS = {
         "",
         ADAPTERS + "\n\nIts scheduler is `LCMScheduler`, in `scheduler/`; use `guidance_scale=1`.",
     ),
+    "clip": (
+        "CLIP",
+        "Embeds ventrodorsal hip radiographs of dogs and their captions into one space.",
+        OURS.format("generators.clip.load_parts"),
+    ),
+    "prior": (
+        "Prior of unCLIP",
+        "Draws the CLIP embedding of a ventrodorsal hip radiograph of a dog for a caption.",
+        OURS.format("generators.prior.load_prior"),
+    ),
+    "unclip": ("unCLIP", "", UNCLIP),
     "dall_e": ("DALL-E", "", OURS.format("generators.dall_e.load_parts")),
 }
 """Title, what it does (empty: draws from a caption) and how it is used, by section."""
@@ -101,7 +113,7 @@ def write_card(
         language="en",
         model_name=f"{run.config.name}/{model}",
         pipeline_tag=None if what else "text-to-image",
-        library_name="diffusers" if "diffusers" in use or use in (STOCK, ADAPTERS) else None,
+        library_name="diffusers" if "diffusers" in use else None,
         tags=["synthetic-data", "not-for-diagnosis", "veterinary", "radiography", model],
         base_model=_hub_id(section),
         eval_results=None if what else list(_results(run, scores)) or None,

@@ -67,6 +67,7 @@ def row_label(row: str, run: Run) -> str:
         "lora": f"LoRA, {steps} steps",
         "dreambooth": f"DreamBooth, {steps} steps",
         "dall_e": "DALL-E",
+        "unclip": f"unCLIP, {steps} steps",
     }
     return known.get(row, row.replace("_", " "))
 

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    StableUnCLIPPipeline,
+)
 
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
 from hpc_hipgen.generators import text
@@ -25,7 +31,7 @@ SCHEDULERS = {"ddim": DDIMScheduler, "paper": DDIMScheduler, "leapfrog": Leapfro
 
 def load_pipeline(
     folder: Path, precision: str = "fp32", adapters: Path | None = None
-) -> StableDiffusionPipeline:
+) -> StableDiffusionPipeline | StableUnCLIPPipeline:
     """Loads an export on this machine's device; safetensors only, no network.
 
     Args:
@@ -38,7 +44,7 @@ def load_pipeline(
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder}: holds no diffusers pipeline (model_index.json)")
-    pipeline = StableDiffusionPipeline.from_pretrained(
+    pipeline = DiffusionPipeline.from_pretrained(  # of the class that the folder names
         folder,
         local_files_only=True,
         use_safetensors=True,
@@ -110,7 +116,7 @@ def sampling_cost(pipeline: Any) -> Iterator[dict[str, float]]:
 
 
 def draw(
-    pipeline: StableDiffusionPipeline,
+    pipeline: StableDiffusionPipeline | StableUnCLIPPipeline,
     prompts: list[str],
     seeds: list[int],
     *,
@@ -118,10 +124,12 @@ def draw(
     guidance: float,
     solver: str,
     resolution: int,
+    **more: Any,
 ) -> np.ndarray:
     """Grey images (b, resolution, resolution) uint8, one generator per image.
 
-    `guidance` is diffusers' guidance scale 1 + w; a student takes it as its condition.
+    `guidance` is diffusers' guidance scale 1 + w; a student takes it as its condition. `more` are
+    arguments of the pipeline as it names them.
     """
     if solver in SCHEDULERS:
         pipeline.scheduler = SCHEDULERS[solver].from_config(pipeline.scheduler.config)
@@ -135,5 +143,6 @@ def draw(
         height=resolution,
         width=resolution,
         output_type="np",
+        **more,
     ).images
     return np.clip(np.rint(images.mean(-1) * 255), 0, 255).astype(np.uint8)

@@ -188,7 +188,7 @@ class DenoiserLoss(nn.Module):
         noisy = add_noise(latents, noise, timesteps, alphas)
         if "text_encoder" in self.networks:
             text = self.networks["text_encoder"](text)[0]
-        output = self.networks["unet"](noisy, timesteps, text).sample.float()
+        output = self.denoise(noisy, timesteps, text).float()
         target = training_target(latents, noise, timesteps, alphas, self.prediction)
         losses = spatial_mean((output - target) ** 2, weight)
         scalars = {"mse": losses.mean()}
@@ -197,6 +197,10 @@ class DenoiserLoss(nn.Module):
                 timesteps, alphas, self.min_snr_gamma, self.prediction
             ).to(losses)
         return losses, scalars
+
+    def denoise(self, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        """What the UNet predicts for noisy latents (b, c, h, w) and text states (b, n, d)."""
+        return self.networks["unet"](noisy, timesteps, states).sample
 
 
 def denoising_inputs(
@@ -236,10 +240,18 @@ class DenoisingTask:
         self.parts = parts
         self.train_text = train_text
         self.latents = check_latents(cached_latents(parts.autoencoder, films, cache), films)
-        self.texts, self.rows = self.embed(films.captions)
-        self.null = self.embed([""])[0][0]
+        self.prepare_conditions()
         self.module = self.loss()
         self.averages = {"export": WeightAverage.for_export(self.trained(), section.training)}
+
+    def prepare_conditions(self) -> None:
+        """Finds out once what views are drawn from: here, their captions."""
+        self.texts, self.rows = self.embed(self.films.captions)
+        self.null = self.embed([""])[0][0]
+
+    def conditions(self, indices: np.ndarray, random: ImageRandom) -> Tensor:
+        """What the loss takes as `text` for the views `indices` (b,)."""
+        return self.texts[self.rows[indices]]
 
     def trained(self) -> nn.Module:
         """What is averaged for the export."""
@@ -262,7 +274,7 @@ class DenoisingTask:
         landmarks = torch.from_numpy(self.films.landmarks[indices])
         size, extra = latents.shape[-1], self.section.hip_weight
         weight = hip_focus(landmarks, size, self.resolution, extra)
-        texts = self.texts[self.rows[indices]]
+        texts = self.conditions(indices, random)
         return denoising_inputs(latents, texts, self.null, weight, self.section, random)
 
     def describe(self, indices: np.ndarray) -> list[str]:

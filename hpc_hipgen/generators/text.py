@@ -21,7 +21,7 @@ import torch
 from tokenizers import AddedToken, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hpc_hipgen.config import Text
 from hpc_hipgen.radiograph.captions import ANGLE_MAX, ANGLE_MIN, ANGLE_STEP, PROMPT_CLASSES, caption
@@ -152,22 +152,25 @@ class MeasurementEmbedding(nn.Module):
         return F.embedding(ids, self.table())
 
 
+def text_config(config: Text, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """The shape of a small CLIP text encoder for the tokenizer's vocabulary."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=4 * config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.max_length,
+        projection_dim=config.hidden_size,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 def build_text_encoder(config: Text, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A small CLIP text encoder with random weights for the tokenizer's vocabulary."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=4 * config.hidden_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            max_position_embeddings=config.max_length,
-            projection_dim=config.hidden_size,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return CLIPTextModel(text_config(config, tokenizer))
 
 
 def install_measurements(encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
@@ -242,15 +245,20 @@ def bake_measurements(encoder: CLIPTextModel) -> None:
         encoder.config.vocab_size = len(table)
 
 
-def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
-    """Ids (b, model_max_length) int64, padded and cut as a stock pipeline does."""
+def tokens(tokenizer: CLIPTokenizer, prompts: list[str]) -> BatchEncoding:
+    """`input_ids` and `attention_mask` (b, model_max_length), as a stock pipeline makes them."""
     return tokenizer(
         prompts,
         padding="max_length",
         max_length=tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
-    ).input_ids
+    )
+
+
+def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Ids (b, model_max_length) int64, padded and cut as a stock pipeline does."""
+    return tokens(tokenizer, prompts).input_ids
 
 
 def caption_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=unclip
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --mem=4G
+#SBATCH --time=01:00:00
+#SBATCH --output=slurm-%x-%j.out
+#
+# unCLIP (DALL-E 2): radiographs -> ruler, autoencoder, CLIP, prior, decoder -> samples -> report.
+# Arguments are settings, as of llcm.sh.
+#
+#   bash sbatch/unclip.sh        sbatch sbatch/unclip.sh
+set -euo pipefail
+
+# Slurm runs a copy of this script: then the clone is where sbatch was called
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+[[ -f $here/common.sh ]] || here=${HIPGEN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/sbatch
+[[ -f $here/common.sh ]] || { echo "error: call sbatch in the clone, or set HIPGEN_ROOT" >&2 && exit 2; }
+cd "$here/.."
+# shellcheck source=sbatch/common.sh
+. sbatch/common.sh
+
+launch "${CONFIG:-configs/unclip.yaml}" "$@"
