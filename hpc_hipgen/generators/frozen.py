@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.engine import place
 
 CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear)
 """Layers whose weights autocast turns into bf16; it would do so at every call of a frozen one."""
@@ -17,7 +17,7 @@ def freeze(network: nn.Module, precision: str) -> nn.Module:
     With bf16 its matrices are stored as autocast would cast them: the outputs stay the same to the
     bit, and the memory of the weights halves. It then runs under autocast only.
     """
-    network.requires_grad_(False).eval().to(device())
+    place(network.requires_grad_(False).eval())
     if precision == "bf16":
         for layer in network.modules():
             if isinstance(layer, CAST_BY_AUTOCAST):
