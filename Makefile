@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help env demo ruler test lint format lock status
+.PHONY: help env demo ruler test lint format lock status benchmark gpu-check
 
 PYTHON_OF_ENV = $$(bash sbatch/environment.sh)
 
@@ -16,6 +16,8 @@ help: ## this text
 	echo "  make ruler FILMS=folder    measure the Norberg angles of real films (landmarks.csv beside them)"
 	echo "                             RULER=results/llcm/ruler/export takes that ruler and trains none"
 	echo "  make status                what is done, what runs, how fast"
+	echo "  make benchmark             how fast everything is on this machine, into results/benchmarks/"
+	echo "  make gpu-check             attention, the full-size step and the benchmark on one GPU (8 minutes); none: says so"
 	echo "  make test | make lint      the tests | formatting, linting, shell scripts"
 	echo "  make env                   only the environment (python 3.11 or 3.12, about 8 GB, a few minutes)"
 	echo "  make format | make lock    rewrite the code's layout | resolve pyproject.toml into requirements.lock"
@@ -30,6 +32,12 @@ demo: ## the whole main job
 
 ruler: ## ingest real films and measure them
 	@FILMS="$(FILMS)" RULER="$(RULER)" bash sbatch/ruler.sh $(ARGS)
+
+benchmark: ## how fast everything is here
+	@"$(PYTHON_OF_ENV)" -m jobs.benchmark $(ARGS)
+
+gpu-check: ## what can only be tried on a GPU, in one report
+	@"$(PYTHON_OF_ENV)" -m jobs.gpu_check $(ARGS)
 
 status: ## stages, images seen, speed
 	@"$(PYTHON_OF_ENV)" -m jobs.status $(ARGS)

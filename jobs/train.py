@@ -40,7 +40,7 @@ def train(run: Run, model: str) -> dict[str, Any]:
     if done := run.done(stage):
         return done
     init_distributed()
-    task = _task(run, model)
+    task = task_of(run, model)
     settings = getattr(run.config, model).training
     folder = run.path(model)
     with tracked(run, model, active=rank() == 0) as tracker:
@@ -58,7 +58,7 @@ def train(run: Run, model: str) -> dict[str, Any]:
     return figures
 
 
-def _task(run: Run, model: str) -> Task:
+def task_of(run: Run, model: str) -> Task:
     """The model's task; each generator reads the layout that the paper gave it."""
     from hpc_hipgen.radiograph import layouts
 

@@ -63,6 +63,7 @@ class Training(Section):
     ema_images: float = Field(0.0, ge=0)  # time constant of the weight average; 0: no average
     precision: Literal["fp32", "bf16"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 1  # with several ranks; one alone has nothing to share
+    compile: bool = False  # torch.compile: minutes at the start, for long runs on GPUs
     checkpoint_images: int = Field(2_000, gt=0)  # between two checkpoints
     log_images: int = Field(512, gt=0)  # between two lines of metrics.jsonl
 

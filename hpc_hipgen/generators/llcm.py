@@ -31,12 +31,12 @@ from hpc_hipgen.diffusion.solvers import one_jump
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.focus import hip_focus
+from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.latents import cached_latents, check_latents
 from hpc_hipgen.generators.stable_diffusion import SCHEDULE, Parts, load_parts
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
-from hpc_hipgen.training.engine import device
 
 GUIDANCE_WIDTH = 256
 """time_cond_proj_dim: width of the guidance embedding (LCM, arXiv 2310.04378)."""
@@ -98,8 +98,7 @@ class DistillationLoss(nn.Module):
         """Per-image losses of latents (b, c, h, w), timesteps t (b,), guidance weights w (b,)."""
         alphas = self.alphas.to(latents.device)
         z = add_noise(latents, noise, t, alphas)
-        found = self.consistency(self.student, z, t, w, states)
-        with torch.no_grad():
+        with torch.no_grad():  # first, while nothing is kept for the backward pass
             both = torch.cat([states, null])
 
             def teacher(z: Tensor, t: Tensor) -> Tensor:
@@ -112,6 +111,7 @@ class DistillationLoss(nn.Module):
             t_next = jump_target(t, self.section.skip)
             z_next = one_jump(self.section.solver, teacher, z, t, t_next, alphas)
             target = self.consistency(self.frozen["target"], z_next, t_next, w, states)
+        found = self.consistency(self.student, z, t, w, states)
         losses = pseudo_huber(found, target, self.section.huber_c, weight, per_sample=True)
         return losses, {"mse": (found - target).square().mean()}
 
@@ -137,7 +137,7 @@ class DistillationTask:
         student = self.build_student(self.parts.unet)
         if section.gradient_checkpointing:
             student.enable_gradient_checkpointing()
-        unet = self.parts.unet.requires_grad_(False).eval().to(device())
+        unet = freeze(self.parts.unet, section.training.precision)
         self.module = DistillationLoss(student, unet, section, self.parts.prediction)
         self.averages = {"target": WeightAverage(student, section.ema_decay)}
         self.module.frozen["target"] = self.averages["target"].module

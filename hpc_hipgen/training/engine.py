@@ -82,6 +82,26 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
+def place(module: nn.Module) -> nn.Module:
+    """Puts a network on this rank's device, in place; channels last on a GPU.
+
+    Convolutions in bf16 are fastest so on GPUs, and slowest on CPUs. (ZeRO's flat weights lose that
+    order again; the kernels then convert them.)
+    """
+    if torch.cuda.is_available():
+        return module.to(device(), memory_format=torch.channels_last)
+    return module.to(device())
+
+
+def place_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Puts the inputs of a network where `place` puts the network."""
+    last = torch.channels_last if torch.cuda.is_available() else torch.preserve_format
+    return {
+        name: value.to(device(), memory_format=last if value.ndim == 4 else torch.preserve_format)
+        for name, value in batch.items()
+    }
+
+
 def micro_batch(training: Training) -> int:
     """Images that one rank holds at once.
 
@@ -135,8 +155,11 @@ def build_engine(module: nn.Module, training: Training) -> Any:
     """
     import deepspeed
 
+    place(module)
     if training.precision == "bf16":
         module.forward = torch.autocast(device().type, torch.bfloat16)(module.forward)
+    if training.compile:
+        module.compile()
     optimizer = torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad],
         lr=training.lr,
@@ -145,7 +168,7 @@ def build_engine(module: nn.Module, training: Training) -> Any:
         fused=True,  # torch's: one pass over the memory instead of eight, and nothing to compile
     )
     engine, *_ = deepspeed.initialize(
-        model=module.to(device()),
+        model=module,
         optimizer=optimizer,
         config=deepspeed_settings(training),
         dist_init_required=False,

@@ -19,6 +19,8 @@ from hpc_hipgen.training.engine import (
     device,
     init_distributed,
     micro_batch,
+    place,
+    place_batch,
     rank,
     step,
     world_size,
@@ -58,7 +60,7 @@ def train(
     if training.batch > task.size:
         raise ValueError(f"{title}: batch {training.batch} is above the {task.size} data items")
     for average in task.averages.values():
-        average.module.to(device())
+        place(average.module)
     engine = build_engine(task.module, training)
     checkpoints = folder / "checkpoints"
     rate = LearningRate(training)
@@ -71,7 +73,7 @@ def train(
     try:
         while images < total:
             lr = _set_learning_rate(engine, rate.at(images))
-            values = _optimizer_step(engine, task, training, images, seed, title)
+            values = optimizer_step(engine, task, training, images, seed, title)
             images += training.batch
             loss = values["loss"]
             rate.observe(loss, training.batch)
@@ -106,7 +108,7 @@ def _set_learning_rate(engine: Any, lr: float) -> float:
     return lr
 
 
-def _optimizer_step(
+def optimizer_step(
     engine: Any, task: Task, training: Training, images: int, seed: int, title: str
 ) -> dict[str, float]:
     """One optimizer step at the clock time `images`; returns the means over the whole batch."""
@@ -118,7 +120,7 @@ def _optimizer_step(
         clock = np.arange(first + offset, first + offset + size)
         indices = data_order(seed, int(clock[0]), size, task.size)
         batch = task.batch(indices, ImageRandom(seed, clock))
-        losses, scalars = engine(**{k: v.to(device()) for k, v in batch.items()})
+        losses, scalars = engine(**place_batch(batch))
         _check_finite(losses, task, indices, images, title)
         engine.backward(losses.mean())
         if not step(engine, training):

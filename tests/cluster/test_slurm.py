@@ -1,3 +1,4 @@
+import copy
 import os
 from unittest.mock import patch
 
@@ -5,9 +6,10 @@ import pytest
 
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.cluster.slurm import calls_of, describe, submit_stages
-from hpc_hipgen.config import ConfigError
+from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.pipeline import score_items, stages
-from hpc_hipgen.run import write_atomic
+from hpc_hipgen.run import Run, write_atomic
+from tests.conftest import TINY
 
 SITE = Site(executor="slurm", array_tasks=2, array_parallel=2)
 
@@ -54,6 +56,17 @@ def test_an_array_submits_only_what_is_missing(run, fake_stages, tasks):
     shares = calls_of(run, fake_stages.GRAPH[2], Site(array_tasks=tasks))
     assert len(shares) == min(tasks, 2)
     assert sorted(i for call in shares for i in call.items) == [("a", 1), ("b", 0)]
+
+
+def test_thousands_of_shards_are_as_many_jobs_as_the_site_says(tmp_path):
+    tree = copy.deepcopy(TINY)
+    tree["data"]["test"], tree["sampling"]["shard_size"] = 1000, 1
+    run = Run.create(tmp_path / "run", parse_experiment(tree, "many"))
+    graph = {stage.name: stage for stage in stages(run.config)}
+    site, shares = Site(executor="slurm", array_tasks=16), ()
+    for name, count in (("sample", 5000), ("evaluate", 5001)):
+        shares = calls_of(run, graph[name], site, shares)
+        assert len(shares) == 16 and sum(len(call.items) for call in shares) == count
 
 
 def test_tasks_of_an_array_wait_for_the_same_task_of_the_one_they_follow(

@@ -9,15 +9,18 @@ from diffusers import LCMScheduler
 
 from hpc_hipgen.config import Training, parse_experiment
 from hpc_hipgen.diffusion.consistency import guidance_embedding
+from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.llcm import GUIDANCE_WIDTH, LLCMTask, build_student, lcm_scheduler
 from hpc_hipgen.generators.stable_diffusion import load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.loop import train
 
+STEPS = {"images": 8, "batch": 4, "lr": 1e-3}
+
 
 def make_task(run, settings, **section):
-    settings["llcm"].update(section)
+    settings["llcm"] |= {"training": STEPS | {"precision": "fp32"}} | section
     config = parse_experiment(settings, "test")
     films = read_manifest(run.path("data"), "train")
     return LLCMTask(config, films, run.path("stable_diffusion", "export"), run.path("latents"))
@@ -64,6 +67,15 @@ def test_every_solver_trains_the_student_alone(tiny_run, tiny_settings, tmp_path
     assert all(p.grad is None for p in target.parameters())
     assert not equal(start, task.module.student) and not equal(start, target)
     assert not equal(copied(target), task.module.student), "the target lags behind"
+
+
+def test_a_teacher_in_bf16_says_what_autocast_would(tiny_run):
+    teacher = load_parts(tiny_run.path("stable_diffusion", "export")).unet
+    inputs = torch.randn(3, 4, 16, 16), torch.tensor([19, 499, 999]), torch.randn(3, 9, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = teacher(*inputs).sample
+        found = freeze(teacher, "bf16")(*inputs).sample
+    assert torch.equal(found, expected) and teacher.conv_in.weight.dtype == torch.bfloat16
 
 
 def test_solvers_differ_but_for_the_papers_which_is_ddim(tiny_run, tiny_settings):

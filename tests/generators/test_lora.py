@@ -53,7 +53,7 @@ def adapted(tree):
 
 
 def make_task(name, run, settings, **section):
-    adapted(settings)[name].update(section)
+    adapted(settings)[name] |= {"training": STEPS | {"precision": "fp32"}} | section
     config = parse_experiment(settings, "test")
     films = read_manifest(run.path("data"), "train")
     return TASKS[name](config, films, run.path("stable_diffusion", "export"), run.path("latents"))

@@ -58,6 +58,16 @@ def test_bf16_is_autocast_over_fp32_weights_and_gradients(stage):
     built.destroy()
 
 
+def test_a_network_is_compiled_when_asked_for(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    engine.init_distributed()
+    layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    for layer, asked in zip(layers, (True, False), strict=True):
+        engine.build_engine(layer, training(compile=asked, zero_stage=0)).destroy()
+    assert compiled == layers[:1]
+
+
 def test_joining_twice_is_joining_once():
     engine.init_distributed()
     engine.init_distributed()

@@ -1,0 +1,1 @@
+"""What a run costs: FLOPs and memory predicted, speed measured. Nothing here is needed to train."""

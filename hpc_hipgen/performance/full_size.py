@@ -1,0 +1,146 @@
+"""One LLCM step of the full Stable Diffusion 1.5, random weights: does the planned memory hold?
+
+    python -m hpc_hipgen.performance.full_size                     batch 1, bf16, a minute or more
+    python -m hpc_hipgen.performance.full_size --images 8 --steps 5      on a GPU
+
+Needs 22 GiB. Prints the memory that `jobs.plan` predicts and the largest that was seen, and exits 1
+when they are more than 15 % apart. No test runs it: do so by hand after a change of the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpc_hipgen.config import LLCM, Experiment, load_experiment
+from hpc_hipgen.generators.frozen import freeze
+from hpc_hipgen.generators.llcm import DistillationLoss, build_student
+from hpc_hipgen.performance.hardware import peak_tflops
+from hpc_hipgen.performance.plan import GIB, make_plan, unet_shape
+from hpc_hipgen.performance.timing import seconds_of
+from hpc_hipgen.training.average import WeightAverage
+from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.engine import build_engine, init_distributed, place
+from hpc_hipgen.training.loop import optimizer_step
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "llcm_a100.yaml"
+TOLERANCE = 0.15
+
+
+class FullSize:
+    """The task of an LLCM on made-up latents; nothing of it is exported."""
+
+    def __init__(self, config: Experiment) -> None:
+        """Teacher, student and target of the experiment's architecture with random weights."""
+        section: LLCM = config.llcm
+        self.shape, self.section = unet_shape(config.stable_diffusion, config), section
+        teacher = _random(self.shape.build)
+        student = build_student(teacher)
+        if section.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+        teacher = freeze(teacher, section.training.precision)
+        self.module = DistillationLoss(student, teacher, section, "epsilon")
+        self.averages = {"target": WeightAverage(student, section.ema_decay)}
+        self.module.frozen["target"] = place(self.averages["target"].module)
+        self.size = 1_000_000
+
+    def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
+        """Noise for latents and states."""
+        _, height, width = self.shape.latent
+        b = len(indices)
+        return {
+            "latents": random.normal("latents", *self.shape.latent),
+            "noise": random.normal("noise", *self.shape.latent),
+            "t": random.integers("timestep", 49) * 20 + 39,
+            "w": random.uniform("guidance") * 8,
+            "states": random.normal("states", *self.shape.text),
+            "null": torch.zeros(b, *self.shape.text),
+            "weight": torch.ones(b, 1, height, width),
+        }
+
+    def describe(self, indices: np.ndarray) -> list[str]:
+        """Names of the images."""
+        return [f"image-{i}" for i in indices]
+
+
+def _random(build: Any) -> nn.Module:
+    """A network with small random weights, without the wait for a proper initialisation."""
+    with torch.device("meta"):
+        network = build(False)
+    network = network.to_empty(device="cpu")
+    for parameter in network.parameters():
+        nn.init.uniform_(parameter, -0.02, 0.02)
+    return network
+
+
+def used_bytes() -> int:
+    """The most memory that was used so far: of the GPU by tensors, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def check(images: int, steps: int, checkpointing: bool) -> dict[str, float]:
+    """Takes the steps; returns bytes predicted and seen, and the speed."""
+    changed = [
+        f"llcm.training.batch={images}",
+        "llcm.training.micro_batch=null",
+        f"llcm.gradient_checkpointing={str(checkpointing).lower()}",
+        "data.views=64",
+    ]
+    config = load_experiment(CONFIG, changed)
+    plan = make_plan(config, "llcm", like_gpu=torch.cuda.is_available())
+    init_distributed()
+    base = used_bytes()
+    task, training = FullSize(config), config.llcm.training
+    engine = build_engine(task.module, training)
+    seconds = [
+        seconds_of(lambda i=i: optimizer_step(engine, task, training, i * images, 0, "llcm"))
+        for i in range(steps)
+    ]
+    speed = images / median(seconds[1:] or seconds)
+    need = plan.need(training.zero_stage, 1, images)
+    found = {
+        "predicted": base + need.total,
+        "seen": used_bytes(),
+        "images/s": speed,
+        "TFLOP/s": speed * plan.flops_per_image / 1e12,
+    }
+    if torch.cuda.is_available() and (peak := peak_tflops(torch.cuda.get_device_name())):
+        found["MFU"] = found["TFLOP/s"] / peak
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; exit status 1 when prediction and measurement disagree."""
+    head, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc_hipgen.performance.full_size",
+        description=head,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--images", type=int, default=1, help="in a batch (1)")
+    parser.add_argument("--steps", type=int, default=2, help="the second has moments to keep (2)")
+    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
+    options = parser.parse_args(arguments)
+    found = check(options.images, options.steps, not options.no_checkpointing)
+    off = found["predicted"] / found["seen"] - 1
+    print(
+        f"memory: {found['predicted'] / GIB:.2f} GiB predicted, {found['seen'] / GIB:.2f} GiB seen "
+        f"({off:+.1%}); {found['images/s']:.3f} images/s, {found['TFLOP/s']:.3f} TFLOP/s"
+        + (f", {found['MFU']:.1%} of the peak" if "MFU" in found else "")
+    )
+    return int(abs(off) > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

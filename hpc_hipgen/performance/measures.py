@@ -1,0 +1,328 @@
+"""What `jobs.benchmark` measures, a function a row; each returns lines of its table."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from hpc_hipgen.performance.hardware import peak_tflops
+from hpc_hipgen.performance.timing import NetworkClock, ratio, seconds_of, turn_by_turn
+from hpc_hipgen.run import Run
+
+Line = dict[str, Any]
+
+JOBS = ("launch", "status", "prepare", "train", "sample", "evaluate", "report", "sweep", "plan")
+SAMPLED = (("stable_diffusion", "ddim", (10, 20)), ("llcm", "lcm", (1, 2, 4)))
+"""Models with their solvers and numbers of steps."""
+
+SCALED_VIEWS, SHARDS, MANY = 2_048, (4, 64, 512), 250_000
+"""Views that are read from so many shards, and the size of the source paper's larger set."""
+
+WORKING_IMPORTS = {
+    "train (as it works)": "import deepspeed, hpc_hipgen.generators.llcm, hpc_hipgen.training.loop",
+    "sample (as it works)": "import hpc_hipgen.generators.sampling",
+    "evaluate (as it works)": "import pandas, hpc_hipgen.evaluation.ruler, "
+    "hpc_hipgen.evaluation.distances",
+}
+
+
+class Trained:
+    """A model of a run with its engine, ready to take optimizer steps."""
+
+    def __init__(self, run: Run, model: str) -> None:
+        from hpc_hipgen.training.engine import build_engine, init_distributed, place
+        from jobs.train import task_of
+
+        init_distributed()
+        self.run, self.model = run, model
+        self.task = task_of(run, model)
+        self.training = getattr(run.config, model).training
+        for average in self.task.averages.values():
+            place(average.module)
+        self.engine = build_engine(self.task.module, self.training)
+        self.images = 0
+
+    def step(self) -> None:
+        """One optimizer step, as the training loop takes it."""
+        from hpc_hipgen.training.loop import optimizer_step
+
+        optimizer_step(
+            self.engine, self.task, self.training, self.images, self.run.config.seed, self.model
+        )
+        self.images += self.training.batch
+
+
+def training(run: Run, repeats: int) -> list[Line]:
+    """Images/s, share of the step inside the networks, and FLOPs of every model of the run."""
+    lines = []
+    for model in run.config.trained():
+        trained = Trained(run, model)
+        trained.step()
+        with FlopCounterMode(display=False) as counter:
+            trained.step()
+        seconds, shares = [], []
+        for _ in range(repeats):
+            with NetworkClock() as clock:
+                seconds.append(seconds_of(trained.step))
+            shares.append(clock.seconds / seconds[-1])
+        trained.engine.destroy()
+        lines.append(
+            {
+                "experiment": run.config.name,
+                "model": model,
+                "batch": trained.training.batch,
+                "images/s": trained.training.batch / median(seconds),
+                "in the networks": median(shares),
+                **_used(counter.get_total_flops() / median(seconds)),
+            }
+        )
+    return lines
+
+
+def _used(flops_per_second: float) -> Line:
+    """FLOP/s, and their share of the peak where it is known."""
+    line: Line = {"TFLOP/s": flops_per_second / 1e12}
+    if torch.cuda.is_available() and (peak := peak_tflops(torch.cuda.get_device_name())):
+        line["of the peak (MFU)"] = flops_per_second / 1e12 / peak
+    return line
+
+
+def against_diffusers(run: Run, repeats: int) -> list[Line]:
+    """Our step of the LLCM against the documented one on the same networks, batch and films."""
+    from hpc_hipgen.generators.autoencoder import to_pixels
+    from hpc_hipgen.generators.stable_diffusion import load_parts
+    from hpc_hipgen.performance.recipe import DiffusersRecipe
+
+    ours = Trained(run, "llcm")
+    theirs = DiffusersRecipe(load_parts(run.path("stable_diffusion", "export")), run.config.llcm)
+    films, batch = ours.task.films, ours.training.batch
+    chosen = [i % len(films) for i in range(batch)]
+    pixels, captions = to_pixels(films.images[chosen]), [films.captions[i] for i in chosen]
+    shares = []
+
+    def clocked() -> None:
+        with NetworkClock() as clock:
+            seconds = seconds_of(ours.step)
+        shares.append(clock.seconds / seconds)
+
+    turns = turn_by_turn(
+        {"ours": ours.step, "diffusers": lambda: theirs.step(pixels, captions)}, repeats
+    )
+    for _ in range(max(3, repeats // 3)):
+        clocked()
+    ours.engine.destroy()
+    return [
+        {
+            "experiment": run.config.name,
+            "solver": run.config.llcm.solver,
+            "batch": batch,
+            "ours, images/s": batch / median(turns["ours"]),
+            "diffusers' recipe, images/s": batch / median(turns["diffusers"]),
+            "ratio": ratio(turns["diffusers"], turns["ours"]),
+            "ours in the networks": median(shares),
+        }
+    ]
+
+
+def loader(run: Run, repeats: int) -> list[Line]:
+    """Views/s read from shards, against decoding the same PNG bytes from memory."""
+    from hpc_hipgen.radiograph.layouts import read_imagefolder, read_shards
+
+    layouts = run.path("data", "layouts")
+    folder = layouts / "imagefolder" / "train"
+    files = [path.read_bytes() for path in sorted(folder.glob("*.png"))]
+
+    def decode() -> None:
+        for data in files:
+            with Image.open(io.BytesIO(data)) as picture:
+                np.asarray(picture)
+
+    turns = turn_by_turn(
+        {
+            "decoding from memory": decode,
+            "shards": lambda: read_shards(layouts / "shards", "train"),
+            "image folder": lambda: read_imagefolder(folder),
+        },
+        repeats,
+    )
+    return [
+        {
+            "source": name,
+            "views": len(files),
+            "views/s": len(files) / median(seconds),
+            "of decoding": ratio(turns["decoding from memory"], seconds),
+        }
+        for name, seconds in turns.items()
+    ]
+
+
+def sampling(run: Run, repeats: int) -> list[Line]:
+    """Images/s of the teacher, the student and DALL-E."""
+    from hpc_hipgen.generators import dall_e
+    from hpc_hipgen.generators.sampling import draw, load_pipeline
+
+    config, lines = run.config, []
+    batch = min(config.sampling.batch, 8)
+    prompts, seeds = (
+        ["norberg angle left 100 degrees, right 95 degrees"] * batch,
+        list(range(batch)),
+    )
+    for model, solver, steps in (
+        ("stable_diffusion", "ddim", (10, 20)),
+        ("llcm", "lcm", (1, 2, 4)),
+    ):
+        if not getattr(config, model):
+            continue
+        pipeline = load_pipeline(run.path(model, "export"), config.sampling.precision)
+        for count in steps:
+            settings = {"steps": count, "guidance": 2.0, "solver": solver}
+            seconds = _median(
+                lambda p=pipeline, s=settings: draw(
+                    p, prompts, seeds, resolution=config.data.resolution, **s
+                ),
+                repeats,
+            )
+            lines.append({"model": model, "steps": count, "images/s": batch / seconds})
+    if config.dall_e:
+        parts = dall_e.load_parts(run.path("dall_e", "export"), config.sampling.precision)
+        settings = config.dall_e.sampling.model_dump()
+        seconds = _median(lambda: dall_e.draw(parts, prompts, seeds, **settings), repeats)
+        lines.append({"model": "dall_e", "steps": parts.grid**2, "images/s": batch / seconds})
+    return lines
+
+
+def evaluation(run: Run, repeats: int) -> list[Line]:
+    """Seconds per 1,000 images of the ruler, the features and the Fréchet distance."""
+    from hpc_hipgen.evaluation.distances import frechet_distance, load_backbone
+    from hpc_hipgen.training.engine import device
+    from jobs.evaluate import ruler_of
+
+    images = np.random.default_rng(0).integers(0, 256, (32, *[run.config.data.resolution] * 2))
+    images = images.astype(np.uint8)
+    ruler, backbone = ruler_of(run, device().type), load_backbone().to(device())
+    features = np.random.default_rng(1).standard_normal((2, 1000, backbone.num_features))
+    rows: dict[str, tuple[Callable[[], Any], int]] = {
+        "ruler": (lambda: ruler.measure(images), len(images)),
+        f"features ({backbone.name})": (lambda: backbone.extract(images), len(images)),
+        "Fréchet distance of 1,000 and 1,000": (lambda: frechet_distance(*features), 1000),
+    }
+    return [
+        {"what": name, "seconds per 1,000 images": _median(action, repeats) * 1000 / count}
+        for name, (action, count) in rows.items()
+    ]
+
+
+def checkpoints(run: Run, repeats: int) -> list[Line]:
+    """Seconds to save a checkpoint and to go on from it."""
+    from hpc_hipgen.training import checkpoint
+
+    model = "llcm" if run.config.llcm else run.config.trained()[-1]
+    trained = Trained(run, model)
+    trained.step()
+    folder = run.path("checkpoints-timed")
+    turns = turn_by_turn(
+        {
+            "save": lambda: checkpoint.save(trained.engine, trained.task, folder, trained.images),
+            "load": lambda: checkpoint.restore(trained.engine, trained.task, folder),
+        },
+        repeats,
+        warmup=0,
+    )
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    trained.engine.destroy()
+    began = time.perf_counter()
+    again = Trained(run, model)
+    checkpoint.restore(again.engine, again.task, folder)
+    again.step()
+    resumed = time.perf_counter() - began
+    again.engine.destroy()
+    return [
+        {
+            "model": model,
+            "MB": size / 1e6,
+            "save, s": median(turns["save"]),
+            "load, s": median(turns["load"]),
+            "start to first new step without imports, s": resumed,
+        }
+    ]
+
+
+def imports(run: Run, repeats: int) -> list[Line]:
+    """Seconds of `--help` of every job, and of what jobs import when they work."""
+    root = Path(__file__).resolve().parents[2]
+    commands = {f"{job} --help": ["-m", f"jobs.{job}", "--help"] for job in JOBS}
+    commands |= {name: ["-c", code] for name, code in WORKING_IMPORTS.items()}
+
+    def start(arguments: list[str]) -> None:
+        subprocess.run(
+            [sys.executable, *arguments], cwd=root, check=True, stdout=subprocess.DEVNULL
+        )
+
+    turns = turn_by_turn({k: lambda a=a: start(a) for k, a in commands.items()}, repeats, warmup=0)
+    return [{"job": name, "seconds": median(seconds)} for name, seconds in turns.items()]
+
+
+def scale(run: Run, repeats: int) -> list[Line]:
+    """Reading as many views from few shards and from many, and what it comes to for 250,000."""
+    import tracemalloc
+
+    from hpc_hipgen.radiograph.layouts import read_shards
+
+    lines = []
+    for shards in SHARDS:
+        folder = run.path(f"shards-{shards}")
+        _write_shards(run, folder, shards)
+        seconds = _median(lambda f=folder: read_shards(f, "train"), repeats)
+        tracemalloc.start()
+        films = read_shards(folder, "train")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        lines.append(
+            {
+                "views": len(films),
+                "shards": shards,
+                "views/s": len(films) / seconds,
+                "peak MB per 1,000 views": peak / len(films) / 1e3,
+                "start-up of 250,000, minutes": seconds / len(films) * MANY / 60,
+                "peak of 250,000, GB": peak / len(films) * MANY / 1e9,
+            }
+        )
+    return lines
+
+
+def _write_shards(run: Run, folder: Path, shards: int) -> None:
+    """The training views of a run over and over under names of their own."""
+    import webdataset
+
+    sources = sorted(run.path("data", "layouts", "shards").glob("train-*.tar"))
+    samples = [
+        sample
+        for path in sources
+        for sample in webdataset.WebDataset(str(path), shardshuffle=False)
+    ]
+    folder.mkdir()
+    for shard in range(shards):
+        name = folder / f"train-class_1-{shard:06d}.tar"
+        with webdataset.TarWriter(str(name), mtime=0) as tar:
+            for number in range(shard, SCALED_VIEWS, shards):
+                sample = samples[number % len(samples)]
+                key = f"train-{number:06d}"
+                info = json.loads(sample["json"]) | {"id": key}
+                content = {k: sample[k] for k in ("png", "txt")}
+                tar.write({"__key__": key, "json": json.dumps(info).encode(), **content})
+
+
+def _median(action: Callable[[], Any], repeats: int) -> float:
+    return median(turn_by_turn({"": action}, repeats)[""])

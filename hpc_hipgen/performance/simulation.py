@@ -1,0 +1,163 @@
+"""A network's FLOPs and memory, found by running it on tensors that have shapes and no contents.
+
+Nothing is computed and nothing allocated, so that a network of a billion parameters is gone through
+in seconds on a login node.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one call, or of one call with its backward pass.
+
+    Attributes:
+        flops: multiplications and additions of the matrix products and convolutions; a
+            multiply-add counts two.
+        kept: bytes beside the weights that are live after the forward pass: what the backward pass
+            needs, and the weights that autocast has cast.
+        peak: bytes beside weights and gradients at the worst moment.
+    """
+
+    flops: int
+    kept: int
+    peak: int
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the bytes of all storages that are made while it is active, and still referenced."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.seen = weakref.WeakSet(t.untyped_storage() for t in known)
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.seen:
+            return
+        self.seen.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.live -= size
+
+
+def simulate(
+    build: Callable[[], nn.Module],
+    inputs: Callable[[], tuple[tuple, dict[str, Any]]],
+    *,
+    backward: bool,
+    bf16: bool,
+    like_gpu: bool = True,
+) -> Cost:
+    """The cost of one call of a network.
+
+    Args:
+        build: makes the network.
+        inputs: makes its positional and keyword arguments.
+        backward: with the backward pass; the network is in training mode then.
+        bf16: under autocast.
+        like_gpu: with the types that autocast chooses on a GPU, where normalisation is fp32.
+    """
+    gc.collect()
+    gc.freeze()  # else it goes through all that was imported, over and over
+    with FakeTensorMode(allow_non_fake_inputs=True), _kernels(like_gpu), _thawed():
+        network = build().train(backward).requires_grad_(backward)
+        args, kwargs = inputs()
+        weights = [*network.parameters(), *network.buffers()]
+        counter = FlopCounterMode(
+            display=False,
+            custom_mapping={
+                _ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+                _ATTENTION_BACKWARD: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
+                    g, q, k, v
+                ),
+            },
+        )
+        gradients = nullcontext() if backward else torch.no_grad()
+        cast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+        with counter, _Live(weights) as memory:
+            with gradients, cast:
+                output = network(*args, **kwargs)
+                loss = output[0].float().square().mean()
+                del output
+            kept = memory.live
+            if backward:
+                hooks = [_gradient_hook(p, memory) for p in network.parameters()]
+                loss.backward()
+                del hooks
+        return Cost(counter.get_total_flops(), kept, memory.peak)
+
+
+@contextmanager
+def _thawed() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _gradient_hook(parameter: nn.Parameter, memory: _Live) -> Any:
+    """Takes a gradient away once it is there: gradients are counted apart."""
+
+    def drop(p: nn.Parameter) -> None:
+        p.grad = None
+
+    return parameter.register_post_accumulate_grad_hook(drop)
+
+
+@contextmanager
+def _kernels(like_gpu: bool) -> Iterator[None]:
+    """Attention without its matrix, as the kernels in use have it; fp32 where autocast has it."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
+        return _ATTENTION(q, k, v)[0]
+
+    def in_fp32(function: Callable) -> Callable:
+        def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return function(x.float(), *args, **kwargs)
+
+        return call
+
+    with mock.patch.object(F, "scaled_dot_product_attention", attention):
+        if not like_gpu:
+            yield
+            return
+        with (
+            mock.patch.object(F, "group_norm", in_fp32(F.group_norm)),
+            mock.patch.object(F, "layer_norm", in_fp32(F.layer_norm)),
+        ):
+            yield

@@ -1,0 +1,54 @@
+"""A small run with random weights in a folder, so that everything can be timed without training."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from hpc_hipgen.config import Experiment, check_inputs, load_experiment
+from hpc_hipgen.run import Run, atomic_folder
+
+FILMS = {"train": 24, "validation": 2, "test": 8, "views": 2}
+"""Enough for a batch of every experiment."""
+
+SHORT = {
+    "dreambooth": {"subjects": {1: "sks"}, "films": 3, "prior_images": 4},
+    "sampling": {"steps": 2},
+}
+"""Settings that cost time before the first step and do not change a step."""
+
+
+def shrunk(config: str, overrides: list[str]) -> Experiment:
+    """An experiment file with few films; raises ConfigError for one that cannot be timed."""
+    experiment = load_experiment(config)
+    changed = [f"data.{key}={value}" for key, value in FILMS.items()]
+    for section, settings in SHORT.items():
+        if getattr(experiment, section, None):
+            changed += [f"{section}.{key}={value}" for key, value in settings.items()]
+    experiment = load_experiment(config, [*changed, *overrides])
+    check_inputs(experiment, config)
+    return experiment
+
+
+def make_run(folder: Path, experiment: Experiment) -> Run:
+    """A prepared run whose models are exported as they are before training."""
+    run = Run.create(folder, experiment)
+    from jobs.prepare import prepare
+
+    with contextlib.redirect_stdout(sys.stderr):
+        prepare(run)
+        for model in run.config.trained():
+            export(run, model)
+    return run
+
+
+def export(run: Run, model: str) -> Any:
+    """The export of an untrained model."""
+    from jobs.train import task_of
+
+    task = task_of(run, model)
+    with atomic_folder(run.path(model, "export")) as place:
+        task.export(place)
+    return task

@@ -1,0 +1,127 @@
+"""Everything that waits for a GPU, in one report and under 8 minutes: `make gpu-check`.
+
+Attention kernels against plain attention, one rank at every ZeRO stage, steps of the full-size LLCM
+in bf16 with the memory that `jobs.plan` predicts, and the benchmark's training rows. Writes
+results/benchmarks/gpu-check-GPU.md. Without a GPU it says so and ends well. A check that fails does
+not stop the others; the exit status is 1 then.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.run import write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 460
+"""Of all checks together; what is not done then is stopped and reported."""
+
+COMMANDS = {
+    "full-size step, checkpointed": ["-m", "hpc_hipgen.performance.full_size", "--images", "8",
+                                     "--steps", "4"],
+    "full-size step, all activations kept": ["-m", "hpc_hipgen.performance.full_size", "--images",
+                                             "8", "--steps", "4", "--no-checkpointing"],
+    "benchmark": ["-m", "jobs.benchmark", "--only", "training", "--repeats", "3"],
+    "against diffusers": ["-m", "jobs.benchmark", "--against", "diffusers", "--repeats", "3"],
+}  # fmt: skip
+
+
+def attention() -> str:
+    """The attention that is chosen against plain attention, forward and backward, in bf16."""
+    import torch
+    from diffusers.models.attention_processor import Attention, AttnProcessor
+
+    from hpc_hipgen.generators.attention import use_best_attention, xformers_works
+
+    torch.manual_seed(0)
+    layer = Attention(320, heads=8, dim_head=40).cuda()
+    x = torch.randn(2, 4096, 320, device="cuda", requires_grad=True)
+    found = []
+    for choose in (lambda: layer.set_processor(AttnProcessor()), lambda: use_best_attention(layer)):
+        choose()
+        with torch.autocast("cuda", torch.bfloat16):
+            output = layer(x)
+        (gradient,) = torch.autograd.grad(output.float().square().mean(), x)
+        found.append((output.float(), gradient))
+    errors = [float((a - b).norm() / a.norm()) for a, b in zip(*found, strict=True)]
+    assert max(errors) < 0.02, f"relative errors {errors}"
+    kernel = "xformers" if xformers_works() else "SDPA"
+    return f"{kernel}: relative errors {errors[0]:.1e} forward, {errors[1]:.1e} backward"
+
+
+def zero_stages() -> str:
+    """A small network on one rank at every ZeRO stage: the same losses."""
+    import torch
+    from torch import nn
+
+    from hpc_hipgen.config import Training
+    from hpc_hipgen.training import engine
+
+    engine.init_distributed()
+    chosen, found = engine.zero_stage, {}
+    engine.zero_stage = lambda training: training.zero_stage  # one rank alone would use none
+    try:
+        for stage in (0, 1, 2, 3):
+            torch.manual_seed(0)
+            settings = Training(images=80, batch=8, lr=1e-2, zero_stage=stage)
+            built = engine.build_engine(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1)), settings)
+            x = torch.randn(8, 8, device="cuda")
+            for _ in range(10):
+                loss = (built(x).float() - x[:, :1]).square().mean()
+                built.backward(loss)
+                assert engine.step(built, settings)
+            found[stage] = loss.item()
+            built.destroy()
+    finally:
+        engine.zero_stage = chosen
+    assert max(found.values()) - min(found.values()) < 1e-3, str(found)
+    return ", ".join(f"stage {stage}: loss {loss:.5f}" for stage, loss in found.items())
+
+
+def command(arguments: list[str], seconds: float) -> str:
+    """Output of a command of this project."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=seconds
+    )
+    if done.returncode:
+        raise RuntimeError((done.stdout + done.stderr).strip()[-2000:])
+    return done.stdout.strip()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    documented_parser("gpu_check", __doc__).parse_args(arguments)
+    import torch
+
+    if not torch.cuda.is_available():
+        print("gpu-check: no GPU here, so nothing was checked; run it on a node that has one")
+        return 0
+    from hpc_hipgen.performance.hardware import describe, short_name
+
+    end = time.monotonic() + SECONDS
+    checks: dict[str, Callable[[], str]] = {"attention": attention, "ZeRO stages": zero_stages}
+    for name, words in COMMANDS.items():
+        checks[name] = lambda words=words: command(words, max(1.0, end - time.monotonic()))
+    parts = ["# GPU check", "; ".join(f"{k}: {v}" for k, v in describe().items()) + "."]
+    failed = 0
+    for name, check in checks.items():
+        print(f"gpu-check: {name}", file=sys.stderr, flush=True)
+        try:
+            parts.append(f"## {name}: passed\n\n{check()}")
+        except Exception as error:  # whatever it is belongs into the report
+            failed += 1
+            parts.append(f"## {name}: FAILED\n\n{type(error).__name__}: {error}")
+    path = Path("results/benchmarks") / f"gpu-check-{short_name()}.md"
+    write_atomic(path, "\n\n".join(parts) + "\n")
+    print("\n\n".join(parts))
+    print(f"Report: {path}")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The benchmark's table; how fast anything is, no test says."""
+
+import json
+
+import pytest
+import yaml
+
+from hpc_hipgen.performance import measures, workspace
+from jobs.benchmark import main
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def tiny_file(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def test_rows_are_measured_and_kept(tiny_file, tmp_path, capsys, monkeypatch):
+    few = {"train": 6, "validation": 2, "test": 4, "views": 2}
+    monkeypatch.setattr(workspace, "FILMS", few)
+    monkeypatch.setattr(measures, "SCALED_VIEWS", 16)
+    monkeypatch.setattr(measures, "SHARDS", (1, 4))
+    common = ["--config", str(tiny_file), "--repeats", "1", "--out", str(tmp_path), "--name", "pc"]
+    assert main([*common, "--only", "training", "loader", "scale"]) == 0
+    assert main([*common, "--only", "sampling", "checkpoints"]) == 0
+    assert main([*common, "--against", "diffusers"]) == 0
+    content = json.loads((tmp_path / "pc.json").read_text())
+    tables = {name: table["lines"] for name, table in content["tables"].items()}
+    expected = {"training", "loader", "scale", "sampling", "checkpoints", "against diffusers"}
+    assert set(tables) == expected and content["machine"]["torch"]
+    trained = {line["model"]: line for line in tables["training"]}
+    assert list(trained) == ["ruler", "autoencoder", "stable_diffusion", "llcm"]
+    assert all(0 < line["in the networks"] < 1 for line in trained.values())
+    assert [line["steps"] for line in tables["sampling"]] == [10, 20, 1, 2, 4]
+    (compared,) = tables["against diffusers"]
+    assert compared["ratio"] > 0 and compared["solver"] == "leapfrog"
+    page = (tmp_path / "pc.md").read_text()
+    assert page.count("## ") == 6 and capsys.readouterr().out.endswith("pc.md\n")
+
+
+MISTAKES = (
+    ["--only", "solvers"],
+    ["llcm.skips=1"],
+    ["--repeats", "0"],
+    ["--run", "nowhere"],
+    ["--config", "no.yaml"],
+    ["--config", "configs/llcm_a100.yaml"],  # a batch of 1024 of a few films
+)
+
+
+@pytest.mark.parametrize("wrong", MISTAKES, ids=" ".join)
+def test_mistakes_are_one_line(wrong, capsys):
+    assert main(wrong) == 2
+    assert capsys.readouterr().err.count("\n") == 1
