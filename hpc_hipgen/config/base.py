@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
 
-FIRST_STAGES = ("ruler", "autoencoder", "discrete_vae")
+FIRST_STAGES = ("ruler", "film_ruler", "autoencoder", "discrete_vae")
 """Sections of which a pretrained one is taken as it is; others go on training from it."""
 
 ADAPTED = ("lora", "lcm_lora", "dreambooth")
