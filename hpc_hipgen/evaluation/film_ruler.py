@@ -75,7 +75,7 @@ class Calibration:
     offset + spread x (SD of the angle over the views) + doubt x (1 - share of the peak's mass).
     """
 
-    offset: float = 1.0
+    offset: float = 3.0
     spread: float = 2.0
     doubt: float = 10.0
 

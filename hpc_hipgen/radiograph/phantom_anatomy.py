@@ -51,12 +51,14 @@ class HipShape:
     """Strength 0..1 of new bone on neck and rim."""
     dorsal_cover: float
     """Where the dorsal rim crosses the head, in radii lateral of its centre."""
+    ascent: float = 0.34
+    """How far cranially a loose head leaves the cup, as a share of its displacement."""
 
     @property
     def cup(self) -> np.ndarray:
         """Centre (2,) of the acetabulum in lateral coordinates; the head's when it is seated."""
         shift = self.subluxation * self.radius
-        return np.array([HEAD_X - 0.94 * shift, 0.34 * shift])
+        return np.array([HEAD_X - 0.94 * shift, self.ascent * shift])
 
     @property
     def rim(self) -> np.ndarray:

@@ -75,6 +75,7 @@ def _sample_wide_hip(hip: HipShape, rng: np.random.Generator, stretch: float) ->
         trochanter_y=float(rng.uniform(-0.07, 0.14)),
         osteophyte=float(rng.uniform(0, 1) if rng.random() < 0.4 else 0.0),
         dorsal_cover=float(rng.uniform(-0.55, 0.45)),
+        ascent=float(rng.uniform(-0.35, 0.5)),
     )
 
 
@@ -85,7 +86,7 @@ def sample_wide_anatomy(rng: np.random.Generator) -> Anatomy:
     else:
         shared = rng.uniform(68, 116)
         angles = Angles(*(float(a) for a in np.clip(shared + rng.normal(0, 6, 2), 60, 122)))
-    anatomy, stretch = sample_anatomy(rng, angles), rng.uniform(0.88, 1.16)
+    anatomy, stretch = sample_anatomy(rng, angles), rng.uniform(0.88, 1.2)
     return replace(
         anatomy,
         left=_sample_wide_hip(anatomy.left, rng, stretch),
