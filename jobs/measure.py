@@ -37,6 +37,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_hipgen.arguments import documented_parser
+
 if TYPE_CHECKING:
     from hpc_hipgen.evaluation.film_ruler import FilmMeasurement, FilmRuler
     from hpc_hipgen.radiograph.films import SpacedFilm
@@ -60,13 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    head, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.measure",
-        description=head,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser("measure", __doc__)
     parser.add_argument("films", nargs="+", metavar="FILES", help="files, folders or globs")
     parser.add_argument(
         "--ruler", type=Path, default=DEFAULT_RULER, help=f"default: {DEFAULT_RULER}"
