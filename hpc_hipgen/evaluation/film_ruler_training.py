@@ -20,7 +20,6 @@ from hpc_hipgen.evaluation.film_networks import (
     presence_logit,
 )
 from hpc_hipgen.evaluation.film_ruler import (
-    MIN_SIDE,
     Calibration,
     FilmMeasurement,
     FilmRuler,
@@ -30,10 +29,7 @@ from hpc_hipgen.evaluation.ruler import read_points
 from hpc_hipgen.evaluation.ruler_training import HEAT_WEIGHT, RADIUS_WEIGHT, expose, heat_loss
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.geometry import Landmarks
-from hpc_hipgen.radiograph.phantom import draw_phantom
-from hpc_hipgen.radiograph.scene_store import read_scenes
-from hpc_hipgen.radiograph.scenes import draw_wide_film, heads_inside
+from hpc_hipgen.radiograph.scene_store import draw_held_out, read_scenes
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 
@@ -44,9 +40,6 @@ BEND_PIXELS = 2.5
 
 CALLED = 2.0
 """Degrees; of the hips that are said to be known so well, 95 % are."""
-
-HELD_OUT_SEED = 8_000_009
-"""Of the phantoms that calibrate and test: no training scene is drawn from it."""
 
 
 class FilmRulerLoss(nn.Module):
@@ -256,25 +249,11 @@ def _tone(views: Tensor, random: ImageRandom) -> Tensor:
     return torch.where(u[:, 3] < 0.35, curved, views)
 
 
-def _held_out(index: int) -> tuple[np.ndarray, Landmarks]:
-    """A film no scene is drawn from: even numbers are phantoms, odd ones of the wide population."""
-    if index % 2 == 0:
-        phantom = draw_phantom(HELD_OUT_SEED, index, 480)
-        return phantom.image, phantom.landmarks
-    for attempt in range(100):  # nearly all films of the wide population show both hips
-        film, landmarks = draw_wide_film(
-            np.random.default_rng([HELD_OUT_SEED, index, attempt]), 480
-        )
-        if heads_inside(landmarks, film.shape).all() and min(film.shape) >= MIN_SIDE:
-            return film, landmarks
-    raise AssertionError("no film of the wide population shows both hips")
-
-
 def measured_phantoms(
     ruler: FilmRuler, numbers: Sequence[int]
 ) -> tuple[list[FilmMeasurement], np.ndarray]:
     """What a ruler says of held-out films, and its absolute errors (n, 2) in degrees."""
-    drawn = run_parallel(_held_out, numbers)
+    drawn = run_parallel(draw_held_out, numbers)
     films, landmarks = zip(*progress(drawn, len(numbers), "held-out phantoms"), strict=True)
     found = [m for i in range(0, len(films), 16) for m in ruler.measure(films[i : i + 16])]
     angles = [mark.norberg_angles() for mark in landmarks]

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.scenes import Scene, draw_close_up, draw_film_scene
+from hpc_hipgen.radiograph.geometry import Landmarks
+from hpc_hipgen.radiograph.phantom import draw_phantom
+from hpc_hipgen.radiograph.scenes import (
+    Scene,
+    draw_close_up,
+    draw_film_scene,
+    draw_wide_film,
+    heads_inside,
+)
 
 FILM_SIZE, CLOSE_UP_SIZE = 144, 160
 """Pixels a side of the stored drawings; a network sees 128, cut with some variation."""
+
+HELD_OUT_SEED = 8_000_009
+"""Of the films that calibrate and test a film ruler: no training scene is drawn from it."""
+
+_HELD_OUT_SIZE = 480  # pixels at the longer side
 
 
 @dataclass(frozen=True)
@@ -42,9 +56,9 @@ def _draw(seed: int, index: int) -> tuple[Scene, Scene]:
     return film, draw_close_up(np.random.default_rng([seed, index, 1]), CLOSE_UP_SIZE)
 
 
-def draw_scenes(seed: int, count: int) -> Scenes:
-    """Draws `count` dogs; each is a function of (seed, its number) alone."""
-    made = progress(run_parallel(partial(_draw, seed), range(count)), count, "drawing scenes")
+def draw_scenes(seed: int, dogs: int) -> Scenes:
+    """Draws `dogs`; each is a function of (seed, its number) alone."""
+    made = progress(run_parallel(partial(_draw, seed), range(dogs)), dogs, "drawing scenes")
     films, close_ups = zip(*made, strict=True)
     return Scenes(
         np.stack([scene.image for scene in films]),
@@ -55,6 +69,19 @@ def draw_scenes(seed: int, count: int) -> Scenes:
         np.array([scene.radius for scene in close_ups], np.float32),
         np.stack([scene.present for scene in close_ups]),
     )
+
+
+def draw_held_out(index: int) -> tuple[np.ndarray, Landmarks]:
+    """A film with both hips: even numbers are phantoms, odd ones of the wide population."""
+    if index % 2 == 0:
+        phantom = draw_phantom(HELD_OUT_SEED, index, _HELD_OUT_SIZE)
+        return phantom.image, phantom.landmarks
+    for attempt in count():  # nearly all films of the wide population show both hips
+        rng = np.random.default_rng([HELD_OUT_SEED, index, attempt])
+        film, landmarks = draw_wide_film(rng, _HELD_OUT_SIZE)
+        if heads_inside(landmarks, film.shape).all():
+            return film, landmarks
+    raise AssertionError("not reached")
 
 
 def write_scenes(folder: Path, scenes: Scenes) -> None:
