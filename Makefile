@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help env demo ruler test lint format lock status benchmark gpu-check
+.PHONY: help env demo ruler film-ruler measure test lint format lock status benchmark gpu-check
 
 PYTHON_OF_ENV = $$(bash sbatch/environment.sh)
 
@@ -15,6 +15,8 @@ help: ## this text
 	echo "  make demo ARGS='--dry-run' what would run, and where; ARGS also takes settings: ARGS='data.train=64'"
 	echo "  make ruler FILMS=folder    measure the Norberg angles of real films (landmarks.csv beside them)"
 	echo "                             RULER=results/llcm/ruler/export takes that ruler and trains none"
+	echo "  make film-ruler            trains the ruler for whole films, which needs no landmarks"
+	echo "  make measure FILMS=folder  angles of whole films, found and measured by it, as CSV, JSON and pictures"
 	echo "  make status                what is done, what runs, how fast"
 	echo "  make benchmark             how fast everything is on this machine, into results/benchmarks/"
 	echo "  make gpu-check             attention, the full-size step and the benchmark on one GPU (8 minutes); none: says so"
@@ -38,6 +40,12 @@ benchmark: ## how fast everything is here
 
 gpu-check: ## what can only be tried on a GPU, in one report
 	@"$(PYTHON_OF_ENV)" -m jobs.gpu_check $(ARGS)
+
+film-ruler: ## networks that find and measure hips in whole films
+	@bash sbatch/film_ruler.sh $(ARGS)
+
+measure: ## angles of whole films
+	@"$(PYTHON_OF_ENV)" -m jobs.measure $(FILMS) $(ARGS)
 
 status: ## stages, images seen, speed
 	@"$(PYTHON_OF_ENV)" -m jobs.status $(ARGS)

@@ -49,6 +49,9 @@ class Stage:
         return self.missing(run) == []
 
 
+RULERS = ("ruler", "film_ruler")
+"""Too small to be worth several GPUs."""
+
 SHARED_BATCH = 8
 """Smallest batch that the GPUs of a node share out; below it, as for the ruler, one is enough."""
 
@@ -60,10 +63,12 @@ def stages(config: Experiment) -> list[Stage]:
     for model in trained:
         after = tuple(f"train-{needed}" for needed in _NEEDS[model] if needed in trained)
         small = getattr(config, model).training.batch < SHARED_BATCH
-        kind: Kind = "gpu" if model == "ruler" or small else "train"
+        kind: Kind = "gpu" if model in RULERS or small else "train"
         graph.append(
             Stage(f"train-{model}", "jobs.train:train", kind, ("prepare", *after), (model,))
         )
+    if config.film_ruler:  # samples nothing, and reports its errors itself
+        return graph
     generators = tuple(f"train-{model}" for model in trained if model != "ruler")
     ruler = tuple(f"train-{model}" for model in trained if model == "ruler")
     return [
@@ -91,6 +96,7 @@ def stages(config: Experiment) -> list[Stage]:
 
 _NEEDS: dict[str, tuple[str, ...]] = {
     "ruler": (),
+    "film_ruler": (),
     "autoencoder": (),
     "discrete_vae": (),
     "clip": (),

@@ -233,6 +233,9 @@ def dry_run(folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool
 
 def report_line(run: Run) -> str:
     """Where the results lie."""
+    if run.config.film_ruler:
+        folder = shown(run.path("film_ruler", "export"))
+        return f"Film ruler: {folder}; python -m jobs.measure --ruler {folder} FILES..."
     return f"Report: {shown(run.path('report', 'report.html'))}"
 
 

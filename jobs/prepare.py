@@ -23,7 +23,8 @@ Writes RUN/data (manifest.csv, images/, and one layout per generator under layou
 temporary name and renames it at the end, then RUN/stages/prepare.json. When that marker is there,
 the stage does nothing. Where `evaluation.films` names a folder of real films, their nominal views
 go to RUN/films in the same format, all of them in the split `test`: they are measured as the
-report's row `films`, and nothing is trained on them.
+report's row `films`, and nothing is trained on them. For `film_ruler`, which has no data set,
+the scenes that it is trained on are drawn to RUN/scenes instead.
 
 What is made is set by `seed` and `data` of RUN/config.yaml:
   source          phantom: drawn radiographs with exact landmarks; films: your own
@@ -54,6 +55,9 @@ def prepare(run: Run) -> None:
     if run.done("prepare"):
         print("prepare: done already", flush=True)
         return
+    if run.config.film_ruler:
+        _prepare_scenes(run, run.config.film_ruler.dogs)
+        return
     from hpc_hipgen.radiograph.dataset import ViewSettings, write_dataset
     from hpc_hipgen.radiograph.landmark_table import SPLITS
     from hpc_hipgen.run import atomic_folder
@@ -80,6 +84,17 @@ def prepare(run: Run) -> None:
         for line in budget.lines():
             print(f"prepare: real films, {line}", flush=True)
     run.mark_done("prepare", films=dict(films_of), views=dict(views_of), real_films=len(measured))
+
+
+def _prepare_scenes(run: Run, dogs: int) -> None:
+    """Draw the scenes that a film ruler is trained on."""
+    from hpc_hipgen.radiograph.scene_store import draw_scenes, write_scenes
+    from hpc_hipgen.run import atomic_folder
+
+    with atomic_folder(run.path("scenes")) as folder:
+        write_scenes(folder, draw_scenes(run.config.seed, dogs))
+    print(f"prepare: scenes of {dogs} dogs, a film and a close-up of one hip each", flush=True)
+    run.mark_done("prepare", dogs=dogs)
 
 
 def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:

@@ -67,6 +67,10 @@ def task_of(run: Run, model: str) -> Task:
         from hpc_hipgen.evaluation.ruler_training import RulerTask
 
         return RulerTask(config, data)
+    if model == "film_ruler":
+        from hpc_hipgen.evaluation.film_ruler_training import FilmRulerTask
+
+        return FilmRulerTask(config, run.path("scenes"))
     if model == "autoencoder":
         from hpc_hipgen.generators.autoencoder import AutoencoderTask
 

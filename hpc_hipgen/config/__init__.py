@@ -15,7 +15,7 @@ from hpc_hipgen.config.base import (
     ConfigError,
     Section,
 )
-from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, Ruler, Training
+from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, FilmRuler, Ruler, Training
 from hpc_hipgen.config.experiment import Experiment, check_batches
 from hpc_hipgen.config.generators import (
     LLCM,
@@ -62,6 +62,7 @@ __all__ = [
     "DreamBooth",
     "Evaluation",
     "Experiment",
+    "FilmRuler",
     "LCMLoRA",
     "LoRA",
     "Logging",

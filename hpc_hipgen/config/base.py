@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
 
-FIRST_STAGES = ("ruler", "autoencoder", "discrete_vae", "clip", "prior")
+FIRST_STAGES = ("ruler", "film_ruler", "autoencoder", "discrete_vae", "clip", "prior")
 """Sections of which a pretrained one is taken as it is; others go on training from it."""
 
 LLCMS = ("llcm", "llcm_paper", "llcm_ddim")

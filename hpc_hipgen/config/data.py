@@ -88,6 +88,16 @@ class Ruler(Section):
     training: Training
 
 
+class FilmRuler(Section):
+    """The networks that find and measure the hips of whole films (`jobs.measure`)."""
+
+    dogs: int = Field(6000, gt=0)  # drawn, a film and a close-up of one hip each
+    held_out: int = Field(200, ge=10)  # films that calibrate the uncertainty; as many test it
+    finder: tuple[int, ...] = (8, 16, 32, 64, 64)  # channels of the levels
+    hip: tuple[int, ...] = (16, 32, 64, 96, 96)
+    training: Training
+
+
 class Autoencoder(Section):
     """The KL autoencoder (diffusers AutoencoderKL); trained from scratch unless `pretrained`."""
 

@@ -16,7 +16,7 @@ from hpc_hipgen.config.base import (
     Section,
     check_multiples,
 )
-from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, Ruler
+from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, FilmRuler, Ruler
 from hpc_hipgen.config.generators import LLCM, DallE, Diffusion, DreamBooth, LCMLoRA, LoRA
 from hpc_hipgen.config.scoring import Evaluation, Logging, Sampling
 from hpc_hipgen.config.unclip import CLIP, Prior, UnCLIP, check_unclip
@@ -28,7 +28,8 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0)
     data: Data = Data()
-    ruler: Ruler
+    ruler: Ruler | None = None
+    film_ruler: FilmRuler | None = None  # an experiment of its own
     autoencoder: Autoencoder | None = None
     discrete_vae: DiscreteVAE | None = None
     clip: CLIP | None = None
@@ -57,12 +58,16 @@ class Experiment(Section):
         return [
             name
             for name, section in sections.items()
-            if section and not (name in FIRST_STAGES and section.pretrained)
+            if section and not (name in FIRST_STAGES and getattr(section, "pretrained", None))
         ]
 
 
 def _check_experiment(config: Experiment) -> Experiment:
     """Checks that involve several sections; raises ValueError naming the key."""
+    if config.film_ruler:
+        return _check_film_ruler(config, config.film_ruler)
+    if config.ruler is None:
+        raise ValueError("key 'ruler' is missing")
     for name in ("stable_diffusion", "unclip"):
         if getattr(config, name) and not config.autoencoder:
             raise ValueError(f"autoencoder: needed by {name}")
@@ -96,6 +101,25 @@ def _check_experiment(config: Experiment) -> Experiment:
     return config
 
 
+def _check_film_ruler(config: Experiment, section: FilmRuler) -> Experiment:
+    """A film ruler is trained alone, on scenes of its own; raises ValueError naming the key."""
+    fields = Experiment.model_fields
+    for name in ("data", "sampling", "evaluation", *TRAINED):
+        if name != "film_ruler" and getattr(config, name) != fields[name].get_default():
+            raise ValueError(f"{name}: a film ruler is an experiment of its own, which ignores it")
+    for name in ("finder", "hip"):
+        channels = getattr(section, name)
+        check_multiples(f"film_ruler.{name}", channels, 8)
+        if not 2 <= len(channels) <= 6:
+            raise ValueError(f"film_ruler.{name}: 2 to 6 levels are needed, not {len(channels)}")
+    if section.training.batch > section.dogs:
+        raise ValueError(
+            f"film_ruler.training.batch: {section.training.batch} is above film_ruler.dogs, "
+            f"{section.dogs}"
+        )
+    return config
+
+
 def check_batches(config: Experiment, films: int) -> None:
     """Every batch fits into the views of so many training films; raises ConfigError naming it."""
     views = config.data.views
@@ -112,6 +136,7 @@ def check_batches(config: Experiment, films: int) -> None:
 def _check_shapes(config: Experiment) -> None:
     """Networks that are built here can be built, and take the views; raises ValueError."""
     resolution = config.data.resolution
+    assert config.ruler is not None
     if config.ruler.pretrained is None:
         check_multiples("ruler.channels", config.ruler.channels, 8)
         check_multiples(

@@ -47,7 +47,7 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
     weights = config.evaluation.inception
     if weights and not weights.is_file():
         problems.append(_absent("evaluation.inception", weights))
-    if config.ruler.pretrained:
+    if config.ruler and config.ruler.pretrained:
         try:
             _check_ruler(config.ruler.pretrained, config.data)
         except ValueError as error:

@@ -16,7 +16,7 @@ SMOKE = Path(__file__).parents[2] / "configs" / "overrides" / "smoke.yaml"
 """What makes any experiment small enough to be tried within minutes."""
 
 NO_MODELS = ("data", "sampling", "evaluation")
-"""Its sections that every experiment has, written out or not."""
+"""Its sections that every experiment of generators has, written out or not."""
 
 
 def load_experiment(
@@ -34,7 +34,8 @@ def load_experiment(
     tree = settings_tree(_read_tree(Path(path)), overrides or [])
     if smoke:
         over = _read_tree(SMOKE)
-        tree = merged(tree, {k: v for k, v in over.items() if k in NO_MODELS or tree.get(k)})
+        common = NO_MODELS if tree.get("ruler") else ()
+        tree = merged(tree, {k: v for k, v in over.items() if k in common or tree.get(k)})
         tree["name"] = f"{tree.get('name')}-smoke"
     return parse_experiment(tree, str(path))
 

@@ -54,21 +54,29 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class RulerNetwork(nn.Module):
     """A small U-Net whose output has half the input's resolution."""
 
-    def __init__(self, channels: tuple[int, ...] = (16, 32, 64, 96)) -> None:
-        """`channels` of the levels, from half the input's resolution downwards."""
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (16, 32, 64, 96),
+        inputs: int = 1,
+        points: int = 4,
+        radii: int = 2,
+    ) -> None:
+        """`channels` of the levels, from half the input's resolution downwards; `inputs` channels
+        of the images, `points` heat maps and `radii` maps of log radii."""
         super().__init__()
-        self.stem = _block(1, channels[0], stride=2)
+        self.points = points
+        self.stem = _block(inputs, channels[0], stride=2)
         pairs = list(itertools.pairwise(channels))
         self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in pairs)
         self.lateral = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
         self.up = nn.ModuleList(_block(a, a) for a, _ in pairs)
-        self.head = nn.Conv2d(channels[0], 6, 1)
+        self.head = nn.Conv2d(channels[0], points + radii, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps views (b, 1, h, w), standardised, to maps at half resolution.
+        """Maps views (b, inputs, h, w), standardised, to maps at half resolution.
 
         Returns:
-            logits of the four heat maps (b, 4, h/2, w/2) and log radii (b, 2, h/2, w/2), the
+            logits of the heat maps (b, points, h/2, w/2) and log radii (b, radii, h/2, w/2), the
             latter relative to a tenth of the width.
         """
         features = [self.stem(images)]
@@ -79,7 +87,7 @@ class RulerNetwork(nn.Module):
             x = F.interpolate(lateral(x), scale_factor=2.0, mode="bilinear", align_corners=False)
             x = up(x + features.pop())
         maps = self.head(x)
-        return maps[:, :4], maps[:, 4:]
+        return maps[:, : self.points], maps[:, self.points :]
 
 
 def standardise(images: Tensor) -> Tensor:
@@ -89,21 +97,23 @@ def standardise(images: Tensor) -> Tensor:
 
 
 def read_points(logits: Tensor, radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Reads points, radii and confidences off the maps.
+    """Reads points, radii and confidences off the maps of n points and r radii.
+
+    Heads and rims alternate; the first r heads have a radius.
 
     Returns:
-        points (b, 4, 2) in pixels of the view, radii (b, 2) in pixels, and confidences (b, 4):
+        points (b, n, 2) in pixels of the view, radii (b, r) in pixels, and confidences (b, n):
         the share of a heat map's mass within `WINDOW` of its expectation.
     """
-    b, _, h, w = logits.shape
-    mass = logits.flatten(2).float().softmax(-1).view(b, 4, h, w)
+    b, n, h, w = logits.shape
+    mass = logits.flatten(2).float().softmax(-1).view(b, n, h, w)
     ys = torch.arange(h, device=logits.device, dtype=torch.float32)
     xs = torch.arange(w, device=logits.device, dtype=torch.float32)
     x, y = (mass.sum(2) * xs).sum(-1), (mass.sum(3) * ys).sum(-1)
     near_x = (xs - x[..., None]).abs() <= WINDOW
     near_y = (ys - y[..., None]).abs() <= WINDOW
     confidence = (mass * near_y[..., :, None] * near_x[..., None, :]).sum((2, 3))
-    log_radius = (mass[:, [0, 2]] * radii.float()).sum((2, 3))
+    log_radius = (mass[:, ::2][:, : radii.shape[1]] * radii.float()).sum((2, 3))
     # A map pixel covers two view pixels: its centre lies between them.
     points = torch.stack([x, y], -1) * 2 + 0.5
     return points, log_radius.exp() * (0.1 * 2 * w), confidence

@@ -45,7 +45,7 @@ class RulerLoss(nn.Module):
         off = (angles - norberg_angles(points)).abs()
         losses = (
             distance.mean(1)
-            + HEAT_WEIGHT * _heat_loss(logits, points)
+            + HEAT_WEIGHT * heat_loss(logits, points).mean(1)
             + RADIUS_WEIGHT * (found_radii / radii).log().abs().mean(1) * 10
             + ANGLE_WEIGHT * off.mean(1)
         )
@@ -61,15 +61,18 @@ def norberg_angles(points: Tensor) -> Tensor:
     return torch.rad2deg(torch.atan2(cross, dot))
 
 
-def _heat_loss(logits: Tensor, points: Tensor) -> Tensor:
-    """Cross-entropy to Gaussians of `HEAT_SIGMA`: heat maps stay compact, not only centred."""
+def heat_loss(logits: Tensor, points: Tensor) -> Tensor:
+    """Cross-entropy (b, n) of n maps to Gaussians of `HEAT_SIGMA` around points (b, n, 2).
+
+    It keeps heat maps compact, not only centred.
+    """
     h, w = logits.shape[2:]
     centres = (points - 0.5) / 2
     ys = torch.arange(h, device=logits.device) - centres[..., 1:]
     xs = torch.arange(w, device=logits.device) - centres[..., :1]
     target = -(ys[..., :, None] ** 2 + xs[..., None, :] ** 2) / (2 * HEAT_SIGMA**2)
     target = target.flatten(2).softmax(-1)
-    return -(target * logits.flatten(2).float().log_softmax(-1)).sum(-1).mean(1)
+    return -(target * logits.flatten(2).float().log_softmax(-1)).sum(-1)
 
 
 class RulerTask:

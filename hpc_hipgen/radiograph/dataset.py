@@ -7,11 +7,8 @@ files in a folder and other films of the set change no pixel of a view.
 
 import hashlib
 import math
-import multiprocessing
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
 from hpc_hipgen.radiograph.films import FILM_SUFFIXES, FilmErrors, read_film
@@ -30,8 +28,6 @@ from hpc_hipgen.radiograph.views import make_view, resolution_budget
 # Phantoms of a split are numbered from here, so that the test films stay the same when more
 # training films are asked for.
 _FIRST_INDEX = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
-
-_POOL_FILMS = 16  # below that many films, starting processes takes longer than the work
 
 
 class Film(Protocol):
@@ -252,7 +248,7 @@ def write_dataset(
     tasks = list(_tasks(folder, films, settings))
     for split in {film.split for film in films}:
         (folder / "images" / split).mkdir(parents=True)
-    made = list(progress(_run(tasks, processes), len(tasks), "preparing films"))
+    made = list(progress(run_parallel(_make_film, tasks, processes), len(tasks), "preparing films"))
     rows = [row for views, _, _ in made for row in views]
     write_layouts(folder, rows)
     nominal = [Landmarks.from_flat(views[0]) for views, _, _ in made]
@@ -274,18 +270,6 @@ def _tasks(folder: Path, films: Sequence[Film], settings: ViewSettings) -> Itera
         chosen = sorted((f for f in films if f.split == split), key=lambda film: film.name)
         for number, film in enumerate(chosen):
             yield folder, film, number, settings
-
-
-def _run(tasks: list[Task], processes: int | None) -> Iterator[Made]:
-    """Make the films, in order, in a few processes when that is worth it."""
-    processes = min(processes or len(os.sched_getaffinity(0)), len(tasks))
-    if processes < 2 or len(tasks) < _POOL_FILMS:
-        yield from map(_make_film, tasks)
-        return
-    # Not fork: the caller may have threads (torch), whose locks a fork would copy. An executor,
-    # because a multiprocessing.Pool waits for ever for a worker that was killed.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_make_film, tasks, chunksize=4)
 
 
 def _make_film(task: Task) -> Made:

@@ -1,4 +1,4 @@
-"""Reading films: PNG, JPEG and DICOM files to 8-bit grey.
+"""Reading films: PNG, JPEG, TIFF and DICOM files to 8-bit grey.
 
 Only pixels leave this module. The attributes of a DICOM file (name, birth date, hospital, ...) and
 the text chunks of a PNG or JPEG are read where a pixel value depends on them and then dropped; what
@@ -7,6 +7,7 @@ into the pixels** (a date, a name in a corner) is *not* masked here: mask it bef
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,12 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 """Files of a folder that are taken for films (any case)."""
+
+_WHITE_IS_ZERO = (262, 0)  # TIFF tag PhotometricInterpretation, and its value
+
+_SQUARE = 1e-3  # a pixel whose sides differ by less is square
 
 _DICOM_MAGIC = b"DICM"  # at offset 128, PS3.10 section 7.1
 
@@ -35,17 +40,42 @@ class FilmErrors(ValueError):
         super().__init__("\n".join([f"{count} with the films, nothing was written:", *lines]))
 
 
+@dataclass(frozen=True)
+class SpacedFilm:
+    """A film (h, w) uint8 and, where the file says it, the size of its pixels.
+
+    `spacing`: height and width of a pixel in mm. `aspect`: height by width of a pixel.
+    """
+
+    image: np.ndarray
+    spacing: tuple[float, float] | None = None
+    aspect: float = 1.0
+
+    def square(self) -> np.ndarray:
+        """The film stretched in height until its pixels are square: others change angles."""
+        if abs(self.aspect - 1) < _SQUARE:
+            return self.image
+        height, width = self.image.shape
+        shape = (width, max(1, round(height * self.aspect)))
+        return np.asarray(Image.fromarray(self.image).resize(shape, Image.Resampling.BICUBIC))
+
+
 def read_film(path: Path) -> np.ndarray:
     """Read a film as (h, w) uint8, 0 black (air) and 255 white (bone).
 
     DICOM: modality and VOI transformations are applied and MONOCHROME1 is inverted, so that every
-    film looks as on a viewing station. 16-bit PNGs carry no window and are stretched from their
-    darkest to their brightest pixel. Colour is turned to grey (ITU-R 601), transparency to black,
-    and the EXIF orientation of a JPEG is obeyed.
+    film looks as on a viewing station. 16-bit PNGs and TIFFs carry no window and are stretched from
+    their darkest to their brightest pixel. Colour is turned to grey (ITU-R 601), transparency to
+    black, and the EXIF orientation of a JPEG is obeyed. Of a TIFF, the first page.
 
     Raises:
         ValueError: a missing, truncated or unsupported file; the message starts with the path.
     """
+    return read_spaced_film(path).image
+
+
+def read_spaced_film(path: Path) -> SpacedFilm:
+    """As `read_film`, with the pixel spacing or aspect ratio that a DICOM file states."""
     try:
         with path.open("rb") as file:
             is_dicom = file.read(132)[128:] == _DICOM_MAGIC
@@ -54,25 +84,28 @@ def read_film(path: Path) -> np.ndarray:
     if is_dicom or path.suffix.lower() in (".dcm", ".dicom"):
         film = _read_dicom(path)
     else:
-        film = _read_picture(path)
-    if min(film.shape) < 2:
-        raise ValueError(f"{path}: {film.shape[1]} x {film.shape[0]} pixels is not a film")
+        film = SpacedFilm(_read_picture(path))
+    height, width = film.image.shape
+    if min(height, width) < 2:
+        raise ValueError(f"{path}: {width} x {height} pixels is not a film")
     return film
 
 
 def _read_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
-            if picture.format not in ("PNG", "JPEG"):
+            if picture.format not in ("PNG", "JPEG", "TIFF"):
                 raise ValueError(f"{path}: {picture.format} files are not read; use PNG or JPEG")
             picture.load()
+            inverted = _white_is_zero(picture)
             picture = ImageOps.exif_transpose(picture)
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{path}: not a PNG, JPEG or DICOM file") from None
+        raise ValueError(f"{path}: not a PNG, JPEG, TIFF or DICOM file") from None
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: damaged or truncated ({error})") from None
-    if picture.mode.startswith("I"):  # 16 bits, grey
-        return _to_bytes(_stretch(np.asarray(picture, dtype=np.float64)))
+    if picture.mode.startswith(("I", "F")):  # 16 bits and more, grey
+        shown = _stretch(np.asarray(picture, dtype=np.float64))
+        return _to_bytes(1 - shown if inverted else shown)
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
@@ -80,7 +113,13 @@ def _read_picture(path: Path) -> np.ndarray:
     return np.array(picture.convert("L"))
 
 
-def _read_dicom(path: Path) -> np.ndarray:
+def _white_is_zero(picture: Image.Image) -> bool:
+    """True for a TIFF whose polarity Pillow leaves reversed: it turns 8 bits over, but not 16."""
+    tag, value = _WHITE_IS_ZERO
+    return picture.format == "TIFF" and picture.tag_v2.get(tag) == value  # type: ignore[attr-defined]
+
+
+def _read_dicom(path: Path) -> SpacedFilm:
     from pydicom import dcmread
     from pydicom.pixels import apply_color_lut
 
@@ -98,11 +137,24 @@ def _read_dicom(path: Path) -> np.ndarray:
         if pixels.ndim == 3:
             scale = 255 / (2 ** int(dataset.BitsStored) - 1)
             colour = pixels if photometric == "PALETTE COLOR" else pixels * scale
-            return np.array(Image.fromarray(np.rint(colour).astype(np.uint8)).convert("L"))
-        return _to_bytes(_displayed(dataset, pixels))
+            grey = np.array(Image.fromarray(np.rint(colour).astype(np.uint8)).convert("L"))
+            return SpacedFilm(grey, *_spacing(dataset))
+        return SpacedFilm(_to_bytes(_displayed(dataset, pixels)), *_spacing(dataset))
     except Exception as error:  # pydicom has no common base of what a damaged file raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: damaged, truncated or unsupported DICOM ({reason})") from None
+
+
+def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, float]:
+    """Spacing in mm and aspect of the pixels (PS3.3 10.7.1 and C.7.6.3.1.7); None where unknown."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        values = [float(v) for v in dataset.get(name) or ()]
+        if len(values) == 2 and all(math.isfinite(v) and v > 0 for v in values):
+            return (values[0], values[1]), values[0] / values[1]
+    ratio = [int(v) for v in dataset.get("PixelAspectRatio") or ()]
+    if len(ratio) == 2 and min(ratio) > 0:
+        return None, ratio[0] / ratio[1]
+    return None, 1.0
 
 
 def _displayed(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ point is the corner where the lateral border of the ilium meets the acetabular r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import Angles, Landmarks
 from hpc_hipgen.radiograph.phantom_anatomy import Anatomy, sample_anatomy
+from hpc_hipgen.radiograph.phantom_look import PHANTOM_LOOK, Look
 from hpc_hipgen.radiograph.phantom_organs import draw_half, draw_soft_tissue, draw_spine
 from hpc_hipgen.radiograph.phantom_overlays import (
     Exposure,
@@ -89,6 +91,26 @@ def sample_parameters(
     return chosen, anatomy, sample_exposure(_stream(seed, index, "exposure"), chosen)
 
 
+def draw_dog(
+    canvas: Canvas,
+    anatomy: Anatomy,
+    stream: Callable[[str], np.random.Generator],
+    looks: tuple[Look, Look] = (PHANTOM_LOOK, PHANTOM_LOOK),
+) -> None:
+    """Add flesh, spine, both halves of pelvis and femora, and what lies in the beam with them.
+
+    `stream` names the random numbers of "texture", "tissue" and "objects"; `looks` are those of
+    the hips at the image's left and right.
+    """
+    texture = textures(stream("texture"), canvas)
+    draw_soft_tissue(canvas, anatomy, stream("tissue"))
+    draw_spine(canvas, anatomy, texture)
+    hips = (anatomy.left, anatomy.right)
+    for sign, hip, look in zip((-1.0, 1.0), hips, looks, strict=True):
+        draw_half(canvas, hip, anatomy, sign, texture, look)
+    draw_objects(canvas, stream("objects"))
+
+
 def draw_phantom(
     seed: int,
     index: int,
@@ -107,12 +129,7 @@ def draw_phantom(
     chosen, anatomy, exposure = sample_parameters(seed, index, prompt_class, angles)
     (height, width), matrix = _position(_stream(seed, index, "position"), chosen, size)
     canvas = Canvas(height, width, matrix)
-    texture = textures(_stream(seed, index, "texture"), canvas)
-    draw_soft_tissue(canvas, anatomy, _stream(seed, index, "tissue"))
-    draw_spine(canvas, anatomy, texture)
-    for sign, hip in ((-1.0, anatomy.left), (1.0, anatomy.right)):
-        draw_half(canvas, hip, anatomy, sign, texture)
-    draw_objects(canvas, _stream(seed, index, "objects"))
+    draw_dog(canvas, anatomy, lambda name: _stream(seed, index, name))
     film = expose(canvas.image, exposure, canvas.scale, _stream(seed, index, "noise"))
     film = collimate(film, canvas, _stream(seed, index, "collimation"))
     film = draw_overlays(film, canvas, chosen, _stream(seed, index, "overlays"))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpc_hipgen.radiograph.geometry import SIDES, Angles, Hip, Landmarks
+from hpc_hipgen.radiograph.phantom_look import PHANTOM_LOOK, Look
 
 ANGLE_LIMITS = (58.0, 122.0)
 """Range in degrees of the Norberg angles that the population prior draws."""
@@ -50,12 +51,14 @@ class HipShape:
     """Strength 0..1 of new bone on neck and rim."""
     dorsal_cover: float
     """Where the dorsal rim crosses the head, in radii lateral of its centre."""
+    ascent: float = 0.34
+    """How far cranially a loose head leaves the cup, as a share of its displacement."""
 
     @property
     def cup(self) -> np.ndarray:
         """Centre (2,) of the acetabulum in lateral coordinates; the head's when it is seated."""
         shift = self.subluxation * self.radius
-        return np.array([HEAD_X - 0.94 * shift, 0.34 * shift])
+        return np.array([HEAD_X - 0.94 * shift, self.ascent * shift])
 
     @property
     def rim(self) -> np.ndarray:
@@ -309,7 +312,7 @@ def roof(hip: HipShape, samples: int = 28) -> np.ndarray:
 
 
 def hemipelvis(
-    hip: HipShape, anatomy: Anatomy, sign: float
+    hip: HipShape, anatomy: Anatomy, sign: float, look: Look = PHANTOM_LOOK
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Outline (n, 2), obturator foramen (m, 2) and medial border (k, 2) in lateral coordinates.
 
@@ -322,7 +325,7 @@ def hemipelvis(
     wing = np.clip(-(lateral[:, 1] + 0.25), 0, 1)
     lateral[:, 0] += 0.10 * roll * wing
     lateral[:, 0] += anatomy.flare * wing
-    lateral = np.vstack([_fit(lateral, hip, anatomy, pull=0.14), hip.rim])
+    lateral = np.vstack([_fit(lateral, hip, anatomy, pull=look.rim_pull), hip.rim])
     caudal, medial = _LATERAL_ISCHIUM.copy(), _MEDIAL.copy()
     caudal[:, 1] += np.clip(caudal[:, 1] - 0.40, 0, None) * (anatomy.ischium - 1)
     caudal[:, 1] += anatomy.arch * np.clip(1 - caudal[:, 0] / 0.25, 0, 1)
@@ -350,7 +353,7 @@ def acetabulum(hip: HipShape) -> tuple[np.ndarray, np.ndarray]:
     return rim, np.vstack([rim, surface[::-1]])
 
 
-def femur(hip: HipShape) -> np.ndarray:
+def femur(hip: HipShape, look: Look = PHANTOM_LOOK) -> np.ndarray:
     """Outline (n, 2) of neck, trochanters and shaft in lateral coordinates, without the head.
 
     The neck starts inside the head's circle; the shaft is turned by the abduction about the base
@@ -365,12 +368,14 @@ def femur(hip: HipShape) -> np.ndarray:
     def shaft(side: float, down: float, width: float) -> np.ndarray:
         return root + side * width * across + down * axis
 
-    notch = 0.5 + 1.18 * r
+    notch = 0.5 + look.notch * r
+    above, below = look.neck_upper * r, look.neck_lower * r
 
     def toward_tip(share: float, y: float) -> tuple[float, float]:
         return notch + share * (tx - notch), ty + y
 
-    upper = [(0.5, -0.55 * r), (0.5 + 0.50 * r, -0.76 * r), (0.5 + 0.90 * r, -0.56 * r)]
+    upper = [(0.5, -0.55 * above), (0.5 + 0.50 * r, -0.76 * above)]
+    upper += [(0.5 + 0.90 * r, -0.56 * above)]
     upper += [toward_tip(0.02, -0.098), toward_tip(0.16, -0.102), toward_tip(0.29, -0.138)]
     upper += [toward_tip(0.46, -0.158), toward_tip(0.66, -0.138), toward_tip(0.85, -0.085)]
     upper += [toward_tip(0.97, -0.03), toward_tip(1.0, 0.010), toward_tip(0.90, 0.048)]
@@ -380,7 +385,7 @@ def femur(hip: HipShape) -> np.ndarray:
     inner = [shaft(-1, 1.5, 1.3 * w), shaft(-1, 0.9, 1.06 * w), shaft(-1, 0.55, w)]
     inner += [shaft(-1, 0.3, w), shaft(-1, 0.18, 1.06 * w), shaft(-1, 0.125, 1.36 * w)]
     inner += [shaft(-1, 0.085, 1.60 * w), shaft(-1, 0.04, 1.50 * w), shaft(-1, -0.02, 1.30 * w)]
-    lower = [(0.5 + 0.60 * r, 0.92 * r), (0.5 + 0.28 * r, 0.80 * r), (0.5, 0.55 * r)]
+    lower = [(0.5 + 0.60 * r, 0.92 * below), (0.5 + 0.28 * r, 0.80 * below), (0.5, 0.55 * below)]
     return spline(np.array(upper + outer + inner + lower))
 
 

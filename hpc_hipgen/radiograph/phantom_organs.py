@@ -20,6 +20,7 @@ from hpc_hipgen.radiograph.phantom_anatomy import (
     spline,
     trochanteric_crest,
 )
+from hpc_hipgen.radiograph.phantom_look import PHANTOM_LOOK, Look
 from hpc_hipgen.radiograph.phantom_render import (
     Canvas,
     chord,
@@ -233,28 +234,35 @@ def draw_spine(canvas: Canvas, anatomy: Anatomy, texture: Textures) -> None:
 
 
 def _head(
-    canvas: Canvas, hip: HipShape, sign: float, where: tuple, texture: Textures
+    canvas: Canvas, hip: HipShape, sign: float, where: tuple, texture: Textures, look: Look
 ) -> np.ndarray:
     """Femoral head in a window: a thin shell of spongy bone, exactly the landmark's circle."""
-    distance = np.hypot(canvas.x[where] - sign * HEAD_X, canvas.y[where])
+    x, y = canvas.x[where] - sign * HEAD_X, canvas.y[where]
+    distance = np.hypot(x, y)
+    if look.squash:
+        along = (x * sign * np.cos(look.squash_turn) + y * np.sin(look.squash_turn)) / hip.radius
+        short = np.square(along) / np.maximum(np.square(distance / hip.radius), 1e-6)
+        distance = distance * (1 + look.squash * (2 * short - 1))
     depth = hip.radius - distance
     pixel = 1 / canvas.scale
     coverage = smoothstep(depth, -0.75 * pixel, 0.75 * pixel)
     whole = chord(np.maximum(depth, 0), hip.radius)
     hollow = chord(np.maximum(depth - 0.011, 0), hip.radius - 0.011)
     spongy = 41 * hollow * (1 + 0.09 * texture["fine"][where])
-    return coverage * (7 + (spongy + 100 * (whole - hollow)) / (2 * hip.radius))
+    shell_gain = 100 * look.head_shell
+    ball = 7 + (spongy + shell_gain * (whole - hollow)) / (2 * hip.radius)
+    return look.head_gain * coverage * ball
 
 
-def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> None:
+def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures, look: Look) -> None:
     """Add head, neck, trochanters and shaft; where head and neck overlap they are one bone."""
-    outline, reach = mirrored(femur(hip), sign), 1.05 * hip.radius
+    outline, reach = mirrored(femur(hip, look), sign), 1.05 * hip.radius
     corners = np.array([[sign * HEAD_X - reach, -reach], [sign * HEAD_X + reach, reach]])
     # Cortex is thin on neck and trochanters and thick along the shaft.
     cortex = 0.012 + 0.014 * smoothstep(canvas.y, 0.08, 0.36) * (1 + 0.12 * texture["cloud"])
     found = shell(
         canvas, outline, texture["fine"], radius=hip.shaft_half_width, cortex=cortex,
-        cortex_gain=92, spongy_gain=8, grain=0.14,
+        cortex_gain=92 * look.femur_cortex, spongy_gain=8 * look.femur_spongy, grain=0.14,
         where=canvas.window(np.vstack([outline, corners]), 0.0),
     )  # fmt: skip
     if found is None:
@@ -262,16 +270,21 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
     where, bone = found
     x, y = canvas.x[where], canvas.y[where]
     from_head = np.hypot(x - sign * HEAD_X, y)
-    bone = (
-        bone
-        * (1 + 0.25 * smoothstep(y, 0.34, 0.10))
-        * smoothstep(from_head, 0.35 * hip.radius, 1.0 * hip.radius)
-    )
+    beyond = smoothstep(from_head, 0.35 * hip.radius, 1.0 * hip.radius)
+    toward_neck = smoothstep((sign * x - HEAD_X) + 0.5 * y, -0.1 * hip.radius, 0.9 * hip.radius)
+    merged = look.merge * toward_neck
+    beyond = beyond + merged * (1 - beyond)
+    bone = bone * (1 + 0.25 * smoothstep(y, 0.34, 0.10)) * beyond
+    bone = bone * (1 + (look.neck_gain - 1) * smoothstep(y, 0.45, 0.2))
     fossa = np.hypot(sign * x - hip.trochanter_x + 0.185, y - hip.trochanter_y + 0.02)
     bone = bone * (1 - 0.18 * np.exp(-0.5 * (fossa / 0.035) ** 2))
-    ball = _head(canvas, hip, sign, where, texture)
+    ball = _head(canvas, hip, sign, where, texture, look) * (1 - merged)
     canvas.image[where] += bone + ball - 0.80 * np.minimum(bone, ball)
-    canvas.stroke(mirrored(trochanteric_crest(hip), sign), 0.009, 20, taper=(0.15, 0.3))
+    canvas.stroke(
+        mirrored(trochanteric_crest(hip), sign), 0.009, 20 * look.crest_gain, taper=(0.15, 0.3)
+    )
+    if look.physis:
+        canvas.stroke(mirrored(_physis(hip, look), sign), 0.007, look.physis, taper=(0.15, 0.15))
     if hip.osteophyte > 0.1:  # new bone around the neck
         r = hip.radius
         collar = np.array(
@@ -280,15 +293,29 @@ def _femur(canvas: Canvas, hip: HipShape, sign: float, texture: Textures) -> Non
         canvas.stroke(mirrored(spline(collar), sign), 0.010, 22 * hip.osteophyte)
 
 
+def _physis(hip: HipShape, look: Look) -> np.ndarray:
+    """Growth plate of the head (n, 2) in lateral coordinates: an arc across the neck's axis."""
+    across = np.linspace(-0.85, 0.85, 9)
+    along = look.physis_place - 0.25 * np.square(across)
+    axis, side = np.array([0.89, 0.45]), np.array([0.45, -0.89])
+    points = along[:, None] * axis + across[:, None] * side
+    return np.array([HEAD_X, 0.0]) + hip.radius * points
+
+
 def _innominate(
-    canvas: Canvas, outline: np.ndarray, foramen: np.ndarray, sign: float, texture: Textures
+    canvas: Canvas,
+    outline: np.ndarray,
+    foramen: np.ndarray,
+    sign: float,
+    texture: Textures,
+    look: Look,
 ) -> None:
     """Add ilium, ischium and pubis of one side; the outlines are in film coordinates."""
     grain = 0.8 * texture["fine"] + 0.6 * texture["coarse"]
     cortex = 0.0115 * (1 + 0.14 * texture["lump"] + 0.10 * texture["coarse"])
     found = shell(
-        canvas, outline, grain, radius=0.050, cortex=cortex, cortex_gain=82, spongy_gain=46,
-        grain=0.11, holes=(foramen,),
+        canvas, outline, grain, radius=0.050, cortex=cortex, cortex_gain=82 * look.pelvis_cortex,
+        spongy_gain=46 * look.pelvis_spongy, grain=0.11, holes=(foramen,),
     )  # fmt: skip
     if found is None:
         return
@@ -300,11 +327,12 @@ def _innominate(
     thick = 0.40 + body + 0.17 * smoothstep(y, 0.12, -0.1)
     thick += 0.10 * smoothstep(x, 0.45, 0.62) * smoothstep(y, 0.2, 0.4)
     wing = smoothstep(y, -0.40, -0.75) * smoothstep(x, 0.35, 0.46)
-    canvas.image[where] += bone * np.clip(thick, 0, 1) * (1 - 0.35 * wing)
+    thick = look.pelvis_gain * np.clip(thick, 0, 1)
+    canvas.image[where] += bone * thick * (1 - 0.35 * wing)
 
 
 def _acetabular_wall(
-    canvas: Canvas, hip: HipShape, outline: np.ndarray, sign: float, texture: Textures
+    canvas: Canvas, hip: HipShape, outline: np.ndarray, sign: float, texture: Textures, look: Look
 ) -> None:
     """Add the bone that the head is seen through: thin at the dorsal rim, thick medially."""
     found = shell(
@@ -318,31 +346,41 @@ def _acetabular_wall(
     medial = smoothstep(-x / hip.radius, 0.3, 1.15)
     # The joint space itself, between roof and head, is crossed by hardly any bone.
     cranial = smoothstep(-y / hip.radius, 0.55, 0.95)
-    canvas.image[where] += bone * (0.62 + 1.0 * medial) * (1 - 0.75 * cranial)
+    bone = look.wall_gain * bone * (1 - look.wall_fade * smoothstep(y / hip.radius, 0.1, 0.9))
+    canvas.image[where] += bone * (0.62 + 1.0 * medial) * (1 - look.joint_clear * cranial)
 
 
 def draw_half(
-    canvas: Canvas, hip: HipShape, anatomy: Anatomy, sign: float, texture: Textures
+    canvas: Canvas,
+    hip: HipShape,
+    anatomy: Anatomy,
+    sign: float,
+    texture: Textures,
+    look: Look = PHANTOM_LOOK,
 ) -> None:
     """Add one half of the pelvis and its femur; `sign` is -1 at the image's left."""
-    outline, foramen, medial = hemipelvis(hip, anatomy, sign)
-    _innominate(canvas, mirrored(outline, sign), mirrored(foramen, sign), sign, texture)
+    outline, foramen, medial = hemipelvis(hip, anatomy, sign, look)
+    _innominate(canvas, mirrored(outline, sign), mirrored(foramen, sign), sign, texture, look)
     surface, (rim, wall) = roof(hip), acetabulum(hip)
-    _acetabular_wall(canvas, hip, wall, sign, texture)
-    _femur(canvas, hip, sign, texture)
+    _acetabular_wall(canvas, hip, wall, sign, texture, look)
+    _femur(canvas, hip, sign, texture, look)
     subchondral = (surface - [HEAD_X, 0.0]) * (1 + 0.010 / hip.radius) + [HEAD_X, 0.0]
-    canvas.stroke(
-        mirrored(subchondral[: len(surface) * 3 // 5], sign), 0.010, 24, taper=(0.0, 0.45)
-    )
-    canvas.stroke(mirrored(subchondral[len(surface) // 3 :], sign), 0.008, 13, taper=(0.3, 0.2))
-    canvas.stroke(mirrored(rim, sign), 0.006, 10, taper=(0.0, 0.2))
+    roof_line, cup_line = subchondral[: len(surface) * 3 // 5], subchondral[len(surface) // 3 :]
+    canvas.stroke(mirrored(roof_line, sign), 0.010, 24 * look.roof_gain, taper=(0.0, 0.45))
+    canvas.stroke(mirrored(cup_line, sign), 0.008, 13 * look.roof_gain, taper=(0.3, 0.2))
+    canvas.stroke(mirrored(rim, sign), 0.006, 10 * look.dorsal_gain, taper=(0.0, 0.2))
     if hip.osteophyte > 0.1:
         canvas.stroke(mirrored(surface[:4], sign), 0.012, 18 * hip.osteophyte)
     inner = medial[(medial[:, 1] < 0.02) & (medial[:, 1] > -1.0)]
-    canvas.stroke(mirrored(inner + np.array([0.016, 0.0]), sign), 0.013, 32, taper=(0.2, 0.3))
+    canvas.stroke(
+        mirrored(inner + np.array([0.016, 0.0]), sign),
+        0.013,
+        32 * look.medial_gain,
+        taper=(0.2, 0.3),
+    )
     edge = foramen[(foramen[:, 0] > 0.27) & (foramen[:, 1] < 0.33)]
     edge = edge[np.argsort(edge[:, 1])]
     line = np.vstack(
         [inner[inner[:, 1] > -0.16][::-1][-1:] + np.array([0.02, 0]), edge + np.array([0.012, 0.0])]
     )
-    canvas.stroke(mirrored(line, sign), 0.010, 26, taper=(0.0, 0.4))
+    canvas.stroke(mirrored(line, sign), 0.010, 26 * look.medial_gain, taper=(0.0, 0.4))

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-_OVERSAMPLING = 2  # of the grid on which outlines become masks
+OVERSAMPLING = 2
+"""Of the grid on which outlines become masks: a film's; 1 costs a third."""
 
 
 def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -29,9 +30,8 @@ def chord(depth: np.ndarray, radius: float | np.ndarray) -> np.ndarray:
     return 2 * np.sqrt(np.maximum(radius**2 - inner**2, 0))
 
 
-def _shrink(fine: np.ndarray) -> np.ndarray:
-    """Mean of each block of `_OVERSAMPLING` x `_OVERSAMPLING` pixels."""
-    n = _OVERSAMPLING
+def _shrink(fine: np.ndarray, n: int) -> np.ndarray:
+    """Mean of each block of n x n pixels."""
     blocks = [fine[i::n, j::n] for i in range(n) for j in range(n)]
     return sum(blocks[1:], start=blocks[0]) / np.float32(n * n)
 
@@ -39,8 +39,11 @@ def _shrink(fine: np.ndarray) -> np.ndarray:
 class Canvas:
     """A film in the making: attenuation `image` (H, W), anatomical coordinates of each pixel."""
 
-    def __init__(self, height: int, width: int, matrix: np.ndarray):
+    def __init__(
+        self, height: int, width: int, matrix: np.ndarray, oversampling: int = OVERSAMPLING
+    ):
         """`matrix` (2, 3) is the similarity from units of D to pixels."""
+        self.oversampling = oversampling
         self.matrix = np.asarray(matrix, dtype=np.float64)
         self.scale = float(np.sqrt(np.linalg.det(self.matrix[:, :2])))  # pixels per D
         inverse = np.linalg.inv(self.matrix[:, :2])
@@ -89,7 +92,7 @@ class Canvas:
         where = where or self.window(outline, 0.0)
         if where is None:
             return None
-        n = _OVERSAMPLING
+        n = self.oversampling
         top, left = where[0].start, where[1].start
         height, width = where[0].stop - top, where[1].stop - left
         # Where the film cuts a bone, the mask goes on beyond the cut: a cut is no edge of the bone.
@@ -106,8 +109,8 @@ class Canvas:
         inside = np.asarray(mask)
         depth = distance_transform_edt(inside).astype(np.float32)
         cut = (slice(pad[0], pad[0] + height), slice(pad[1], pad[1] + width))
-        coverage = _shrink(inside.astype(np.float32))[cut]
-        depth = _shrink(np.maximum(depth - 0.5, 0))[cut]
+        coverage = _shrink(inside.astype(np.float32), n)[cut]
+        depth = _shrink(np.maximum(depth - 0.5, 0), n)[cut]
         return where, coverage, depth / (n * self.scale)
 
     def distance(self, where: tuple[slice, slice], line: np.ndarray) -> tuple[np.ndarray, ...]:

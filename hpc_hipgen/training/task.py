@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,6 @@ class Task(Protocol):
         """Names of the data items, for error messages."""
         ...
 
-    def export(self, folder: Path) -> dict[str, float]:
+    def export(self, folder: Path) -> Mapping[str, float | None]:
         """Writes the finished model into a new folder; returns figures for the record."""
         ...

@@ -9,7 +9,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from hpc_hipgen.radiograph.films import FilmErrors, read_film, window
+from hpc_hipgen.radiograph.films import FilmErrors, read_film, read_spaced_film, window
 
 RAMP = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)  # 0 .. 3071
 
@@ -89,7 +89,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be opened"):
         read_film(tmp_path / "nothing.png")
     (tmp_path / "text.png").write_text("a hip")
-    with pytest.raises(ValueError, match="not a PNG, JPEG or DICOM"):
+    with pytest.raises(ValueError, match="not a PNG, JPEG, TIFF or DICOM"):
         read_film(tmp_path / "text.png")
     Image.new("L", (8, 8)).save(tmp_path / "film.gif")
     with pytest.raises(ValueError, match="GIF files are not read"):
@@ -181,3 +181,25 @@ def test_film_errors_list_everything():
     assert error.lines == ["a.csv row 2: one", "a.csv row 3: two"]
     assert str(error).splitlines()[0].startswith("2 problems")
     assert str(error).splitlines()[1:] == error.lines
+
+
+def test_tiffs_are_read_in_either_polarity(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "deep.tif")
+    Image.fromarray(RAMP).save(tmp_path / "white.tiff", tiffinfo={262: 0})
+    np.testing.assert_array_equal(read_film(tmp_path / "deep.tif"), stretched(RAMP))
+    np.testing.assert_array_equal(read_film(tmp_path / "white.tiff"), 255 - stretched(RAMP))
+
+
+@pytest.mark.parametrize(
+    "attributes, spacing, aspect",
+    [
+        ({"PixelSpacing": [0.3, 0.2]}, (0.3, 0.2), 1.5),
+        ({"ImagerPixelSpacing": [0.15, 0.15]}, (0.15, 0.15), 1.0),
+        ({"PixelAspectRatio": ["3", "2"]}, None, 1.5),
+        ({}, None, 1.0),
+    ],
+)
+def test_the_size_of_pixels_is_read_and_made_square(tmp_path, attributes, spacing, aspect):
+    film = read_spaced_film(write_dicom(tmp_path / "film.dcm", RAMP, **attributes))
+    assert (film.spacing, film.aspect) == (spacing, pytest.approx(aspect))
+    assert film.square().shape == (round(48 * aspect), 64)

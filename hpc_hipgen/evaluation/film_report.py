@@ -1,0 +1,178 @@
+"""What the film ruler said of many films: a table, a JSON file and a picture of each film."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from hpc_hipgen.evaluation.film_ruler import FilmMeasurement
+from hpc_hipgen.radiograph.films import SpacedFilm
+from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Angles, Landmarks, fci_grade
+
+MEASURED, REFUSED, UNREADABLE = "measured", "refused", "unreadable"
+
+CAVEAT = (
+    "Measured by software trained on drawings alone. The uncertainty is that of 95 % of hips on "
+    "drawings; on real films it may be larger. FCI bands follow from the angle alone, a grade also "
+    "weighs the joint's shape and arthrosis. Not for diagnosis or breeding decisions."
+)
+
+COLUMNS = (
+    "film", "status", "reason", "patient_left", "patient_right", "uncertainty_left",
+    "uncertainty_right", "fci_left", "fci_right", "presence", "inverted", "width", "height",
+    "pixel_height_mm", "pixel_width_mm", *LANDMARK_COLUMNS,
+)  # fmt: skip
+
+_MARK = ("measured-by", "hpc_hipgen")
+_LONGEST = 1000  # pixels of an overlay's longer side
+_COLOURS = ((255, 90, 90), (90, 200, 255))
+
+
+def film_line(name: str, film: SpacedFilm, found: FilmMeasurement) -> dict[str, Any]:
+    """One line, `COLUMNS`, of a film; angles in degrees, landmarks in pixels of the file.
+
+    None where there is no value; the film was measured with square pixels (`SpacedFilm.square`).
+    """
+    angles = Angles(found.image_left, found.image_right)
+    right, left = (float(value) for value in found.uncertainty)  # the patient's, see `Angles`
+    line: dict[str, Any] = dict.fromkeys(COLUMNS)
+    height, width = film.image.shape
+    line |= {
+        "film": name,
+        "status": REFUSED if found.reason else MEASURED,
+        "reason": found.reason,
+        "presence": round(found.presence, 3),
+        "inverted": found.inverted,
+        "width": width,
+        "height": height,
+    }
+    if film.spacing:
+        line["pixel_height_mm"], line["pixel_width_mm"] = film.spacing
+    if found.reason:
+        return line
+    for side, angle, doubt in (
+        ("left", angles.patient_left, left),
+        ("right", angles.patient_right, right),
+    ):
+        line[f"patient_{side}"] = round(angle, 2)
+        line[f"uncertainty_{side}"] = round(doubt, 2)
+        line[f"fci_{side}"] = fci_grade(angle)
+    marks = found.landmarks.copy()
+    marks[:, [1, 4]] = (marks[:, [1, 4]] + 0.5) / film.aspect - 0.5
+    line |= {k: round(float(v), 2) for k, v in zip(LANDMARK_COLUMNS, marks.ravel(), strict=True)}
+    return line
+
+
+def unreadable_line(name: str, reason: str) -> dict[str, Any]:
+    """The line of a file that could not be read."""
+    return dict.fromkeys(COLUMNS) | {"film": name, "status": UNREADABLE, "reason": reason}
+
+
+def to_csv(lines: Iterable[Mapping[str, Any]]) -> str:
+    """The text of measurements.csv."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def to_json(lines: Sequence[Mapping[str, Any]], **about: Any) -> str:
+    """The text of measurements.json: `about` the ruler, the caveat, and the films."""
+    return json.dumps({**about, "caveat": CAVEAT, "films": list(lines)}, indent=1, allow_nan=False)
+
+
+def overlay(image: np.ndarray, line: Mapping[str, Any], found: FilmMeasurement) -> bytes:
+    """A PNG of a film (h, w) uint8 with square pixels: circles, rim points, angles or the reason.
+
+    Marked in its text and at its foot as measured by software.
+    """
+    scale = min(1.0, _LONGEST / max(image.shape))
+    size = tuple(max(1, round(n * scale)) for n in image.shape[::-1])
+    shown = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    letter = max(10, round(max(size) / 50))
+    font = ImageFont.load_default(letter)
+    page = Image.new("RGB", (size[0], size[1] + 3 * letter), (0, 0, 0))
+    page.paste(shown.convert("RGB"), (0, 0))
+    draw = ImageDraw.Draw(page)
+    if np.isfinite(found.landmarks).all():
+        half = np.array([0.5, 0.5, 0, 0.5, 0.5])  # pixel centres are at integers
+        rows = (found.landmarks + half) * scale - half
+        _draw_hips(draw, rows, max(1, round(letter / 10)))
+    text = "refused: " + found.reason if found.reason else _angles(line)
+    draw.text((letter // 2, size[1] + letter // 4), text, (255, 255, 255), font)
+    foot = "measured by hpc_hipgen; not for diagnosis or breeding decisions"
+    draw.text((letter // 2, size[1] + letter * 3 // 2), foot, (170, 170, 170), font)
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*_MARK)
+    buffer = io.BytesIO()
+    page.save(buffer, "png", pnginfo=mark, compress_level=1)
+    return buffer.getvalue()
+
+
+def _angles(line: Mapping[str, Any]) -> str:
+    """Both angles in the order of the image: the patient's right is at its left."""
+    parts = [
+        f"{side[0].upper()} {line[f'patient_{side}']:.1f} ± {line[f'uncertainty_{side}']:.1f}° "
+        f"(band {line[f'fci_{side}']})"
+        for side in ("right", "left")
+    ]
+    return "      ".join(parts)
+
+
+def _draw_hips(draw: ImageDraw.ImageDraw, rows: np.ndarray, width: int) -> None:
+    """Circles, the line between the heads and the arms to the rims, (2, 5) in pixels."""
+    draw.line([tuple(rows[0, :2]), tuple(rows[1, :2])], (230, 230, 120), width)
+    for (x, y, r, rim_x, rim_y), colour in zip(rows, _COLOURS, strict=True):
+        draw.ellipse([x - r, y - r, x + r, y + r], outline=colour, width=width)
+        draw.line([(x, y), (rim_x, rim_y)], colour, width)
+        dot = 2 * width + 1
+        draw.ellipse([rim_x - dot, rim_y - dot, rim_x + dot, rim_y + dot], outline=(120, 255, 120))
+
+
+def compare(
+    lines: Iterable[Mapping[str, Any]], known: Mapping[str, Landmarks]
+) -> tuple[list[str], dict[str, Any]]:
+    """Measured against annotated angles.
+
+    Args:
+        lines: of films.
+        known: landmarks of some, by the film's name.
+
+    Returns:
+        A table for people, one row a hip, and its figures: mean absolute error, bias and worst
+        error in degrees, hips measured and not.
+    """
+    width = max([4, *(len(name) for name in known)])
+    text = [f"{'film':{width}}  side   annotated  measured   error  uncertainty"]
+    errors: list[float] = []
+    missed = 0
+    for line in lines:
+        if line["film"] not in known:
+            continue
+        angles = known[line["film"]].norberg_angles()
+        for side in ("left", "right"):
+            true, angle = getattr(angles, f"patient_{side}"), line[f"patient_{side}"]
+            row = f"{line['film']:{width}}  {side:5}  {true:9.1f}"
+            if angle is None:
+                missed += 1
+                text.append(f"{row}   {line['status']}: {line['reason']}")
+                continue
+            errors.append(angle - true)
+            row += f"  {angle:8.1f}  {angle - true:+6.1f}  ± {line[f'uncertainty_{side}']:.1f}"
+            text.append(row)
+    figures: dict[str, Any] = {"hips": len(errors), "not_measured": missed}
+    summary = f"{len(errors)} hips measured, {missed} not"
+    if errors:
+        mae, bias = fmean(map(abs, errors)), fmean(errors)
+        figures |= {"mae": mae, "bias": bias, "worst": max(map(abs, errors))}
+        summary += f"; mean absolute error {mae:.2f}, bias {bias:+.2f}, "
+        summary += f"worst {figures['worst']:.1f} degrees"
+    return [*text, summary], figures

@@ -1,0 +1,240 @@
+"""Measures the Norberg angles of radiographs of dogs' hips, or says why it does not.
+
+    python -m jobs.measure film.png                       one film
+    python -m jobs.measure clinic/ 'more/*.dcm'           folders (with what lies below) and globs
+    python -m jobs.measure films/ --out angles            results to another folder
+    python -m jobs.measure films/ --landmarks films/landmarks.csv    and compares with a person's
+
+PNG, JPEG, TIFF and DICOM, 8 or 16 bits, either polarity, any size above 96 pixels, whole
+ventrodorsal films, upright, turned by up to 15 degrees. No landmarks are needed. A chest film, a
+photograph, a black image or a film with one hip only is refused with the reason.
+
+Written to the --out folder:
+  measurements.csv    a line a film: angles and FCI bands of the patient's left and right hip
+                      (at the image's right and left), uncertainties, landmarks in pixels
+  measurements.json   the same with what is known of the ruler
+  overlays/           a picture a film with the circles, rim points and angles (--no-overlays: none)
+
+How to read a line: patient_left 101.3, uncertainty_left 1.8 says that the angle of the left hip is
+101.3 degrees and that 95 % of drawn hips that looked so clear were within 1.8 degrees; real films
+may be less kind. fci_left is the band A to E in which the angle falls, no FCI grade. Where status
+is `refused`, the reason says what was missed; `unreadable` are files that are damaged or no images.
+
+The ruler is a folder that `bash sbatch/film_ruler.sh` makes (--ruler names another). Exit status: 0
+all files were read (refused films included), 1 some could not be read, 2 nothing was done because
+the command is wrong. Not for diagnosis or breeding decisions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc_hipgen.arguments import documented_parser
+
+if TYPE_CHECKING:
+    from hpc_hipgen.evaluation.film_ruler import FilmMeasurement, FilmRuler
+    from hpc_hipgen.radiograph.films import SpacedFilm
+    from hpc_hipgen.radiograph.geometry import Landmarks
+
+DEFAULT_RULER = Path("results/film_ruler/film_ruler/export")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; see the head of the module for the exit status."""
+    given = _parse(arguments)
+    try:
+        files = find_films(given.films)
+        known = _annotated(given.landmarks, files) if given.landmarks else {}
+        ruler = _ruler(given.ruler)
+        lines = measure_files(files, ruler, given.out, given.batch, not given.no_overlays)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return _finish(lines, given, known)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = documented_parser("measure", __doc__)
+    parser.add_argument("films", nargs="+", metavar="FILES", help="files, folders or globs")
+    parser.add_argument(
+        "--ruler", type=Path, default=DEFAULT_RULER, help=f"default: {DEFAULT_RULER}"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("measurements"), help="default: measurements"
+    )
+    parser.add_argument("--landmarks", type=Path, help="CSV or COCO of a person, to compare with")
+    parser.add_argument("--no-overlays", action="store_true", help="no pictures")
+    parser.add_argument("--batch", type=int, default=16, help="films measured at once (default 16)")
+    given = parser.parse_args(arguments)
+    if given.batch < 1:
+        parser.error(f"--batch: {given.batch} is not a positive number")
+    return given
+
+
+def find_films(given: Sequence[str]) -> list[Path]:
+    """Files that arguments name, each once: files, folders with all below, globs.
+
+    Raises:
+        ValueError: naming the argument that names nothing.
+    """
+    from hpc_hipgen.radiograph.films import FILM_SUFFIXES
+
+    found: dict[Path, Path] = {}
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in FILM_SUFFIXES)
+            paths = [p for p in below if p.is_file()]
+            if not paths:
+                raise ValueError(f"{name}: no films in this folder ({', '.join(FILM_SUFFIXES)})")
+        elif path.exists():
+            paths = [path]
+        else:
+            paths = [Path(p) for p in sorted(glob.glob(name, recursive=True)) if Path(p).is_file()]
+            if not paths:
+                raise ValueError(f"{name}: no such file, folder or match")
+        for path in paths:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _ruler(folder: Path) -> FilmRuler:
+    from hpc_hipgen.evaluation.film_ruler import load_film_ruler
+
+    try:
+        return load_film_ruler(folder)
+    except ValueError as error:
+        advice = "; `bash sbatch/film_ruler.sh` makes one" if folder == DEFAULT_RULER else ""
+        raise ValueError(f"{error}{advice}") from None
+
+
+def _annotated(table: Path, files: Sequence[Path]) -> dict[str, Landmarks]:
+    """Landmarks of a table by the name under which a film is reported.
+
+    Raises:
+        ValueError: all that is wrong with the table, or that it names none of the films.
+    """
+    from hpc_hipgen.radiograph.landmark_table import read_landmark_table
+
+    read = read_landmark_table(table)
+    if read.problems:
+        raise ValueError("\n".join(read.problems))
+    marks = {(table.parent / entry.film).resolve(): entry.landmarks for entry in read.entries}
+    known = {str(path): marks[path.resolve()] for path in files if path.resolve() in marks}
+    if not known:
+        raise ValueError(f"{table}: names none of the films (it looks beside itself for them)")
+    return known
+
+
+def measure_files(
+    files: Sequence[Path], ruler: FilmRuler, out: Path, batch: int, overlays: bool
+) -> list[dict[str, Any]]:
+    """A line for each file, in their order; pictures go to out/overlays.
+
+    Reading and drawing share a few threads, while this one measures batch after batch.
+    """
+    from hpc_hipgen.progress import progress
+
+    names = _overlay_names(files)
+    lines: list[dict[str, Any]] = []
+    workers = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool:
+        pictures: list[Future[None]] = []
+        done = progress(_measured(files, ruler, batch, pool), len(files), "measuring")
+        for path, film, found, line in done:
+            lines.append(line)
+            if overlays and film is not None and found is not None:
+                place = out / "overlays" / names[path]
+                pictures.append(pool.submit(_draw, place, film, line, found))
+                while len(pictures) > 2 * batch:  # each holds its film
+                    pictures.pop(0).result()
+        for picture in pictures:
+            picture.result()
+    return lines
+
+
+Measured = tuple[Path, "SpacedFilm | None", "FilmMeasurement | None", dict[str, Any]]
+
+
+def _measured(
+    files: Sequence[Path], ruler: FilmRuler, batch: int, pool: ThreadPoolExecutor
+) -> Iterator[Measured]:
+    """Every file with what was found, read ahead by one batch."""
+    from hpc_hipgen.evaluation.film_report import film_line, unreadable_line
+
+    groups = [files[start : start + batch] for start in range(0, len(files), batch)]
+    ahead = [pool.submit(_read, path) for path in groups[0]]
+    for group, following in zip(groups, [*groups[1:], []], strict=True):
+        films = [future.result() for future in ahead]
+        ahead = [pool.submit(_read, path) for path in following]
+        readable = [film for film in films if not isinstance(film, str)]
+        found = iter(ruler.measure([film.square() for film in readable]))
+        for path, film in zip(group, films, strict=True):
+            if isinstance(film, str):
+                yield path, None, None, unreadable_line(str(path), film)
+            else:
+                measurement = next(found)
+                yield path, film, measurement, film_line(str(path), film, measurement)
+
+
+def _read(path: Path) -> SpacedFilm | str:
+    """The film, or why it cannot be read."""
+    from hpc_hipgen.radiograph.films import read_spaced_film
+
+    try:
+        return read_spaced_film(path)
+    except (ValueError, OSError, MemoryError) as error:
+        return str(error).removeprefix(f"{path}: ") or type(error).__name__
+
+
+def _draw(path: Path, film: SpacedFilm, line: dict[str, Any], found: FilmMeasurement) -> None:
+    from hpc_hipgen.evaluation.film_report import overlay
+    from hpc_hipgen.run import write_atomic
+
+    write_atomic(path, overlay(film.square(), line, found))
+
+
+def _overlay_names(files: Sequence[Path]) -> dict[Path, str]:
+    """A file name for each film's picture, all different."""
+    count: Counter[str] = Counter()
+    names = {}
+    for path in files:
+        count[path.name] += 1
+        number = f"-{count[path.name]}" if count[path.name] > 1 else ""
+        names[path] = f"{path.name}{number}.png"
+    return names
+
+
+def _finish(lines: list[dict[str, Any]], given: argparse.Namespace, known: dict) -> int:
+    """Writes the tables, says how it went; returns the exit status."""
+    from hpc_hipgen.evaluation import film_report
+    from hpc_hipgen.run import write_atomic
+
+    about: dict[str, Any] = {"ruler": str(given.ruler)}
+    text: list[str] = []
+    if known:
+        text, about["against_landmarks"] = film_report.compare(lines, known)
+    write_atomic(given.out / "measurements.csv", film_report.to_csv(lines))
+    write_atomic(given.out / "measurements.json", film_report.to_json(lines, **about))
+    count = Counter(line["status"] for line in lines)
+    for line in lines:
+        if line["status"] != film_report.MEASURED:
+            print(f"{line['film']}: {line['status']}: {line['reason']}", file=sys.stderr)
+    print(*text, sep="\n", end="\n" if text else "")
+    print(
+        f"{count[film_report.MEASURED]} films measured, {count[film_report.REFUSED]} refused, "
+        f"{count[film_report.UNREADABLE]} unreadable: {given.out / 'measurements.csv'}"
+    )
+    return 1 if count[film_report.UNREADABLE] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""python -m jobs.measure: files, folders and globs in; tables, pictures and an exit status out."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from films_with_markers import dot_ruler, marked_film
+
+from hpc_hipgen.radiograph.geometry import Landmarks
+from jobs import measure
+
+
+@pytest.fixture
+def films(tmp_path, monkeypatch):
+    """Two films, a picture without hips and a damaged file, measured by a ruler that sees dots."""
+    monkeypatch.setattr(measure, "_ruler", lambda folder: dot_ruler())
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "films"
+    (folder / "more").mkdir(parents=True)
+    Image.fromarray(marked_film()[0]).save(folder / "a.png")
+    Image.fromarray(marked_film(angles=(90.0, 108.0))[0]).save(folder / "more" / "b.tif")
+    noise = np.random.default_rng(0).integers(90, 110, (300, 400), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "noise.png")
+    (folder / "z.png").write_bytes((folder / "a.png").read_bytes()[:900])
+    return folder
+
+
+def table(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "measurements.csv").open(newline="") as file:
+        return {Path(row["film"]).name: row for row in csv.DictReader(file)}
+
+
+def test_a_folder_is_measured_whatever_is_in_it(films, capsys):
+    assert measure.main(["films", "--out", "out"]) == 1
+    rows = table(Path("out"))
+    status = {name: row["status"] for name, row in rows.items()}
+    assert status == {
+        "a.png": "measured",
+        "b.tif": "measured",
+        "noise.png": "refused",
+        "z.png": "unreadable",
+    }
+    # the patient's left hip is at the image's right
+    assert float(rows["b.tif"]["patient_left"]) == pytest.approx(108, abs=0.7)
+    assert rows["b.tif"]["fci_left"] == "A" and rows["b.tif"]["fci_right"] == "E"
+    assert rows["noise.png"]["reason"].startswith("no hips found")
+    assert rows["z.png"]["patient_left"] == ""
+    stored = json.loads(Path("out/measurements.json").read_text())
+    assert [film["status"] for film in stored["films"]].count("measured") == 2
+    assert "2 films measured, 1 refused, 1 unreadable" in capsys.readouterr().out
+    with Image.open("out/overlays/a.png.png") as picture:
+        assert picture.info["measured-by"] == "hpc_hipgen"
+    assert not Path("out/overlays/z.png.png").exists()
+
+
+def test_globs_files_and_folders_name_a_film_once(films):
+    found = measure.find_films(["films/*.png", "films/a.png", "films/more"])
+    assert [path.name for path in found] == ["a.png", "noise.png", "z.png", "b.tif"]
+
+
+def test_refused_films_are_no_failure(films):
+    assert measure.main(["films/noise.png", "--no-overlays", "--out", "out"]) == 0
+    assert not Path("out/overlays").exists()
+
+
+@pytest.mark.parametrize("wrong", ["nothing.png", "films/*.dcm", "empty"])
+def test_an_argument_that_names_nothing_writes_nothing(films, wrong, capsys):
+    Path("empty").mkdir()
+    assert measure.main(["films/a.png", wrong, "--out", "out"]) == 2
+    assert wrong in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_without_a_ruler_the_way_to_one_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(marked_film()[0]).save("a.png")
+    assert measure.main(["a.png"]) == 2
+    assert "sbatch/film_ruler.sh" in capsys.readouterr().err
+
+
+def test_errors_against_landmarks(films, capsys):
+    flat = marked_film()[1].to_array()
+    lines = ["image,side,head_x,head_y,head_radius,rim_x,rim_y"]
+    for side, row in zip(("image_left", "image_right"), flat, strict=True):
+        lines.append(",".join(["a.png", side, *(f"{value:.3f}" for value in row)]))
+    (films / "landmarks.csv").write_text("\n".join(lines))
+    given = ["films/a.png", "--landmarks", "films/landmarks.csv", "--out", "out"]
+    assert measure.main(given) == 0
+    assert "2 hips measured, 0 not; mean absolute error 0." in capsys.readouterr().out
+    assert json.loads(Path("out/measurements.json").read_text())["against_landmarks"]["hips"] == 2
+
+
+def test_pixels_that_are_not_square_change_no_angle(films):
+    film, landmarks = marked_film()
+    flat = np.asarray(Image.fromarray(film).resize((film.shape[1], film.shape[0] // 2)))
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=["flat"])
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.Rows, dataset.Columns = flat.shape
+    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    dataset.PixelSpacing = [0.4, 0.2]
+    dataset.PixelData = (255 - flat).tobytes()
+    dataset.save_as("flat.dcm", enforce_file_format=True)
+    assert measure.main(["flat.dcm", "--out", "out"]) == 0
+    row = table(Path("out"))["flat.dcm"]
+    true = landmarks.norberg_angles()
+    assert float(row["patient_right"]) == pytest.approx(true.image_left, abs=0.8)
+    assert row["inverted"] == "False" and float(row["pixel_height_mm"]) == 0.4
+    found = Landmarks.from_flat(row).to_array()
+    expected = landmarks.to_array()
+    expected[:, [1, 4]] = (expected[:, [1, 4]] + 0.5) / 2 - 0.5
+    np.testing.assert_allclose(found[:, [0, 1, 3, 4]], expected[:, [0, 1, 3, 4]], atol=2)
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        measure.main(["--help"])
+    text = capsys.readouterr().out
+    for word in ("patient_left", "DICOM", "refused", "overlays", "Exit status"):
+        assert word in text
