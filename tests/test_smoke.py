@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hpc_hipgen import parallel
 from hpc_hipgen.config import TRAINED, ConfigError, load_experiment
 from hpc_hipgen.config.reading import SMOKE, merged
-from hpc_hipgen.radiograph import dataset
 from hpc_hipgen.run import Run
 from jobs import launch
 from jobs.prepare import prepare
@@ -40,7 +40,7 @@ def prepared():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_trains(path, tmp_path, prepared, monkeypatch):
-    monkeypatch.setattr(dataset, "_POOL_FILMS", 1000)  # processes take longer than so few films
+    monkeypatch.setattr(parallel, "_LEAST", 1000)  # processes take longer than so few films
     whole, config = load_experiment(path), load_experiment(path, smoke=True)
     assert config.name == f"{path.stem}-smoke"
     assert set(whole.trained()) <= set(config.trained()), "what was pretrained is built"
