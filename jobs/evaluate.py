@@ -103,7 +103,8 @@ def _evaluate_reference(run: Run, backbone: Any) -> str:
     from hpc_hipgen.radiograph.layouts import read_manifest
 
     films = read_manifest(run.path("data"), "train", nominal_only=True)
-    features = backbone.extract(films.images, run.config.evaluation.batch)
+    batch = run.config.evaluation.batch
+    features = backbone.extract(films.images, batch, "features of training films, batches")
     _store_features(
         output(run, REFERENCE, 0),
         list(films.ids),

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hpc_hipgen.progress import progress
 from hpc_hipgen.run import sha256_of
 
 # Fréchet inception distances of the source paper, its DALL-E, per prompt class 1 to 4.
@@ -63,12 +64,16 @@ class Backbone(nn.Module):
             images = images[:, None]
         return self.network(images.expand(-1, 3, -1, -1).contiguous()).flatten(1).float()
 
-    def extract(self, images: np.ndarray, batch: int = 32) -> np.ndarray:
-        """Features (n, d) float32 of films (n, h, w) uint8, a few at a time."""
+    def extract(self, images: np.ndarray, batch: int = 32, label: str | None = None) -> np.ndarray:
+        """Features (n, d) float32 of films (n, h, w) uint8, a few at a time.
+
+        `label`: shows the progress under this name.
+        """
         device = next(self.network.parameters()).device
+        starts = range(0, len(images), batch)
         parts = [
             self(torch.from_numpy(images[i : i + batch]).to(device)).cpu().numpy()
-            for i in range(0, len(images), batch)
+            for i in (progress(starts, len(starts), label) if label else starts)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.num_features), np.float32)
 
