@@ -11,7 +11,8 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_LEAST = 16  # below that many items, starting processes takes longer than the work
+LEAST = 16
+"""Below that many items, starting processes takes longer than the work."""
 
 
 def run_parallel(
@@ -19,7 +20,7 @@ def run_parallel(
 ) -> Iterator[Result]:
     """Results in the order of the items; `processes`, by default the CPUs that may be used."""
     processes = min(processes or len(os.sched_getaffinity(0)), len(items))
-    if processes < 2 or len(items) < _LEAST:
+    if processes < 2 or len(items) < LEAST:
         yield from map(function, items)
         return
     # Not fork: the caller may have threads (torch), whose locks a fork would copy. An executor,

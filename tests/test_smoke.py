@@ -40,7 +40,7 @@ def prepared():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_trains(path, tmp_path, prepared, monkeypatch):
-    monkeypatch.setattr(parallel, "_LEAST", 1000)  # processes take longer than so few films
+    monkeypatch.setattr(parallel, "LEAST", 1000)  # processes take longer than so few films
     whole, config = load_experiment(path), load_experiment(path, smoke=True)
     assert config.name == f"{path.stem}-smoke"
     assert set(whole.trained()) <= set(config.trained()), "what was pretrained is built"

@@ -169,7 +169,7 @@ def test_the_number_of_processes_changes_no_byte(tmp_path, monkeypatch):
     film_folder(tmp_path, 3)
     films = film_files(tmp_path, None, PROPORTIONS, 0)
     made(tmp_path / "one", films)
-    monkeypatch.setattr("hpc_hipgen.parallel._LEAST", 2)
+    monkeypatch.setattr("hpc_hipgen.parallel.LEAST", 2)
     made(tmp_path / "two", films[::-1], processes=2)
     paths = [path for path in (tmp_path / "one").rglob("*") if path.is_file()]
     assert len(paths) > 10
