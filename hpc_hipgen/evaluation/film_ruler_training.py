@@ -26,14 +26,15 @@ from hpc_hipgen.evaluation.film_ruler import (
     save_film_ruler,
 )
 from hpc_hipgen.evaluation.ruler import read_points
-from hpc_hipgen.evaluation.ruler_training import HEAT_WEIGHT, RADIUS_WEIGHT, expose, heat_loss
+from hpc_hipgen.evaluation.ruler_training import RADIUS_WEIGHT, expose, heat_loss
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.scene_store import draw_held_out, read_scenes
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 
-PRESENCE_WEIGHT, TURN_WEIGHT = 2.0, 0.1
+HEAT_WEIGHT, PRESENCE_WEIGHT, TURN_WEIGHT = 1.5, 2.0, 0.1
+"""The first is high because points are read at the peaks of heat maps, not from all their mass."""
 
 BEND_PIXELS = 2.5
 """Greatest local displacement of a view: the drawing knows few forms of an outline."""
