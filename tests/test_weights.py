@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -304,11 +305,13 @@ def test_nothing_else_opens_a_connection_to_the_world():
         "http.client",
         "hf_hub_",
     )
+    # plain data classes of a model card
+    offline = re.compile(r"from huggingface_hub import (ModelCardData|EvalResult)$", re.MULTILINE)
     found = {
         path.name
         for folder in ("hpc_hipgen", "jobs")
         for path in (root / folder).rglob("*.py")
-        if any(word in path.read_text() for word in words)
+        if any(word in offline.sub("", path.read_text()) for word in words)
     }
     assert found == {"weights.py"}
 

@@ -42,6 +42,11 @@ MODELS = {
         "from which both Norberg angles follow.",
         OURS.format("evaluation.ruler.load_ruler"),
     ),
+    "film_ruler": (
+        "Landmark networks for whole films",
+        "Find and measure both hips in a whole ventrodorsal radiograph of a dog.",
+        "`python -m jobs.measure FILES... --ruler FOLDER` of hpc_hipgen.",
+    ),
     "autoencoder": (
         "KL autoencoder",
         "Encodes ventrodorsal hip radiographs of dogs into latents, and back.",
@@ -85,6 +90,7 @@ DRAWS = (
 )
 OF_FILMS = {
     "ruler": ("ruler", "films"),
+    "film_ruler": (),
     "autoencoder": ("round_trip",),
     "discrete_vae": ("round_trip_discrete",),
 }
@@ -183,6 +189,8 @@ def _hub_id(section: BaseModel) -> str | None:
 def _films(run: Run) -> dict[str, int]:
     data = run.config.data
     drawn = {"train": data.train, "validation": data.validation, "test": data.test}
+    if own := run.config.film_ruler:  # on scenes of its own
+        return {"train": own.dogs, "validation": own.held_out, "test": own.held_out}
     if data.source == "phantom":
         return drawn
     found = (run.done("prepare") or {}).get("films", {})

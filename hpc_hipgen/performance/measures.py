@@ -43,6 +43,7 @@ class Trained:
 
     def __init__(self, run: Run, model: str) -> None:
         from hpc_hipgen.training.engine import build_engine, init_distributed, place
+        from hpc_hipgen.training.schedule import LearningRate
         from jobs.train import task_of
 
         init_distributed()
@@ -52,6 +53,7 @@ class Trained:
         for average in self.task.averages.values():
             place(average.module)
         self.engine = build_engine(self.task.module, self.training)
+        self.rate = LearningRate(self.training)
         self.images = 0
 
     def step(self) -> None:
@@ -231,11 +233,12 @@ def checkpoints(run: Run, repeats: int) -> list[Line]:
     model = "llcm" if run.config.llcm else run.config.trained()[-1]
     trained = Trained(run, model)
     trained.step()
+    state = trained.engine, trained.task, trained.rate
     folder = run.path("checkpoints-timed")
     turns = turn_by_turn(
         {
-            "save": lambda: checkpoint.save(trained.engine, trained.task, folder, trained.images),
-            "load": lambda: checkpoint.restore(trained.engine, trained.task, folder),
+            "save": lambda: checkpoint.save(*state, folder, trained.images),
+            "load": lambda: checkpoint.restore(*state, folder),
         },
         repeats,
         warmup=0,
@@ -244,7 +247,7 @@ def checkpoints(run: Run, repeats: int) -> list[Line]:
     trained.engine.destroy()
     began = time.perf_counter()
     again = Trained(run, model)
-    checkpoint.restore(again.engine, again.task, folder)
+    checkpoint.restore(again.engine, again.task, again.rate, folder)
     again.step()
     resumed = time.perf_counter() - began
     again.engine.destroy()

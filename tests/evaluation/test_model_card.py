@@ -50,7 +50,9 @@ def test_the_evaluation_writes_the_scores_of_the_models_own_rows(run):
     values = {r.metric_name: r.metric_value for r in card.data.eval_results}
     r = METRICS["faithfulness"]["llcm_4"]["left"]["r"]
     assert values["r of the left Norberg angle, LLCM, 4 steps"] == round(r, 4)
-    assert "| LLCM, 4 steps | 0.91 / 0.84 | 2.24 / 2.97 |" in card.text
+    left, right = (METRICS["faithfulness"]["llcm_4"][side] for side in ("left", "right"))
+    both = [f"{left[name]:.2f} / {right[name]:.2f}" for name in ("r", "mae")]
+    assert f"| LLCM, 4 steps | {both[0]} | {both[1]} |" in card.text
     assert "Stable Diffusion, " not in card.text and "LLCM, 4 steps: Fréchet" in card.text
     text = run.path("ruler", "export", "README.md").read_text()
     assert "| Test films (ruler alone) | 0.99 / 0.99 |" in text
