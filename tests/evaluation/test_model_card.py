@@ -23,6 +23,12 @@ def run(tmp_path, tiny_settings):
 TRAINING = {"images": 8, "batch": 4, "lr": 1e-3}
 
 
+def both(row, score):
+    """A score of the record, left / right."""
+    sides = METRICS["faithfulness"][row]
+    return f"{sides['left'][score]:.2f} / {sides['right'][score]:.2f}"
+
+
 def test_every_model_that_is_trained_has_a_title():
     assert set(TRAINED) == set(MODELS)
 
@@ -50,12 +56,10 @@ def test_the_evaluation_writes_the_scores_of_the_models_own_rows(run):
     values = {r.metric_name: r.metric_value for r in card.data.eval_results}
     r = METRICS["faithfulness"]["llcm_4"]["left"]["r"]
     assert values["r of the left Norberg angle, LLCM, 4 steps"] == round(r, 4)
-    left, right = (METRICS["faithfulness"]["llcm_4"][side] for side in ("left", "right"))
-    both = [f"{left[name]:.2f} / {right[name]:.2f}" for name in ("r", "mae")]
-    assert f"| LLCM, 4 steps | {both[0]} | {both[1]} |" in card.text
+    assert f"| LLCM, 4 steps | {both('llcm_4', 'r')} | {both('llcm_4', 'mae')} |" in card.text
     assert "Stable Diffusion, " not in card.text and "LLCM, 4 steps: Fréchet" in card.text
     text = run.path("ruler", "export", "README.md").read_text()
-    assert "| Test films (ruler alone) | 0.99 / 0.99 |" in text
+    assert f"| Test films (ruler alone) | {both('ruler', 'r')} |" in text
     assert not run.path("stable_diffusion", "export").exists()
 
 
