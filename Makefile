@@ -51,7 +51,7 @@ status: ## stages, images seen, speed
 	@"$(PYTHON_OF_ENV)" -m jobs.status $(ARGS)
 
 test: lint ## lint and every test
-	@"$(PYTHON_OF_ENV)" -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	@"$(PYTHON_OF_ENV)" -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: ## layout, linter, shell scripts
 	@python="$(PYTHON_OF_ENV)"

@@ -1,30 +1,10 @@
 import copy
 import os
-from pathlib import Path
 
 import pytest
 
 # Tiny tensors gain nothing from threads, and lose much where other work runs beside the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-_TESTS = Path(__file__).parent
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """The files of tests, as two processes share them out: all that need Slurm together, and first.
-
-    They take longest, and there is one Slurm; tests of one file share what they set up.
-    """
-    for item in items:
-        group = "slurm" if _on_slurm(item) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=_on_slurm, reverse=True)
-
-
-def _on_slurm(item):
-    return item.path.is_relative_to(_TESTS / "slurm")
-
 
 STEPS = {"images": 8, "batch": 4, "lr": 1e-3}
 TINY = {
