@@ -27,7 +27,7 @@ from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.run import Run, clean_abandoned, disk_full, full_disk_advice, lock, write_atomic
-from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted
+from hpc_hipgen.training.interruption import GO_ON_LATER, STOP, Interrupted
 
 LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
 """Process number and start time of the launcher; a local job does not outlive it."""
@@ -63,6 +63,7 @@ class StageCall:
         run = Run(self.run)
         if ranks.rank:
             self._call_beside(run)
+            _ignore_signals()
             return
         logs = stage_logs(run, self.stage.name)
         part = f"-{self.share[0]}" if self.stage.items else ""
@@ -81,6 +82,7 @@ class StageCall:
                 raise
             if self.stage.items is None and run.done(self.stage.name) is None:
                 run.mark_done(self.stage.name, **(info if isinstance(info, dict) else {}))
+        _ignore_signals()
 
     def checkpoint(self) -> Any:
         """What submitit queues again after the time limit or preemption: the same call.
@@ -142,6 +144,17 @@ def _queue_again() -> None:
         UncompletedJobError: of submitit, when the job has timed out too often.
     """
     signal.raise_signal(GO_ON_LATER)
+
+
+def _ignore_signals() -> None:
+    """Lets a job of Slurm that has done its work end, whatever warning comes now.
+
+    Python takes its handlers away while it ends, which takes seconds with torch loaded: a warning
+    of the time limit would then kill the process, and fail the jobs that wait for this one.
+    """
+    if _on_slurm():
+        for number in (STOP, GO_ON_LATER):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def resolve(function: str) -> Callable[..., Any]:

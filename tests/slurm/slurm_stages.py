@@ -1,5 +1,6 @@
 """Stages for tests of jobs: a toy training that can be made slow, and an array of small items."""
 
+import atexit
 import json
 import os
 import signal
@@ -98,6 +99,12 @@ ARRAY = Stage("array", "slurm_stages:work", "gpu", items=all_items, artefact=ite
 
 def at_once(run: Run) -> None:
     """Does nothing."""
+
+
+def slow_to_end(run: Run) -> None:
+    """Does nothing, after which Python takes its time to end."""
+    atexit.register(time.sleep, 10)
+    atexit.register(write_atomic, run.path("ending"), "")
 
 
 def until_terminated(run: Run) -> None:

@@ -4,6 +4,7 @@ Toy trainings that would save at their end only are started once, side by side; 
 one of them. Their second starts must give the weights of a run that nothing disturbed.
 """
 
+from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
@@ -76,9 +77,15 @@ def of_one_rank(tmp_path_factory):
 
 
 def went_on_exactly(run, name):
-    """True when a toy was cut once, and its second start repeated and left out nothing."""
-    (_, before), (resumed, rest) = starts(run, name)
-    return 0 < before == resumed and before + rest == LONG["images"] == 8 * steps(run, name)
+    """True when a toy was cut, and its later starts repeated and left out nothing."""
+    first, counts = zip(*starts(run, name), strict=True)
+    ends = list(accumulate(counts))
+    return (
+        len(counts) > 1
+        and min(counts) > 0
+        and list(first) == [0, *ends[:-1]]
+        and ends[-1] == LONG["images"] == 8 * steps(run, name)
+    )
 
 
 def test_preemption_saves_and_the_job_goes_on_when_the_node_is_free(
@@ -126,10 +133,10 @@ def test_a_lost_node_costs_the_work_since_the_last_checkpoint(disturbed, slurm, 
 def test_at_its_time_limit_a_job_saves_and_puts_itself_back(
     disturbed, cut_short, slurm, of_two_ranks
 ):
-    wait_until(lambda: slurm.job(cut_short)["Restarts"] == "1", "the requeue", 150)
-    # time for the rest of it, unless it has ended already
+    wait_until(lambda: int(slurm.job(cut_short)["Restarts"]) > 0, "the requeue", 150)
+    # time for the rest of it, unless it has ended already; its second start has the short limit
+    # too, and may have been put back by it while other tests ran
     slurm.call("scontrol", "update", f"JobId={cut_short}", "TimeLimit=9", check=False)
     assert slurm.wait(cut_short) == ["COMPLETED"]
-    assert slurm.job(cut_short)["Restarts"] == "1"
     assert went_on_exactly(disturbed.run, "limited")
     assert same(weights(disturbed.run, "limited"), of_two_ranks)

@@ -17,6 +17,15 @@ def test_a_signal_before_python_is_up_does_not_end_a_job(run, slurm):
     assert slurm.wait(number) == ["COMPLETED"] and run.done("early")
 
 
+def test_a_signal_after_the_work_is_done_does_not_fail_or_repeat_the_job(run, slurm):
+    stage = Stage("late", "slurm_stages:slow_to_end", "cpu")
+    number = submit_stages(run, [stage], site_with())["late"]
+    wait_until(run.path("ending").exists, "the end of the work", 60)
+    slurm.call("scancel", "--signal=USR2", number)
+    assert slurm.wait(number) == ["COMPLETED"]
+    assert slurm.job(number)["Restarts"] == "0"
+
+
 def test_preemption_that_sends_only_sigterm_is_told_from_a_wish_to_stop(run, slurm):
     """Many sites do not pass on the signal that a job asked for."""
     resources = {"partition": "spot", "extra": {"nodelist": "spot-2"}}
