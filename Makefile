@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help env demo ruler film-ruler measure test lint format lock status benchmark gpu-check
+.PHONY: help env demo ruler film-ruler measure test endurance lint format lock status benchmark gpu-check
 
 PYTHON_OF_ENV = $$(bash sbatch/environment.sh)
 
@@ -52,6 +52,9 @@ status: ## stages, images seen, speed
 
 test: lint ## lint and every test
 	@"$(PYTHON_OF_ENV)" -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+endurance: ## a pipeline on a real Slurm, stopped 24 times at random
+	@"$(PYTHON_OF_ENV)" -m pytest -m endurance --capture=no $(ARGS)
 
 lint: ## layout, linter, shell scripts
 	@python="$(PYTHON_OF_ENV)"

@@ -1,0 +1,162 @@
+"""One pipeline under everything that stops jobs: kills, preemptions and a time limit, at random.
+
+Not part of `make test`, which it would double in length: `make endurance` runs it.
+"""
+
+import copy
+import hashlib
+import os
+import random
+import time
+from collections import Counter
+
+import pytest
+from slurm_cluster import wait_until
+from slurm_runs import on, site_with
+
+from hpc_hipgen.cluster.calls import submitted
+from hpc_hipgen.cluster.slurm import submit_stages
+from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.pipeline import stages
+from hpc_hipgen.run import Run
+
+pytestmark = pytest.mark.endurance
+
+KINDS = {"kill": 20, "preempt": 3, "limit": 1}
+MODELS = ("ruler", "autoencoder", "stable_diffusion", "llcm")
+SPOT = {"partition": "spot", "gpus": 2, "gres": "gpu:a100:{n}", "cpus": 1, "mem_gb": 8, "hours": 1}
+SITE = {
+    "resources": site_with().model_dump(exclude_unset=True)["resources"] | {"train": SPOT},
+    "requeues": 10,
+}
+RESULTS = ("*/export/**/*.safetensors", "samples/**/*.tar", "evaluation/**/*.parquet")
+SEED = int(os.environ.get("HIPGEN_ENDURANCE_SEED", "1"))
+
+
+@pytest.fixture
+def config(tiny_settings):
+    """The tiny experiment with minutes of training and many checkpoints."""
+    tree = copy.deepcopy(tiny_settings)
+    for model in MODELS:
+        tree[model]["training"] |= {"images": 4000, "checkpoint_images": 160, "log_images": 8}
+    tree["stable_diffusion"]["training"]["zero_stage"] = 2
+    return parse_experiment(tree, "endurance")
+
+
+class Pipeline:
+    """A run on the cluster, and what is done to its jobs."""
+
+    def __init__(self, folder, config, cluster):
+        self.run = Run.create(folder, config)
+        self.graph = stages(config)
+        self.site = site_with(**SITE)
+        self.cluster = cluster
+
+    def submit(self):
+        """Submits what is missing, when nothing of the run is in the queue any more."""
+        wait_until(lambda: not self.cluster.queue(), "an empty queue", 120)
+        submit_stages(self.run, self.graph, self.site)
+
+    def finished(self):
+        return all(stage.done(self.run) for stage in self.graph)
+
+    def logged(self, model):
+        path = self.run.path(model, "metrics.jsonl")
+        return path.stat().st_size if path.is_file() else 0
+
+    def running(self):
+        """The stages whose job runs, with its id."""
+        states = {number.split("_")[0]: state for number, state in self.cluster.queue().items()}
+        jobs = {s.name: submitted(self.run, s.name) for s in self.graph if not s.done(self.run)}
+        return {
+            name: job["job"]
+            for name, job in jobs.items()
+            if job and states.get(job["job"].split("_")[0]) == "RUNNING"
+        }
+
+    def until_running(self, trains):
+        """Waits for a job, or for one that makes optimizer steps; returns its stage and id."""
+        while True:
+            if not self.cluster.queue():
+                if self.finished():
+                    return None
+                self.submit()
+            before = {model: self.logged(model) for model in MODELS}
+            time.sleep(0.5)
+            for name, job in self.running().items():
+                model = name.removeprefix("train-")
+                if not trains or (model in MODELS and self.logged(model) > before[model]):
+                    return name, job
+
+    def disturb(self, kind, chance):
+        """Stops a job that runs; returns its stage, or None when it ended by itself before that."""
+        found = self.until_running(trains=kind != "kill")
+        assert found, "the run ended before it was disturbed often enough"
+        stage, job = found
+        time.sleep(chance.uniform(0, 12 if kind == "kill" else 2))
+        if self.running().get(stage) != job:
+            return None
+        getattr(self, kind)(job)
+        return stage
+
+    def kill(self, job):
+        self.cluster.call("scancel", "--signal=KILL", job)
+        wait_until(lambda: not self.cluster.queue(), "the end of the killed job", 120)
+
+    def preempt(self, job):
+        node = self.cluster.job(job)["NodeList"]
+        urgent = ("--partition=urgent", f"--nodelist={node}", "--exclusive", "--wrap=sleep 1")
+        self.cluster.call("sbatch", "--output=/dev/null", *urgent)
+        self._until_put_back(job)
+
+    def limit(self, job):
+        passed = self.cluster.call("squeue", "-h", "-o", "%M", "-j", job)
+        minutes = int(passed.split(":")[-2]) + 2
+        self.cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+        self._until_put_back(job, 150)
+        self.cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=60", check=False)
+
+    def _until_put_back(self, job, seconds=90):
+        before = int(self.cluster.job(job)["Restarts"])
+
+        def back():
+            now = self.cluster.job(job)
+            return int(now["Restarts"]) > before or now["JobState"] == "COMPLETED"
+
+        wait_until(back, "the requeue", seconds)
+
+    def finish(self):
+        while not self.finished():
+            if not self.cluster.queue():
+                self.submit()
+            time.sleep(2)
+
+    def digests(self):
+        """Digest of every result by its path in the run."""
+        paths = {path for pattern in RESULTS for path in self.run.folder.glob(pattern)}
+        paths.add(self.run.path("report", "table1.csv"))
+        return {
+            str(path.relative_to(self.run.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(paths)
+        }
+
+
+def test_a_disturbed_pipeline_ends_with_the_bytes_of_an_undisturbed_one(cluster, config, tmp_path):
+    chance = random.Random(SEED)
+    kinds = [kind for kind, count in KINDS.items() for _ in range(count)]
+    chance.shuffle(kinds)
+    with on(cluster):
+        calm = Pipeline(tmp_path / "calm", config, cluster)
+        calm.finish()
+        rough = Pipeline(tmp_path / "rough", config, cluster)
+        hit = Counter()
+        for kind in kinds:
+            while not (stage := rough.disturb(kind, chance)):
+                pass
+            print(f"{time.strftime('%T')} {kind:7} {stage}", flush=True)
+            hit[kind] += 1
+        rough.finish()
+    assert hit == KINDS
+    one, other = calm.digests(), rough.digests()
+    assert len(one) > 15 and set(one) == set(other)
+    assert [name for name in one if one[name] != other[name]] == []
