@@ -19,9 +19,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from hpc_hipgen.progress import progress
 from hpc_hipgen.run import sha256_of
+
+NEIGHBOURS = 3
+"""k of precision and recall: how far a film reaches, as in the publication."""
+
+_SHARES = ("precision", "recall", "precision_floor", "recall_floor")
 
 # Fréchet inception distances of the source paper, its DALL-E, per prompt class 1 to 4.
 PAPER_FID = {1: 205.27, 2: 498.41, 3: 492.34, 4: 271.92}
@@ -180,6 +186,30 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, float
     return float(value), float(np.sqrt(variance))
 
 
+def frechet_error(sample: np.ndarray, reference: np.ndarray) -> float:
+    """Standard error of ``frechet_distance`` over the sample's images, by the jackknife.
+
+    It says how far the distance would move with other images of the same generator. It does not
+    say how far it lies above that of infinitely many, for which it is compared with a floor.
+    """
+    x, y = _features(sample, reference)
+    left_out = [frechet_distance(np.delete(x, i, 0), y) for i in range(len(x))]
+    return float(np.sqrt((len(x) - 1) * np.var(left_out)))
+
+
+def precision_recall(sample: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991), 0 to 1.
+
+    Precision: share of the sample (n, d) within reach of the reference (m, d), a film's reach
+    being the distance to its ``NEIGHBOURS``-th neighbour; recall: the same the other way round.
+    """
+    x, y = (torch.from_numpy(s) for s in _features(sample, reference))
+    if min(len(x), len(y)) <= NEIGHBOURS:
+        raise ValueError(f"need more than {NEIGHBOURS} images in each set, got {len(x)}, {len(y)}")
+    precision, recall = calculate_precision_recall_full(x, y, NEIGHBOURS)
+    return {"precision": precision, "recall": recall}
+
+
 def _thin(features: np.ndarray, n: int) -> np.ndarray:
     """``n`` rows spread evenly over the set: every caption keeps its share."""
     return features[np.linspace(0, len(features) - 1, n).round().astype(int)]
@@ -192,19 +222,27 @@ def compare_sets(
 
     sample (n, d); reference: training films; real: test films, which give the floor, or None.
     Sample and floor use the same number of images ``n`` (the smaller one), because the bias of a
-    Fréchet distance depends on it. Keys: frechet, floor, kid, kid_error, kid_floor, n,
-    n_reference; None where there are too few images.
+    Fréchet distance depends on it. Keys: frechet, frechet_error, floor, kid, kid_error, kid_floor,
+    precision, recall, precision_floor, recall_floor, n, n_reference; None where there are too few
+    images. The floors are what other films reach.
     """
     n = len(sample) if real is None else min(len(sample), len(real))
-    keys = ("frechet", "floor", "kid", "kid_error", "kid_floor")
+    keys = ("frechet", "frechet_error", "floor", "kid", "kid_error", "kid_floor", *_SHARES)
     result: dict[str, Any] = {**dict.fromkeys(keys), "n": n, "n_reference": len(reference)}
     if n < 3 or len(reference) < 3:
         return result
     drawn = _thin(sample, n)
     result["frechet"] = frechet_distance(drawn, reference)
+    result["frechet_error"] = frechet_error(drawn, reference)
     result["kid"], result["kid_error"] = kernel_distance(drawn, reference)
+    enough = min(n, len(reference)) > NEIGHBOURS
+    if enough:
+        result |= precision_recall(drawn, reference)
     if real is not None:
         films = _thin(real, n)
         result["floor"] = frechet_distance(films, reference)
         result["kid_floor"] = kernel_distance(films, reference)[0]
+        if enough:
+            shares = precision_recall(films, reference)
+            result |= {f"{name}_floor": value for name, value in shares.items()}
     return result

@@ -97,7 +97,9 @@ def faithfulness(asked: ArrayLike, measured: ArrayLike) -> dict[str, float | int
       line y = x: 1 is perfect, 0 is as good as drawing the mean request every time, and it has no
       lower bound. It also punishes what r forgives: an offset and a wrong scale;
     - ``mae`` and ``bias`` (mean of measured - asked), degrees; ``slope`` of measured on asked by
-      least squares.
+      least squares;
+    - ``limit_low`` and ``limit_high``, degrees: bias -+ 1.96 standard deviations of the
+      error, the limits of agreement (Bland and Altman 1986, doi 10.1016/S0140-6736(86)90837-8).
     """
     x_all, y_all = _pair(asked, measured)
     valid = np.isfinite(y_all)
@@ -108,6 +110,7 @@ def faithfulness(asked: ArrayLike, measured: ArrayLike) -> dict[str, float | int
     error = y - x
     fit = n >= MIN_IMAGES and _varies(x)
     dx = x - x.mean() if n else x
+    reach = 1.96 * float(error.std(ddof=1)) if n >= MIN_IMAGES else None
     return {
         "r": r,
         "r_low": low,
@@ -117,6 +120,8 @@ def faithfulness(asked: ArrayLike, measured: ArrayLike) -> dict[str, float | int
         "mae": float(np.abs(error).mean()) if n else None,
         "bias": float(error.mean()) if n else None,
         "slope": float(dx @ y) / float(dx @ dx) if fit else None,
+        "limit_low": None if reach is None else float(error.mean()) - reach,
+        "limit_high": None if reach is None else float(error.mean()) + reach,
         "n": n,
         "failed": int(len(x_all) - n),
     }

@@ -154,6 +154,39 @@ def dot_plots(
     return figure
 
 
+def bland_altman(
+    tables: Mapping[str, Any],
+    labels: Mapping[str, str],
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> Figure:
+    """Error against the mean of asked and measured, a panel a row, with bias and limits."""
+    columns = min(4, len(tables))
+    bands = -(-len(tables) // columns)
+    with mpl.rc_context(STYLE):
+        figure = _figure(2.6 * columns, 2.4 * bands)
+        grid = figure.subplots(bands, columns, sharex=True, sharey=True, squeeze=False)
+        for axes in grid.flat:
+            axes.set_visible(False)
+        for i, (row, table) in enumerate(tables.items()):
+            axes = grid.flat[i]
+            axes.set_visible(True)
+            for side in SIDES:
+                asked = table[f"asked_{side}"].to_numpy(float)
+                error = table[f"measured_{side}"].to_numpy(float) - asked
+                style = {"color": COLOURS[side], "alpha": 0.55, "linewidths": 0}
+                axes.scatter(asked + error / 2, error, s=12, marker=MARKERS[side], **style)
+                found = scores[row][side]
+                if found.get("limit_low") is not None:
+                    axes.axhline(found["bias"], color=COLOURS[side], lw=1.2)
+                    for edge in ("limit_low", "limit_high"):
+                        axes.axhline(found[edge], color=COLOURS[side], lw=0.8, ls=(0, (4, 3)))
+            axes.set_title(labels[row], fontsize=9)
+            axes.set_xlabel("mean of asked and measured (°)")
+            if i % columns == 0:
+                axes.set_ylabel("measured - asked (°)")
+    return figure
+
+
 def chain(
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
     labels: Mapping[str, str],

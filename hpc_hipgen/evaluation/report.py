@@ -30,7 +30,7 @@ SHOWN_FILMS = 12
 GRID_PIXELS = 256  # larger films are shrunk for the page
 TABLE_1_COLUMNS = (
     "row", "name", "source", "side", "r", "r_low", "r_high", "r2", "r2_identity", "mae", "bias",
-    "slope", "n", "failed", "permutation_null",
+    "slope", "limit_low", "limit_high", "n", "failed", "permutation_null",
 )  # fmt: skip
 
 
@@ -165,6 +165,7 @@ def _figures(
     }
     for row, table in tables.items():
         files[f"dots_{row}"] = figures.dot_plot(table, scores[row], limits)
+    files["bland_altman"] = figures.bland_altman(tables, labels, scores)
     if results.logs:
         files["losses"] = figures.loss_curves(results.logs)
     page = {name: figures.svg(figure) for name, figure in files.items()}

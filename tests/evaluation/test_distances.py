@@ -67,6 +67,32 @@ def test_kernel_jackknife_is_the_brute_force_one():
     assert d.kernel_distance(x, y)[1] == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_error_of_a_frechet_distance_is_its_spread_over_samples():
+    rng = np.random.default_rng(5)
+    reference = rng.normal(size=(200, 4))
+    drawn = [rng.normal(0.3, 1.2, (60, 4)) for _ in range(60)]
+    found = [d.frechet_distance(x, reference) for x in drawn]
+    errors = [d.frechet_error(x, reference) for x in drawn[:20]]
+    assert np.mean(errors) == pytest.approx(np.std(found), rel=0.35)
+
+
+def test_precision_and_recall_are_the_brute_force_ones():
+    x, y = sets(30, 40, 3, shift=2.0)
+
+    def covered(these, those):
+        """Share of `these` that lie within the reach of any of `those`."""
+        reach = [sorted(np.linalg.norm(those - z, axis=1))[d.NEIGHBOURS] for z in those]
+        inside = [(np.linalg.norm(those - z, axis=1) <= reach).any() for z in these]
+        return np.mean(inside)
+
+    found = d.precision_recall(x, y)
+    assert found["precision"] == pytest.approx(covered(x, y), rel=1e-3)
+    assert found["recall"] == pytest.approx(covered(y, x), rel=1e-3)
+    assert 0 < found["precision"] < 1 and found["precision"] != found["recall"]
+    collapsed = d.precision_recall(y[:1] + 1e-6 * x, y)  # one film over and over
+    assert collapsed["precision"] == 1 and collapsed["recall"] < 0.1
+
+
 def test_kernel_distance_is_unbiased_where_frechet_is_not():
     rng = np.random.default_rng(3)
     pairs = [(rng.normal(size=(20, 100)), rng.normal(size=(20, 100))) for _ in range(40)]
@@ -97,6 +123,7 @@ def test_sample_and_floor_use_the_same_number_of_images():
     assert got["kid_floor"] == pytest.approx(d.kernel_distance(real, y)[0])
     few = d.compare_sets(x[:2], y, real)
     assert few["frechet"] is None and few["n"] == 2
+    assert got["precision_floor"] == pytest.approx(d.precision_recall(real, y)["precision"])
     alone = d.compare_sets(x, y, None)
     assert alone["n"] == 60 and alone["floor"] is None
 

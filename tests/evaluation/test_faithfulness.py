@@ -36,6 +36,7 @@ def test_known_numbers():
     got = f.faithfulness([90, 95, 100, 105], [92, 97, 102, 107])
     assert (got["r"], got["r_low"], got["r_high"]) == pytest.approx((1, 1, 1))
     assert (got["mae"], got["bias"], got["slope"]) == pytest.approx((2, 2, 1))
+    assert (got["limit_low"], got["limit_high"]) == pytest.approx((2, 2))
     assert got["r2_identity"] == pytest.approx(1 - 16 / 125)
     assert (got["n"], got["failed"]) == (4, 0)
 
