@@ -49,7 +49,7 @@ class Stage:
         return self.missing(run) == []
 
 
-RULERS = ("ruler", "film_ruler")
+RULERS = ("ruler", "film_ruler", "lab_ruler")
 """Too small to be worth several GPUs."""
 
 SHARED_BATCH = 8
@@ -62,11 +62,17 @@ def stages(config: Experiment) -> list[Stage]:
     graph = [Stage("prepare", "jobs.prepare:prepare", "cpu")]
     for model in trained:
         after = tuple(f"train-{needed}" for needed in _NEEDS[model] if needed in trained)
+        if model == "lab_ruler":
+            graph.append(_cross_validation(after))
+            after = (*after, CROSS_VALIDATION)
         small = getattr(config, model).training.batch < SHARED_BATCH
         kind: Kind = "gpu" if model in RULERS or small else "train"
         graph.append(
             Stage(f"train-{model}", "jobs.train:train", kind, ("prepare", *after), (model,))
         )
+    if config.lab_ruler:
+        last = (CROSS_VALIDATION, "train-lab_ruler")
+        return [*graph, Stage("report", "jobs.cross_validate:report", "cpu", last)]
     if config.film_ruler:  # samples nothing, and reports its errors itself
         return graph
     generators = tuple(f"train-{model}" for model in trained if model != "ruler")
@@ -94,9 +100,36 @@ def stages(config: Experiment) -> list[Stage]:
     ]
 
 
+CROSS_VALIDATION = "cross_validate"
+
+
+def _cross_validation(after: tuple[str, ...]) -> Stage:
+    """The array whose items are the folds of a lab's films: trains on the others, measures one."""
+    return Stage(
+        CROSS_VALIDATION,
+        "jobs.cross_validate:measure_folds",
+        "gpu",
+        ("prepare", *after),
+        items=folds,
+        artefact=fold_measurements,
+    )
+
+
+def folds(run: Run) -> list[Item]:
+    """The folds of a lab's films."""
+    assert run.config.lab_ruler
+    return [("fold", number) for number in range(run.config.lab_ruler.folds)]
+
+
+def fold_measurements(run: Run, item: Item) -> Path:
+    """What was measured in the films of a fold."""
+    return run.path("cross_validation", f"fold-{item[1]}", "measurements.json")
+
+
 _NEEDS: dict[str, tuple[str, ...]] = {
     "ruler": (),
     "film_ruler": (),
+    "lab_ruler": ("film_ruler",),
     "autoencoder": (),
     "discrete_vae": (),
     "clip": (),

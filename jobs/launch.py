@@ -110,13 +110,17 @@ def check_films(config: Experiment, done: Iterable[str] = ()) -> None:
 
     Raises:
         ConfigError: one line for each film or row that cannot be used, or the batch that is above
-            the number of their views.
+            the number of their views; or the number of dogs, too small for the folds.
     """
-    if not (config.data.films or config.evaluation.films) or "prepare" in done:
+    lab = config.lab_ruler
+    if not (config.data.films or config.evaluation.films or lab) or "prepare" in done:
         return
-    from jobs.prepare import read_films
+    from jobs.prepare import lab_films, read_films
 
     try:
+        if lab:
+            lab_films(lab, config.seed)
+            return
         films, _ = read_films(config)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
@@ -234,8 +238,12 @@ def dry_run(folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool
 def report_line(run: Run) -> str:
     """Where the results lie."""
     if run.config.film_ruler:
-        folder = shown(run.path("film_ruler", "export"))
-        return f"Film ruler: {folder}; python -m jobs.measure --ruler {folder} FILES..."
+        model = "lab_ruler" if run.config.lab_ruler else "film_ruler"
+        folder = shown(run.path(model, "export"))
+        line = f"Film ruler: {folder}; python -m jobs.measure --ruler {folder} FILES..."
+        if run.config.lab_ruler:
+            line = f"Errors: {shown(run.path('report', 'cross_validation.md'))}. {line}"
+        return line
     return f"Report: {shown(run.path('report', 'report.html'))}"
 
 

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return _finish(lines, given, known)
+    return _finish(lines, given, known, ruler.lab_films)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -213,7 +213,9 @@ def _overlay_names(files: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _finish(lines: list[dict[str, Any]], given: argparse.Namespace, known: dict) -> int:
+def _finish(
+    lines: list[dict[str, Any]], given: argparse.Namespace, known: dict, lab_films: int
+) -> int:
     """Writes the tables, says how it went; returns the exit status."""
     from hpc_hipgen.evaluation import film_report
     from hpc_hipgen.run import write_atomic
@@ -223,7 +225,7 @@ def _finish(lines: list[dict[str, Any]], given: argparse.Namespace, known: dict)
     if known:
         text, about["against_landmarks"] = film_report.compare(lines, known)
     write_atomic(given.out / "measurements.csv", film_report.to_csv(lines))
-    write_atomic(given.out / "measurements.json", film_report.to_json(lines, **about))
+    write_atomic(given.out / "measurements.json", film_report.to_json(lines, lab_films, **about))
     count = Counter(line["status"] for line in lines)
     for line in lines:
         if line["status"] != film_report.MEASURED:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from hpc_hipgen.pipeline import FILMS_ROW, row_data
 
 if TYPE_CHECKING:
-    from hpc_hipgen.config import Experiment
-    from hpc_hipgen.radiograph.dataset import Film
+    from collections.abc import Sequence
+
+    from hpc_hipgen.config import Experiment, LabRuler
+    from hpc_hipgen.radiograph.dataset import Film, FilmFile
     from hpc_hipgen.run import Run
 
 HELP = """\
@@ -24,7 +26,8 @@ temporary name and renames it at the end, then RUN/stages/prepare.json. When tha
 the stage does nothing. Where `evaluation.films` names a folder of real films, their nominal views
 go to RUN/films in the same format, all of them in the split `test`: they are measured as the
 report's row `films`, and nothing is trained on them. For `film_ruler`, which has no data set,
-the scenes that it is trained on are drawn to RUN/scenes instead.
+the scenes that it is trained on are drawn to RUN/scenes instead, and those of the films of
+`lab_ruler` are cut to RUN/lab_films, which is to be kept like the films themselves.
 
 What is made is set by `seed` and `data` of RUN/config.yaml:
   source          phantom: drawn radiographs with exact landmarks; films: your own
@@ -56,7 +59,7 @@ def prepare(run: Run) -> None:
         print("prepare: done already", flush=True)
         return
     if run.config.film_ruler:
-        _prepare_scenes(run, run.config.film_ruler.dogs)
+        _prepare_scenes(run, run.config.film_ruler.dogs, run.config.lab_ruler)
         return
     from hpc_hipgen.radiograph.dataset import ViewSettings, write_dataset
     from hpc_hipgen.radiograph.landmark_table import SPLITS
@@ -86,15 +89,40 @@ def prepare(run: Run) -> None:
     run.mark_done("prepare", films=dict(films_of), views=dict(views_of), real_films=len(measured))
 
 
-def _prepare_scenes(run: Run, dogs: int) -> None:
-    """Draw the scenes that a film ruler is trained on."""
+def _prepare_scenes(run: Run, dogs: int, lab: LabRuler | None) -> None:
+    """Draw the scenes that a film ruler is trained on, and cut those of a lab's films."""
+    from hpc_hipgen.radiograph.lab_films import write_lab_films
     from hpc_hipgen.radiograph.scene_store import draw_scenes, write_scenes
     from hpc_hipgen.run import atomic_folder
 
+    films, folds = lab_films(lab, run.config.seed) if lab else ([], {})
     with atomic_folder(run.path("scenes")) as folder:
         write_scenes(folder, draw_scenes(run.config.seed, dogs))
     print(f"prepare: scenes of {dogs} dogs, a film and a close-up of one hip each", flush=True)
-    run.mark_done("prepare", dogs=dogs)
+    if lab:
+        _say_unlisted(lab.films, films)
+        with atomic_folder(run.path("lab_films")) as folder:
+            write_lab_films(folder, films, folds, run.config.seed)
+        print(
+            f"prepare: {len(films)} films of {len(folds)} dogs in {lab.folds} folds; splits that "
+            "a landmark table names are of no account here",
+            flush=True,
+        )
+    run.mark_done("prepare", dogs=dogs, lab_films=len(films), lab_dogs=len(folds))
+
+
+def lab_films(lab: LabRuler, seed: int) -> tuple[list[FilmFile], dict[str, int]]:
+    """The films that a lab's ruler learns from, all validated, and the fold of each dog.
+
+    Raises:
+        FilmErrors: all that is wrong with them.
+        ValueError: for fewer dogs than folds, or no folder.
+    """
+    from hpc_hipgen.radiograph.lab_films import read_lab_films
+
+    if lab.films is None:
+        raise ValueError("lab_ruler.films: a folder of films with landmarks is needed")
+    return read_lab_films(lab.films, lab.landmarks, lab.folds, seed)
 
 
 def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
@@ -130,7 +158,7 @@ def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
     return films, measured
 
 
-def _say_unlisted(folder: Path | None, films: list[Film]) -> None:
+def _say_unlisted(folder: Path | None, films: Sequence[Film]) -> None:
     """Names the films of a folder that have no landmarks."""
     from hpc_hipgen.radiograph.dataset import unlisted_films
 

@@ -71,6 +71,13 @@ def task_of(run: Run, model: str) -> Task:
         from hpc_hipgen.evaluation.film_ruler_training import FilmRulerTask
 
         return FilmRulerTask(config, run.path("scenes"))
+    if model == "lab_ruler":
+        from hpc_hipgen.evaluation.lab_ruler import fold_task
+        from jobs.cross_validate import figures_of, measured_hips
+
+        task, _ = fold_task(run, fold=None)
+        task.cross_validation = figures_of(run, measured_hips(run))
+        return task
     if model == "autoencoder":
         from hpc_hipgen.generators.autoencoder import AutoencoderTask
 

@@ -27,7 +27,7 @@ from hpc_hipgen.cluster.executors import (
     submission_folder,
 )
 from hpc_hipgen.cluster.site import Site
-from hpc_hipgen.pipeline import Stage
+from hpc_hipgen.pipeline import CROSS_VALIDATION, Stage
 from hpc_hipgen.run import Run
 
 _POLL_SECONDS = 0.2
@@ -74,7 +74,8 @@ def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
     try:
         follow(job, log)
     except KeyboardInterrupt:
-        _stop(job, saves=stage.name.startswith("train-"))
+        trains = stage.name.startswith("train-") or stage.name == CROSS_VALIDATION
+        _stop(job, saves=trains)
         raise
     problem = _outcome(job)
     if problem is None and not stage.done(run):

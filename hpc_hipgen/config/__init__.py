@@ -15,7 +15,15 @@ from hpc_hipgen.config.base import (
     ConfigError,
     Section,
 )
-from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, FilmRuler, Ruler, Training
+from hpc_hipgen.config.data import (
+    Autoencoder,
+    Data,
+    DiscreteVAE,
+    FilmRuler,
+    LabRuler,
+    Ruler,
+    Training,
+)
 from hpc_hipgen.config.experiment import Experiment, check_batches
 from hpc_hipgen.config.generators import (
     LLCM,
@@ -64,6 +72,7 @@ __all__ = [
     "Experiment",
     "FilmRuler",
     "LCMLoRA",
+    "LabRuler",
     "LoRA",
     "Logging",
     "Prior",

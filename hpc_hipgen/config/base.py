@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
 
-FIRST_STAGES = ("ruler", "film_ruler", "autoencoder", "discrete_vae", "clip", "prior")
+FIRST_STAGES = (
+    "ruler", "film_ruler", "lab_ruler", "autoencoder", "discrete_vae", "clip", "prior"
+)  # fmt: skip
 """Sections of which a pretrained one is taken as it is; others go on training from it."""
 
 LLCMS = ("llcm", "llcm_paper", "llcm_ddim")

@@ -95,6 +95,28 @@ class FilmRuler(Section):
     held_out: int = Field(200, ge=10)  # films that calibrate the uncertainty; as many test it
     finder: tuple[int, ...] = (8, 16, 32, 64, 64)  # channels of the levels
     hip: tuple[int, ...] = (16, 32, 64, 96, 96)
+    pretrained: Path | None = None  # <run>/film_ruler/export of another run: nothing is trained
+    training: Training | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FilmRuler:
+        if self.pretrained is None and self.training is None:
+            raise ValueError("give either pretrained (a folder) or training")
+        for name in ("finder", "hip") if self.pretrained else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}: given, but the pretrained folder {self.pretrained} brings its own"
+                )
+        return self
+
+
+class LabRuler(Section):
+    """A film ruler that goes on learning from a lab's own films, cross-validated by dog."""
+
+    films: Path | None = None  # folder of whole films: PNG, JPEG, TIFF or DICOM
+    landmarks: Path | None = None  # CSV or COCO JSON; default: landmarks.csv in the folder
+    folds: int = Field(5, ge=2)  # every film is measured by the fold that saw no film of its dog
+    film_share: float = Field(0.5, gt=0, lt=1)  # of the training images; the rest are drawn
     training: Training
 
 

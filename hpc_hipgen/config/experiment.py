@@ -16,7 +16,7 @@ from hpc_hipgen.config.base import (
     Section,
     check_multiples,
 )
-from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, FilmRuler, Ruler
+from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, FilmRuler, LabRuler, Ruler
 from hpc_hipgen.config.generators import LLCM, DallE, Diffusion, DreamBooth, LCMLoRA, LoRA
 from hpc_hipgen.config.scoring import Evaluation, Logging, Sampling
 from hpc_hipgen.config.unclip import CLIP, Prior, UnCLIP, check_unclip
@@ -30,6 +30,7 @@ class Experiment(Section):
     data: Data = Data()
     ruler: Ruler | None = None
     film_ruler: FilmRuler | None = None  # an experiment of its own
+    lab_ruler: LabRuler | None = None  # goes on from it
     autoencoder: Autoencoder | None = None
     discrete_vae: DiscreteVAE | None = None
     clip: CLIP | None = None
@@ -66,6 +67,8 @@ def _check_experiment(config: Experiment) -> Experiment:
     """Checks that involve several sections; raises ValueError naming the key."""
     if config.film_ruler:
         return _check_film_ruler(config, config.film_ruler)
+    if config.lab_ruler:
+        raise ValueError("film_ruler: needed by lab_ruler, which goes on from it")
     if config.ruler is None:
         raise ValueError("key 'ruler' is missing")
     for name in ("stable_diffusion", "unclip"):
@@ -107,18 +110,20 @@ def _check_film_ruler(config: Experiment, section: FilmRuler) -> Experiment:
     """A film ruler is trained alone, on scenes of its own; raises ValueError naming the key."""
     fields = Experiment.model_fields
     for name in ("data", "sampling", "evaluation", *TRAINED):
-        if name != "film_ruler" and getattr(config, name) != fields[name].get_default():
+        own = name in ("film_ruler", "lab_ruler")
+        if not own and getattr(config, name) != fields[name].get_default():
             raise ValueError(f"{name}: a film ruler is an experiment of its own, which ignores it")
     for name in ("finder", "hip"):
         channels = getattr(section, name)
         check_multiples(f"film_ruler.{name}", channels, 8)
         if not 2 <= len(channels) <= 6:
             raise ValueError(f"film_ruler.{name}: 2 to 6 levels are needed, not {len(channels)}")
-    if section.training.batch > section.dogs:
-        raise ValueError(
-            f"film_ruler.training.batch: {section.training.batch} is above film_ruler.dogs, "
-            f"{section.dogs}"
-        )
+    for name in config.trained():
+        batch = getattr(config, name).training.batch
+        if batch > section.dogs:
+            raise ValueError(
+                f"{name}.training.batch: {batch} is above film_ruler.dogs, {section.dogs}"
+            )
     return config
 
 

@@ -47,6 +47,7 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
     weights = config.evaluation.inception
     if weights and not weights.is_file():
         problems.append(_absent("evaluation.inception", weights))
+    problems += _missing_for_lab(config, done)
     if config.ruler and config.ruler.pretrained:
         try:
             _check_ruler(config.ruler.pretrained, config.data)
@@ -56,8 +57,24 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
         raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
 
 
+def _missing_for_lab(config: Experiment, done: set[str]) -> list[str]:
+    """The film ruler that is there already, and films to go on with."""
+    problems = []
+    folder = config.film_ruler.pretrained if config.film_ruler else None
+    if folder and not (folder / "film_ruler.json").is_file():
+        problems.append(
+            f"film_ruler.pretrained: {folder} holds no film_ruler.json; give the folder "
+            "film_ruler/export of a run (`bash sbatch/film_ruler.sh` makes one)"
+        )
+    if config.lab_ruler and config.lab_ruler.films is None and "prepare" not in done:
+        problems.append("lab_ruler.films: a folder of films with landmarks is needed")
+    return problems
+
+
 def _missing_films(config: Experiment) -> list[str]:
     given = {"data.films": config.data.films, "evaluation.films": config.evaluation.films}
+    if config.lab_ruler:
+        given["lab_ruler.films"] = config.lab_ruler.films
     return [
         f"{key}: {path} is not a folder"
         for key, path in given.items()

@@ -26,6 +26,7 @@ class FilmNetworks(nn.Module):
     def __init__(self, finder: tuple[int, ...], hip: tuple[int, ...]) -> None:
         """`finder` and `hip`: channels of the levels of each, see `RulerNetwork`."""
         super().__init__()
+        self.channels = {"finder": list(finder), "hip": list(hip)}
         self.finder = RulerNetwork(finder, inputs=2, points=2, radii=0)
         self.hip = RulerNetwork(hip, inputs=2, points=2, radii=1)
 

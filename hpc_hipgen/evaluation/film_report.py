@@ -19,8 +19,8 @@ from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Angles, Landmarks, 
 MEASURED, REFUSED, UNREADABLE = "measured", "refused", "unreadable"
 
 CAVEAT = (
-    "Measured by software trained on drawings alone. The uncertainty is that of 95 % of hips on "
-    "drawings; on real films it may be larger. FCI bands follow from the angle alone, a grade also "
+    "Measured by software trained on {}. The uncertainty is that of 95 % of hips on "
+    "{}; on other films it may be larger. FCI bands follow from the angle alone, a grade also "
     "weighs the joint's shape and arthrosis. Not for diagnosis or breeding decisions."
 )
 
@@ -84,9 +84,18 @@ def to_csv(lines: Iterable[Mapping[str, Any]]) -> str:
     return buffer.getvalue()
 
 
-def to_json(lines: Sequence[Mapping[str, Any]], **about: Any) -> str:
+def caveat(lab_films: int) -> str:
+    """`CAVEAT` of a ruler that has seen so many films of a lab."""
+    if lab_films:
+        seen = f"drawings and {lab_films} films of one lab"
+        return CAVEAT.format(seen, "films of that lab that it had not seen")
+    return CAVEAT.format("drawings alone", "drawings")
+
+
+def to_json(lines: Sequence[Mapping[str, Any]], lab_films: int = 0, **about: Any) -> str:
     """The text of measurements.json: `about` the ruler, the caveat, and the films."""
-    return json.dumps({**about, "caveat": CAVEAT, "films": list(lines)}, indent=1, allow_nan=False)
+    content = {**about, "caveat": caveat(lab_films), "films": list(lines)}
+    return json.dumps(content, indent=1, allow_nan=False)
 
 
 def overlay(image: np.ndarray, line: Mapping[str, Any], found: FilmMeasurement) -> bytes:

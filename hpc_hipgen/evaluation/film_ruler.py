@@ -30,7 +30,7 @@ from hpc_hipgen.evaluation.film_networks import (
     read_radius,
 )
 from hpc_hipgen.radiograph.geometry import SIDES, Landmarks, norberg_angle
-from hpc_hipgen.radiograph.scenes import CLOSE_UP, CLOSE_UP_MARGIN
+from hpc_hipgen.radiograph.scenes import CLOSE_UP, CLOSE_UP_MARGIN, close_up_matrices
 from hpc_hipgen.radiograph.views import resample
 from hpc_hipgen.run import write_atomic
 
@@ -39,6 +39,9 @@ MASTER = round(SIZE * CLOSE_UP_MARGIN)
 
 MIN_SIDE = 96
 """Pixels that a film must have at its shorter side."""
+
+MAX_UNCERTAINTY = 12.0
+"""Degrees above which a hip is refused."""
 
 SETTINGS = "film_ruler.json"
 
@@ -92,13 +95,18 @@ class FilmRuler:
         networks: FilmNetworks,
         calibration: Calibration | None = None,
         min_presence: float = 0.5,
-        max_uncertainty: float = 12.0,
+        max_uncertainty: float = MAX_UNCERTAINTY,
+        lab_films: int = 0,
     ) -> None:
-        """Refuses hips below `min_presence` (0..1) or above `max_uncertainty` (degrees)."""
+        """Refuses hips below `min_presence` (0..1) or above `max_uncertainty` (degrees).
+
+        `lab_films`: how many films the networks have seen besides drawings.
+        """
         self.networks = networks.eval()
         self.calibration = calibration or Calibration()
         self.min_presence = min_presence
         self.max_uncertainty = max_uncertainty
+        self.lab_films = lab_films
 
     def measure(self, films: Sequence[np.ndarray]) -> list[FilmMeasurement]:
         """Measures films (h, w) uint8 of any sizes as one batch."""
@@ -146,7 +154,7 @@ class FilmRuler:
 
     def _hips(self, films: list[np.ndarray], heads: np.ndarray) -> list[tuple]:
         """Landmarks (v, 2, 5), doubt (v, 2) and presence (2,) over the views of each film."""
-        matrices = _close_up_matrices(heads)
+        matrices = close_up_matrices(heads, MASTER)
         masters = _close_ups(films, matrices)
         plain = _view_matrices(np.full((len(masters), 2), (MASTER - 1) / 2), _VIEWS[:1])
         rows, _, _ = self._look(masters, plain)
@@ -154,7 +162,7 @@ class FilmRuler:
         moved = np.abs(rows[0, :, :2] - (MASTER - 1) / 2).max(1).reshape(-1, 2).max(1)
         again = moved > 0.06 * _PIXELS_PER_D
         if again.any():
-            matrices[again] = _close_up_matrices(found[again])
+            matrices[again] = close_up_matrices(found[again], MASTER)
             chosen = [film for film, redo in zip(films, again, strict=True) if redo]
             masters[np.repeat(again, 2)] = _close_ups(chosen, matrices[again])
             rows[0, np.repeat(again, 2), :2] = (MASTER - 1) / 2
@@ -270,21 +278,6 @@ def _letterbox(film: np.ndarray) -> tuple[np.ndarray, float]:
     return square, scale
 
 
-def _close_up_matrices(heads: np.ndarray) -> np.ndarray:
-    """Similarities (b, 2, 2, 3) from film pixels to those of each hip's close-up with margin.
-
-    The line between the heads (b, 2, 2) becomes horizontal, the hip's head goes to the middle, and
-    the close-up of the right one is mirrored.
-    """
-    across = heads[:, 1] - heads[:, 0]
-    distance = np.maximum(np.hypot(across[:, 0], across[:, 1]), 1.0)
-    cosine, sine = (across / distance[:, None] * (_PIXELS_PER_D / distance)[:, None]).T
-    turn = np.stack([np.stack([cosine, sine], -1), np.stack([-sine, cosine], -1)], 1)
-    linear = np.stack([turn, np.array([[-1.0, 0.0], [0.0, 1.0]]) @ turn], 1)
-    offset = (MASTER - 1) / 2 - np.einsum("bsij,bsj->bsi", linear, heads)
-    return np.concatenate([linear, offset[..., None]], -1)
-
-
 def _close_ups(films: Sequence[np.ndarray], matrices: np.ndarray) -> np.ndarray:
     """Close-ups (2 b, n, n) uint8 of films with similarities (b, 2, 2, 3), left before right."""
     pairs = [(film, m) for film, both in zip(films, matrices, strict=True) for m in both]
@@ -325,11 +318,12 @@ def _to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
 
 
 def save_film_ruler(ruler: FilmRuler, folder: Path, settings: dict) -> None:
-    """Writes model.safetensors and film_ruler.json (channels, calibration, errors ...)."""
+    """Writes model.safetensors and film_ruler.json (channels, calibration, and `settings`)."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.contiguous().cpu() for k, v in ruler.networks.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
-    stored = {**settings, "calibration": vars(ruler.calibration)}
+    stored = {**ruler.networks.channels, **settings, "calibration": vars(ruler.calibration)}
+    stored["lab_films"] = ruler.lab_films
     write_atomic(folder / SETTINGS, json.dumps(stored, indent=1))
 
 
@@ -345,6 +339,7 @@ def load_film_ruler(folder: Path, **limits: float) -> FilmRuler:
         settings = json.loads((folder / SETTINGS).read_text())
         networks = FilmNetworks(tuple(settings["finder"]), tuple(settings["hip"]))
         networks.load_state_dict(load_file(folder / "model.safetensors"))
-        return FilmRuler(networks, Calibration(**settings["calibration"]), **limits)
+        calibration, films = Calibration(**settings["calibration"]), settings.get("lab_films", 0)
+        return FilmRuler(networks, calibration, lab_films=films, **limits)
     except (OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: a damaged film ruler ({error})") from None

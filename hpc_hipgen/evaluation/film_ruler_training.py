@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_hipgen.config import Experiment
+from hpc_hipgen.config import Experiment, Training
 from hpc_hipgen.evaluation.film_networks import (
     SIZE,
     FilmNetworks,
@@ -111,21 +111,32 @@ def _turn(found: Tensor, points: Tensor) -> Tensor:
 class FilmRulerTask:
     """The film ruler for the training loop; one image of the clock is a film and a close-up."""
 
-    def __init__(self, config: Experiment, scenes: Path) -> None:
-        """Reads the prepared scenes."""
+    def __init__(
+        self,
+        config: Experiment,
+        scenes: Path,
+        networks: FilmNetworks | None = None,
+        training: Training | None = None,
+    ) -> None:
+        """Reads the prepared scenes; `networks` that go on learning, by `training`, or new ones."""
         assert config.film_ruler is not None
         self.section = config.film_ruler
+        training = training or self.section.training
+        assert training is not None
         self.scenes = read_scenes(scenes)
         self.size = len(self.scenes)
         torch.manual_seed(config.seed)
-        self.networks = FilmNetworks(self.section.finder, self.section.hip)
+        self.networks = networks or FilmNetworks(self.section.finder, self.section.hip)
         self.module = FilmRulerLoss(self.networks)
-        average = WeightAverage.for_export(self.networks, self.section.training)
-        self.averages = {"export": average}
+        self.averages = {"export": WeightAverage.for_export(self.networks, training)}
+
+    def drawings(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The fields of some `Scenes`."""
+        return {name: np.array(a[indices]) for name, a in vars(self.scenes).items()}
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Films and close-ups of some dogs, moved, bent and exposed anew."""
-        part = {name: np.array(a[indices]) for name, a in vars(self.scenes).items()}
+        part = self.drawings(indices)
         tensors = {name: torch.from_numpy(a).float() for name, a in part.items()}
         films, heads = vary(tensors["films"], tensors["heads"], random.fork("film"), FILM_MOVES)
         seen = tensors["seen"] * ((heads > 4) & (heads < SIZE - 5)).all(-1)
@@ -156,8 +167,7 @@ class FilmRulerTask:
         ruler.calibration = calibrate(features[known], errors[known])
         ruler = FilmRuler(networks, ruler.calibration)
         error = film_ruler_error(ruler, range(count, 2 * count))
-        settings = {"finder": list(self.section.finder), "hip": list(self.section.hip)}
-        save_film_ruler(ruler, folder, {**settings, "held_out_phantoms": error})
+        save_film_ruler(ruler, folder, {"held_out_phantoms": error})
         return {f"held_out_{name}": value for name, value in error.items()}
 
 

@@ -34,6 +34,7 @@ pipeline.load_lora_weights("FOLDER")
 ```"""
 UNCLIP = STOCK.replace("StableDiffusionPipeline", "StableUnCLIPPipeline")
 OURS = "Read by hpc_hipgen (`{}`)."
+MEASURE = "`python -m jobs.measure FILES... --ruler FOLDER` of hpc_hipgen."
 
 MODELS = {
     "ruler": (
@@ -45,7 +46,12 @@ MODELS = {
     "film_ruler": (
         "Landmark networks for whole films",
         "Find and measure both hips in a whole ventrodorsal radiograph of a dog.",
-        "`python -m jobs.measure FILES... --ruler FOLDER` of hpc_hipgen.",
+        MEASURE,
+    ),
+    "lab_ruler": (
+        "Landmark networks for the whole films of one lab",
+        "Find and measure both hips in a whole ventrodorsal radiograph of a dog.",
+        MEASURE,
     ),
     "autoencoder": (
         "KL autoencoder",
@@ -91,6 +97,7 @@ DRAWS = (
 OF_FILMS = {
     "ruler": ("ruler", "films"),
     "film_ruler": (),
+    "lab_ruler": (),
     "autoencoder": ("round_trip",),
     "discrete_vae": ("round_trip_discrete",),
 }
@@ -140,6 +147,7 @@ def write_card(
         use=use,
         run=run.config,
         films=_films(run),
+        lab=(run.done("prepare") or {}) if model == "lab_ruler" else None,
         bases=sorted({v for v in _folders(section) if v}),
         figures=figures,
         settings=yaml.safe_dump(public_settings(section), sort_keys=False),

@@ -19,11 +19,12 @@ from hpc_hipgen.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-CAVEAT = (
+NOTE_ON_ANNOTATORS = (
     "Angles of real films come from landmarks that a person placed. They are estimates, so every "
     "error here contains the annotator's own: between people, published studies found mean "
-    "differences of 3 to 10 degrees. The films were cropped by the same landmarks."
+    "differences of 3 to 10 degrees."
 )
+CAVEAT = NOTE_ON_ANNOTATORS + " The films were cropped by the same landmarks."
 COLUMNS = ("film", "side", "annotated", "measured", "error", "confidence", "reason")
 FILE = "films.csv"
 

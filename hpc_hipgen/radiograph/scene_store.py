@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -59,7 +60,12 @@ def _draw(seed: int, index: int) -> tuple[Scene, Scene]:
 def draw_scenes(seed: int, dogs: int) -> Scenes:
     """Draws `dogs`; each is a function of (seed, its number) alone."""
     made = progress(run_parallel(partial(_draw, seed), range(dogs)), dogs, "drawing scenes")
-    films, close_ups = zip(*made, strict=True)
+    return stack_scenes(list(made))
+
+
+def stack_scenes(pairs: Sequence[tuple[Scene, Scene]]) -> Scenes:
+    """Films of `FILM_SIZE` and close-ups of `CLOSE_UP_SIZE` pixels as one set."""
+    films, close_ups = zip(*pairs, strict=True)
     return Scenes(
         np.stack([scene.image for scene in films]),
         np.stack([scene.points for scene in films]).astype(np.float32),

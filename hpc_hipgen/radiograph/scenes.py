@@ -149,6 +149,22 @@ def draw_close_up(rng: np.random.Generator, size: int) -> Scene:
     return Scene(_grey(film), points, np.array([not absent]), hip.head_radius)
 
 
+def close_up_matrices(heads: np.ndarray, size: int) -> np.ndarray:
+    """Similarities (b, 2, 2, 3) from film pixels to those of each hip's close-up with margin.
+
+    The line between the heads (b, 2, 2) becomes horizontal, the hip's head goes to the middle of
+    `size` pixels, and the close-up of the right one is mirrored.
+    """
+    across = heads[:, 1] - heads[:, 0]
+    distance = np.maximum(np.hypot(across[:, 0], across[:, 1]), 1.0)
+    scale = size / (CLOSE_UP * CLOSE_UP_MARGIN) / distance
+    cosine, sine = (across / distance[:, None] * scale[:, None]).T
+    turn = np.stack([np.stack([cosine, sine], -1), np.stack([-sine, cosine], -1)], 1)
+    linear = np.stack([turn, np.array([[-1.0, 0.0], [0.0, 1.0]]) @ turn], 1)
+    offset = (size - 1) / 2 - np.einsum("bsij,bsj->bsi", linear, heads)
+    return np.concatenate([linear, offset[..., None]], -1)
+
+
 def _place(rng: np.random.Generator, size: int) -> tuple[tuple[int, int], np.ndarray]:
     """Height and width of a film in pixels, the similarity (2, 3) from units of D to pixels."""
     aspect = rng.uniform(0.7, 2.0)

@@ -128,7 +128,7 @@ def test_a_stored_ruler_measures_as_before(tmp_path):
     torch.manual_seed(0)
     networks = FilmNetworks((8, 8), (8, 8))
     ruler = FilmRuler(networks, Calibration(0.3, 1.5, 4.0), min_presence=0.0)
-    save_film_ruler(ruler, tmp_path, {"finder": [8, 8], "hip": [8, 8]})
+    save_film_ruler(ruler, tmp_path, {})
     loaded = load_film_ruler(tmp_path, min_presence=0.0)
     assert loaded.calibration == ruler.calibration
     film, _ = marked_film((300, 400), distance=180)

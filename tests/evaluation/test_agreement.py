@@ -1,0 +1,83 @@
+"""Agreement with annotators, and what the folds of a lab's films say."""
+
+import numpy as np
+import pytest
+
+from hpc_hipgen.evaluation.agreement import agreement
+from hpc_hipgen.evaluation.cross_validation import (
+    FEW_HIPS,
+    stretch,
+    summary,
+    to_csv,
+    to_markdown,
+)
+
+NAN = np.nan
+
+
+def test_figures_by_hand():
+    found = agreement([[1.0, -2.0], [3.0, NAN], [NAN, NAN]], ["a", "b", "c"])
+    assert found["films"] == 3 and found["refused"] == 1 and found["hips"] == 3
+    assert found["mae"] == pytest.approx(2.0) and found["bias"] == pytest.approx(2 / 3)
+    spread = 1.96 * np.std([1, -2, 3], ddof=1)
+    assert found["limit_low"] == pytest.approx(2 / 3 - spread, abs=1e-3)
+    assert found["worst"] == 3 and found["mae_interval"] is None, "three dogs say too little"
+
+
+def test_nothing_measured_is_no_error():
+    found = agreement([[NAN, NAN]], ["a"])
+    assert found["mae"] is None and found["worst"] is None and found["refused"] == 1
+    assert agreement(np.empty((0, 2)), [])["films"] == 0
+
+
+def test_intervals_resample_dogs():
+    rng = np.random.default_rng(0)
+    of_dog = np.repeat(rng.normal(0, 4, 40), 5)  # all films of a dog are off alike
+    differences = np.stack([of_dog, of_dog], 1)
+    by_dog = agreement(differences, [str(n // 5) for n in range(200)])
+    by_film = agreement(differences, [str(n) for n in range(200)])
+    widths = [np.ptp(found["bias_interval"]) for found in (by_dog, by_film)]
+    assert widths[0] == pytest.approx(2 * 1.96 * np.std(of_dog) / np.sqrt(40), rel=0.2)
+    assert widths[0] == pytest.approx(widths[1] * np.sqrt(5), rel=0.2)
+
+
+def hips(count, error=1.0, stated=2.0):
+    """Hips of films of a dog each, all off by one error after training and by twice it before."""
+    return [
+        {
+            "film": f"film-{n}.png",
+            "dog": f"dog-{n}",
+            "fold": n % 2,
+            "side": side,
+            "annotated": 100.0,
+            **{f"{turn}_reason": "" for turn in ("before", "after")},
+            **{f"{turn}_uncertainty": stated for turn in ("before", "after")},
+            **{f"before_{name}": 100 + 2 * error for name in ("angle", "found")},
+            **{f"after_{name}": 100 + error for name in ("angle", "found")},
+        }
+        for n in range(count)
+        for side in ("left", "right")
+    ]
+
+
+def test_folds_before_and_after():
+    some = hips(12)
+    for hip in some[:2]:
+        hip |= {"after_angle": None, "after_reason": "too uncertain (± 20 degrees)"}
+    found = summary(some, folds=2, limit=12.0)
+    assert found["before"]["mae"] == pytest.approx(2) and found["after"]["mae"] == pytest.approx(1)
+    assert found["after"]["refused"] == 1 and found["before"]["refused"] == 0
+    assert [fold["after"]["films"] for fold in found["folds"]] == [6, 6]
+    assert found["gain"]["difference"] == pytest.approx(1) and found["gain"]["dogs"] == 11
+    page = to_markdown(some, found)
+    assert "Refused: film-0.png: too uncertain" in page and page.count("| fold ") == 4
+    assert "film-" not in str(found), "figures go into the export, which names no film"
+    assert to_csv(some).count("\n") == 1 + 24
+
+
+def test_stated_uncertainties_are_stretched_to_hold():
+    few, many = hips(FEW_HIPS // 2 - 1), hips(FEW_HIPS // 2)
+    assert stretch(few) == 1 and stretch(many) == pytest.approx(0.5), "few never narrow them"
+    assert stretch(hips(4, error=6.0)) == pytest.approx(3)
+    assert summary(hips(4, error=6.0), 2, limit=5.0)["refused_by_stretch"] == 4
+    assert stretch([]) == 1
