@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help env demo ruler film-ruler measure test endurance lint format lock status benchmark gpu-check
+.PHONY: help env demo ruler film-ruler lab-ruler measure test endurance lint format lock status benchmark gpu-check
 
 PYTHON_OF_ENV = $$(bash sbatch/environment.sh)
 
@@ -16,6 +16,7 @@ help: ## this text
 	echo "  make ruler FILMS=folder    measure the Norberg angles of real films (landmarks.csv beside them)"
 	echo "                             RULER=results/llcm/ruler/export takes that ruler and trains none"
 	echo "  make film-ruler            trains the ruler for whole films, which needs no landmarks"
+	echo "  make lab-ruler FILMS=folder  goes on from it with films of your own (landmarks.csv beside them)"
 	echo "  make measure FILMS=folder  angles of whole films, found and measured by it, as CSV, JSON and pictures"
 	echo "  make status                what is done, what runs, how fast"
 	echo "  make benchmark             how fast everything is on this machine, into results/benchmarks/"
@@ -43,6 +44,9 @@ gpu-check: ## what can only be tried on a GPU, in one report
 
 film-ruler: ## networks that find and measure hips in whole films
 	@bash sbatch/film_ruler.sh $(ARGS)
+
+lab-ruler: ## the same networks on films of your own, cross-validated by dog
+	@FILMS="$(FILMS)" RULER="$(RULER)" bash sbatch/lab_ruler.sh $(ARGS)
 
 measure: ## angles of whole films
 	@"$(PYTHON_OF_ENV)" -m jobs.measure $(FILMS) $(ARGS)

@@ -4,6 +4,8 @@
     python -m jobs.measure clinic/ 'more/*.dcm'           folders (with what lies below) and globs
     python -m jobs.measure films/ --out angles            results to another folder
     python -m jobs.measure films/ --landmarks films/landmarks.csv    and compares with a person's
+    python -m jobs.measure --check                        what the ruler does with pictures that are
+                                                          no films, and with phantoms
 
 PNG, JPEG, TIFF and DICOM, 8 or 16 bits, either polarity, any size above 96 pixels, whole
 ventrodorsal films, upright, turned by up to 15 degrees. No landmarks are needed. A chest film, a
@@ -20,9 +22,12 @@ How to read a line: patient_left 101.3, uncertainty_left 1.8 says that the angle
 may be less kind. fci_left is the band A to E in which the angle falls, no FCI grade. Where status
 is `refused`, the reason says what was missed; `unreadable` are files that are damaged or no images.
 
-The ruler is a folder that `bash sbatch/film_ruler.sh` makes (--ruler names another). Exit status: 0
-all files were read (refused films included), 1 some could not be read, 2 nothing was done because
-the command is wrong. Not for diagnosis or breeding decisions.
+The ruler is a folder that `bash sbatch/film_ruler.sh` makes (--ruler names another), or, from films
+of your own, `sbatch/lab_ruler.sh`. --check writes nothing; it shows the ruler 40 pictures that are
+no films, of which it should refuse 38, and 200 phantoms, of which it should refuse one at most.
+Exit status: 0 all files were read (refused films included), 1 some could not be read, or the check
+was not passed, 2 nothing was done because the command is wrong. Not for diagnosis or breeding
+decisions.
 """
 
 from __future__ import annotations
@@ -51,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the head of the module for the exit status."""
     given = _parse(arguments)
     try:
+        if given.check:
+            return _check(_ruler(given.ruler))
         files = find_films(given.films)
         known = _annotated(given.landmarks, files) if given.landmarks else {}
         ruler = _ruler(given.ruler)
@@ -63,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = documented_parser("measure", __doc__)
-    parser.add_argument("films", nargs="+", metavar="FILES", help="files, folders or globs")
+    parser.add_argument("films", nargs="*", metavar="FILES", help="files, folders or globs")
     parser.add_argument(
         "--ruler", type=Path, default=DEFAULT_RULER, help=f"default: {DEFAULT_RULER}"
     )
@@ -72,11 +79,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--landmarks", type=Path, help="CSV or COCO of a person, to compare with")
     parser.add_argument("--no-overlays", action="store_true", help="no pictures")
+    parser.add_argument("--check", action="store_true", help="of the ruler; measures no FILES")
     parser.add_argument("--batch", type=int, default=16, help="films measured at once (default 16)")
     given = parser.parse_args(arguments)
     if given.batch < 1:
         parser.error(f"--batch: {given.batch} is not a positive number")
+    if bool(given.films) == given.check:
+        parser.error("give either FILES to measure or --check")
     return given
+
+
+def _check(ruler: FilmRuler) -> int:
+    from hpc_hipgen.evaluation.film_check import verdict
+
+    lines, good = verdict(ruler)
+    print(*lines, sep="\n")
+    return 0 if good else 1
 
 
 def find_films(given: Sequence[str]) -> list[Path]:

@@ -10,10 +10,13 @@ import yaml
 from hpc_hipgen import parallel
 from hpc_hipgen.config import TRAINED, ConfigError, load_experiment
 from hpc_hipgen.config.reading import SMOKE, merged
+from hpc_hipgen.pipeline import folds
 from hpc_hipgen.run import Run
 from jobs import launch
+from jobs.cross_validate import measure_folds
 from jobs.prepare import prepare
 from jobs.train import train
+from tests.lab_folder import write_lab
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -25,6 +28,9 @@ def prepared():
     made = {}
 
     def ready(run):
+        if run.config.film_ruler:  # has scenes in place of data
+            prepare(run)
+            return
         settings = run.config.data.model_dump_json()
         if settings in made:
             shutil.copytree(made[settings].path("data"), run.path("data"))
@@ -37,16 +43,25 @@ def prepared():
     return ready
 
 
+def films_for(path, folder):
+    """The setting that names films, for an experiment that has none without."""
+    if path.stem != "lab_ruler":
+        return []
+    return [f"lab_ruler.films={write_lab(folder / 'films', dogs=2, films=1)}"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_trains(path, tmp_path, prepared, monkeypatch):
     monkeypatch.setattr(parallel, "LEAST", 1000)  # processes take longer than so few films
-    whole, config = load_experiment(path), load_experiment(path, smoke=True)
+    whole, config = load_experiment(path), load_experiment(path, films_for(path, tmp_path), True)
     assert config.name == f"{path.stem}-smoke"
     assert set(whole.trained()) <= set(config.trained()), "what was pretrained is built"
     run = Run.create(tmp_path / "run", config)
     prepared(run)
     for model in config.trained():
+        if model == "lab_ruler":
+            measure_folds(run, folds(run))
         training = getattr(config, model).training
         assert training.images == 2 * training.batch
         figures = train(run, model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment, Training
+from hpc_hipgen.evaluation.film_check import accepted_non_films, non_films
 from hpc_hipgen.evaluation.film_networks import (
     SIZE,
     FilmNetworks,
@@ -166,7 +167,7 @@ class FilmRulerTask:
         known = np.isfinite(errors) & np.isfinite(features).all(-1)
         ruler.calibration = calibrate(features[known], errors[known])
         ruler = FilmRuler(networks, ruler.calibration)
-        error = film_ruler_error(ruler, range(count, 2 * count))
+        error = held_out_report(ruler, range(count, 2 * count))
         save_film_ruler(ruler, folder, {"held_out_phantoms": error})
         return {f"held_out_{name}": value for name, value in error.items()}
 
@@ -316,3 +317,10 @@ def film_ruler_error(ruler: FilmRuler, numbers: Sequence[int]) -> dict[str, floa
     result["called"] = int(sure.sum())
     result["within"] = float((errors[sure] <= CALLED).mean()) if sure.any() else None
     return result
+
+
+def held_out_report(ruler: FilmRuler, numbers: Sequence[int]) -> dict[str, float | None]:
+    """`film_ruler_error`, and how many of forty pictures that are no films are refused."""
+    pictures, accepted = len(non_films()), len(accepted_non_films(ruler))
+    refused = {"non_films": pictures, "non_films_refused": pictures - accepted}
+    return film_ruler_error(ruler, numbers) | refused

@@ -18,7 +18,7 @@ from hpc_hipgen.evaluation.film_ruler import (
     load_film_ruler,
     save_film_ruler,
 )
-from hpc_hipgen.evaluation.film_ruler_training import FilmRulerTask, film_ruler_error
+from hpc_hipgen.evaluation.film_ruler_training import FilmRulerTask, held_out_report
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.films import read_spaced_film
 from hpc_hipgen.radiograph.lab_films import LabFilm, prepared_films, scenes_of
@@ -86,7 +86,7 @@ class LabRulerTask(FilmRulerTask):
         factor = self.cross_validation["stretch"]
         ruler = self.ruler(Calibration(*(factor * value for value in vars(known).values())))
         count = self.section.held_out
-        error = film_ruler_error(ruler, range(count, 2 * count))
+        error = held_out_report(ruler, range(count, 2 * count))
         settings = {"held_out_phantoms": error, "cross_validation": self.cross_validation}
         save_film_ruler(ruler, folder, settings)
         figures = {f"held_out_{name}": value for name, value in error.items()}

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from films_with_markers import dot_ruler, marked_film
 
+from hpc_hipgen.evaluation import film_check
 from hpc_hipgen.radiograph.geometry import Landmarks
 from jobs import measure
 
@@ -125,6 +126,23 @@ def test_pixels_that_are_not_square_change_no_angle(films):
     expected = landmarks.to_array()
     expected[:, [1, 4]] = (expected[:, [1, 4]] + 0.5) / 2 - 0.5
     np.testing.assert_allclose(found[:, [0, 1, 3, 4]], expected[:, [0, 1, 3, 4]], atol=2)
+
+
+@pytest.mark.parametrize("good, status", [(True, 0), (False, 1)])
+def test_a_ruler_is_checked_without_films(good, status, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "_ruler", lambda folder: dot_ruler())
+    monkeypatch.setattr(film_check, "verdict", lambda ruler: (["refused: 39 of 40"], good))
+    assert measure.main(["--check"]) == status
+    assert capsys.readouterr().out == "refused: 39 of 40\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [[], ["--check", "a.png"]])
+def test_films_or_a_check(wrong, capsys):
+    with pytest.raises(SystemExit) as error:
+        measure.main(wrong)
+    assert error.value.code == 2 and "either FILES to measure or --check" in capsys.readouterr().err
 
 
 def test_help_teaches(capsys):

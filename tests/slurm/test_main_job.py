@@ -18,6 +18,7 @@ from hpc_hipgen.cluster.calls import submitted
 from hpc_hipgen.pipeline import report_items, stages
 from hpc_hipgen.run import Run
 from jobs import status
+from tests.lab_folder import write_lab
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [s for s in sorted((ROOT / "sbatch").glob("*.sh")) if "#SBATCH" in s.read_text()]
@@ -112,6 +113,10 @@ def test_slurm_accepts_every_script(script, slurm):
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "configs").glob("*.yaml")))
 def test_slurm_accepts_what_the_dry_run_prints(site, experiment, slurm, clone, tmp_path):
     launch = [sys.executable, "-m", "jobs.launch", f"configs/{experiment}.yaml"]
+    if experiment == "lab_ruler":
+        (tmp_path / "film_ruler.json").touch()  # nothing of Slurm reads it
+        launch.append(f"film_ruler.pretrained={tmp_path}")
+        launch.append(f"lab_ruler.films={write_lab(tmp_path / 'films', dogs=5, films=1)}")
     done = subprocess.run(
         # Inception is a download of its own; nothing that Slurm sees hangs on it
         [*launch, "--dry-run", "--site", site, "evaluation.inception=null"],

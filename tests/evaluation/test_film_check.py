@@ -1,0 +1,55 @@
+"""The check of a film ruler: what is shown to it, and what it is told."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from films_with_markers import dot_ruler
+
+from hpc_hipgen.evaluation import film_check, film_ruler_training
+from hpc_hipgen.evaluation.film_check import accepted_non_films, non_films, verdict
+
+ERROR = {"films": 200, "refused": 1, "mae": 0.7, "worst": 3.0, "called": 390, "within": 0.96}
+
+
+class Ruler:
+    """Refuses all films but the first few."""
+
+    def __init__(self, measured):
+        self.measured = measured
+
+    def measure(self, films):
+        found = dot_ruler().measure([np.zeros((100, 100), np.uint8)])[0]
+        good = type(found)(*[getattr(found, name) for name in vars(found) if name != "reason"])
+        return [good] * self.measured + [found] * (len(films) - self.measured)
+
+
+def test_forty_pictures_of_many_kinds():
+    pictures = non_films()
+    assert len(pictures) == 40
+    for name, picture in pictures.items():
+        assert picture.ndim == 2 and picture.dtype == np.uint8 and min(picture.shape) >= 96, name
+    assert len({picture.tobytes() for picture in pictures.values()}) == 40
+
+
+def test_a_missing_picture_is_named(monkeypatch):
+    monkeypatch.setattr(film_check, "BUNDLED", {"skimage/data": ("nothing.png",)})
+    with pytest.raises(ValueError, match=r"nothing\.png"):
+        non_films()
+
+
+@pytest.mark.parametrize(
+    "measured, refused, good", [(0, 1, True), (2, 0, True), (3, 0, False), (0, 2, False)]
+)
+def test_the_bars(measured, refused, good, monkeypatch):
+    error = {**ERROR, "refused": refused}
+    monkeypatch.setattr(film_ruler_training, "film_ruler_error", lambda *_: error)
+    lines, passed = verdict(Ruler(measured))
+    assert passed == good
+    assert lines[0].startswith(f"pictures that are no films, refused: {40 - measured} of 40")
+    assert f"phantoms, refused: {refused} of 200" in lines
+    assert accepted_non_films(Ruler(1)) == ["astronaut.png"]
