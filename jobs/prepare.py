@@ -103,11 +103,9 @@ def _prepare_scenes(run: Run, dogs: int, lab: LabRuler | None) -> None:
         _say_unlisted(lab.films, films)
         with atomic_folder(run.path("lab_films")) as folder:
             write_lab_films(folder, films, folds, run.config.seed)
-        print(
-            f"prepare: {len(films)} films of {len(folds)} dogs in {lab.folds} folds; splits that "
-            "a landmark table names are of no account here",
-            flush=True,
-        )
+        alone = "; no two are said to be of one dog" if len(folds) == len(films) else ""
+        print(f"prepare: {len(films)} films of {len(folds)} dogs in {lab.folds} folds{alone}")
+        print("prepare: splits that a landmark table names are of no account here", flush=True)
     run.mark_done("prepare", dogs=dogs, lab_films=len(films), lab_dogs=len(folds))
 
 

@@ -59,20 +59,21 @@ def non_films() -> dict[str, np.ndarray]:
     return {**found, **_drawn()}
 
 
-def accepted_non_films(ruler: FilmRuler) -> list[str]:
-    """Names of the pictures of `non_films` that a ruler measures instead of refusing them."""
+def refused_non_films(ruler: FilmRuler) -> dict[str, bool]:
+    """Whether a ruler refuses each of the pictures of `non_films`."""
     pictures = non_films()
     measured = ruler.measure(list(pictures.values()))
-    return [name for name, found in zip(pictures, measured, strict=True) if not found.reason]
+    return {name: bool(m.reason) for name, m in zip(pictures, measured, strict=True)}
 
 
 def verdict(ruler: FilmRuler, phantoms: Sequence[int] = PHANTOMS) -> tuple[list[str], bool]:
     """Lines that say how a ruler does, and whether it does as is expected of one."""
     from hpc_hipgen.evaluation.film_ruler_training import film_ruler_error
 
-    accepted = accepted_non_films(ruler)
+    refused = refused_non_films(ruler)
     error = film_ruler_error(ruler, phantoms)
-    count, films = len(non_films()), error["films"]
+    count, films = len(refused), error["films"]
+    accepted = [name for name, is_refused in refused.items() if not is_refused]
     assert films and error["refused"] is not None
     lines = [
         f"pictures that are no films, refused: {count - len(accepted)} of {count}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment, Training
-from hpc_hipgen.evaluation.film_check import accepted_non_films, non_films
+from hpc_hipgen.evaluation.film_check import refused_non_films
 from hpc_hipgen.evaluation.film_networks import (
     SIZE,
     FilmNetworks,
@@ -321,6 +321,6 @@ def film_ruler_error(ruler: FilmRuler, numbers: Sequence[int]) -> dict[str, floa
 
 def held_out_report(ruler: FilmRuler, numbers: Sequence[int]) -> dict[str, float | None]:
     """`film_ruler_error`, and how many of forty pictures that are no films are refused."""
-    pictures, accepted = len(non_films()), len(accepted_non_films(ruler))
-    refused = {"non_films": pictures, "non_films_refused": pictures - accepted}
-    return film_ruler_error(ruler, numbers) | refused
+    refused = refused_non_films(ruler)
+    counts = {"non_films": len(refused), "non_films_refused": sum(refused.values())}
+    return film_ruler_error(ruler, numbers) | counts
