@@ -129,6 +129,18 @@ def test_environment_throws_away_nothing_of_others(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_the_lab_ruler_takes_films_and_a_trained_ruler(tmp_path):
+    (tmp_path / "my films").mkdir()
+    paths = {"FILMS": "my films", "RULER": "mine", "HIPGEN_ROOT": str(ROOT)}
+    script = ROOT / "sbatch" / "lab_ruler.sh"
+    done = bash(script, "--dry-run", cwd=tmp_path, **paths)
+    assert done.returncode == 2 and f"film_ruler.pretrained: {tmp_path}/mine" in done.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "film_ruler.json").touch()
+    done = bash(script, "--dry-run", cwd=tmp_path, **paths)
+    assert done.returncode == 2 and f"{tmp_path}/my films/landmarks.csv: no such" in done.stderr
+
+
 def test_the_ruler_takes_films_and_a_trained_ruler(tmp_path):
     films = tmp_path / "my films"
     films.mkdir()

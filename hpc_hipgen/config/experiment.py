@@ -113,6 +113,8 @@ def _check_film_ruler(config: Experiment, section: FilmRuler) -> Experiment:
         own = name in ("film_ruler", "lab_ruler")
         if not own and getattr(config, name) != fields[name].get_default():
             raise ValueError(f"{name}: a film ruler is an experiment of its own, which ignores it")
+    if section.pretrained and not config.lab_ruler:
+        raise ValueError("film_ruler.pretrained: given, but there is no lab_ruler to go on from it")
     for name in ("finder", "hip"):
         channels = getattr(section, name)
         check_multiples(f"film_ruler.{name}", channels, 8)

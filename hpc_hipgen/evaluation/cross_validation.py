@@ -178,9 +178,10 @@ def _remarks(hips: Sequence[Hip], figures: Mapping[str, Any]) -> list[str]:
             f"The films lower the MAE by {gain['difference']:.2f} degrees ({gain['low']:.2f} to "
             f"{gain['high']:.2f}; {gain['dogs']} dogs whose films both rulers measured)."
         )
-    errors = [(abs(h["after_angle"] - h["annotated"]), h) for h in hips if h["after_angle"]]
-    if errors:
-        error, hip = max(errors, key=lambda pair: pair[0])
+    measured = [hip for hip in hips if hip["after_angle"] is not None]
+    if measured:
+        hip = max(measured, key=_error)
+        error = _error(hip)
         lines.append(f"Worst: {hip['film']}, the patient's {hip['side']} hip, {error:.1f} degrees.")
     refused = [(h["film"], h["after_reason"]) for h in hips[::2] if h["after_reason"]]
     lines += [f"Refused: {film}: {reason}." for film, reason in refused]
@@ -191,6 +192,10 @@ def _remarks(hips: Sequence[Hip], figures: Mapping[str, Any]) -> list[str]:
             f"would refuse {figures['refused_by_stretch']} more of these films."
         )
     return lines
+
+
+def _error(hip: Hip) -> float:
+    return abs(hip["after_angle"] - hip["annotated"])
 
 
 def _cells(found: Mapping[str, Any]) -> list[str]:

@@ -48,6 +48,7 @@ def test_the_shipped_experiment_is_valid():
         ({"ruler": {"training": TINY["film_ruler"]["training"]}}, "ruler: a film ruler"),
         ({"film_ruler": {**TINY["film_ruler"], "hip": [8]}}, "film_ruler.hip: 2 to 6 levels"),
         ({"film_ruler": {**TINY["film_ruler"], "dogs": 3}}, "above film_ruler.dogs, 3"),
+        ({"film_ruler": {"pretrained": "x"}}, "film_ruler.pretrained: given, but there is no lab"),
     ],
 )
 def test_settings_that_cannot_be_are_named(change, message):
