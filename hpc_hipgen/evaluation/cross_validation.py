@@ -153,18 +153,22 @@ def to_csv(hips: Sequence[Hip]) -> str:
 
 def to_markdown(hips: Sequence[Hip], figures: Mapping[str, Any]) -> str:
     """The report for people, as a page of Markdown."""
-    rows = [*(("fold " + str(f["fold"] + 1), f) for f in figures["folds"]), ("all", figures)]
+    rows = [
+        (f"fold {row['fold'] + 1}", row, [hip for hip in hips if hip["fold"] == row["fold"]])
+        for row in figures["folds"]
+    ]
+    rows.append(("all", figures, list(hips)))
     lines = [
         "# Errors on films of dogs that the ruler had not seen",
         f"{figures['after']['films']} films of {figures['after']['dogs']} dogs, degrees, "
         "measured - annotated. In brackets 95 % intervals of a bootstrap over dogs.",
-        "| | ruler | films | refused | MAE | bias | limits of agreement | worst |\n"
+        "| | ruler | films | refused | MAE | bias | limits of agreement | worst hip |\n"
         "|---|---|---|---|---|---|---|---|",
     ]
-    names = {"before": "drawings alone", "after": "and these films"}
-    for label, row in rows:
+    names = {"before": "drawings alone", "after": "and other dogs' films"}
+    for label, row, chosen in rows:
         for turn in TURNS:
-            cells = [label, names[turn], *_cells(row[turn])]
+            cells = [label, names[turn], *_cells(row[turn]), _worst(chosen, turn)]
             lines[-1] += "\n| " + " | ".join(cells) + " |"
     lines += _remarks(hips, figures)
     return "\n\n".join([*lines, NOTE_ON_ANNOTATORS]) + "\n"
@@ -178,11 +182,6 @@ def _remarks(hips: Sequence[Hip], figures: Mapping[str, Any]) -> list[str]:
             f"The films lower the MAE by {gain['difference']:.2f} degrees ({gain['low']:.2f} to "
             f"{gain['high']:.2f}; {gain['dogs']} dogs whose films both rulers measured)."
         )
-    measured = [hip for hip in hips if hip["after_angle"] is not None]
-    if measured:
-        hip = max(measured, key=_error)
-        error = _error(hip)
-        lines.append(f"Worst: {hip['film']}, the patient's {hip['side']} hip, {error:.1f} degrees.")
     refused = [(h["film"], h["after_reason"]) for h in hips[::2] if h["after_reason"]]
     lines += [f"Refused: {film}: {reason}." for film, reason in refused]
     if figures["within"] is not None:
@@ -194,14 +193,18 @@ def _remarks(hips: Sequence[Hip], figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _error(hip: Hip) -> float:
-    return abs(hip["after_angle"] - hip["annotated"])
-
-
 def _cells(found: Mapping[str, Any]) -> list[str]:
     mae, bias, low, high = (_number(found, name) for name in FIGURES)
-    worst = "–" if found["worst"] is None else f"{found['worst']:.1f}"
-    return [str(found["films"]), str(found["refused"]), mae, bias, f"{low} to {high}", worst]
+    return [str(found["films"]), str(found["refused"]), mae, bias, f"{low} to {high}"]
+
+
+def _worst(hips: Sequence[Hip], turn: str) -> str:
+    """The hip that is furthest off, and by how much."""
+    off = [(hip[f"{turn}_angle"] or np.nan) - hip["annotated"] for hip in hips]
+    if not np.isfinite(off).any():
+        return "–"
+    place = int(np.nanargmax(np.abs(off)))
+    return f"{off[place]:+.1f}, {hips[place]['film']}, patient's {hips[place]['side']}"
 
 
 def _number(found: Mapping[str, Any], name: str) -> str:

@@ -71,6 +71,9 @@ def test_folds_before_and_after():
     assert found["gain"]["difference"] == pytest.approx(1) and found["gain"]["dogs"] == 11
     page = to_markdown(some, found)
     assert "Refused: film-0.png: too uncertain" in page and page.count("| fold ") == 4
+    rows = [line for line in page.splitlines() if line.startswith("| all |")]
+    assert rows[0].endswith("| +2.0, film-0.png, patient's left |")
+    assert rows[1].endswith("| +1.0, film-1.png, patient's left |")
     assert "film-" not in str(found), "figures go into the export, which names no film"
     assert to_csv(some).count("\n") == 1 + 24
 
