@@ -3,8 +3,9 @@
 From coarse to fine: the finder looks for both femoral heads in the shrunk film; a close-up of each
 hip is cut, the line between the heads horizontal, the hip at the image's right mirrored; the hip
 network marks head and rim in it, then again in several shifted and turned views of the close-up.
-The median of these is the answer, their spread tells how sure it is. A film without hips in the
-polarity that it has is tried once more inverted.
+The median of these is the answer, their spread tells how sure it is. Whether there is a hip at all,
+both networks say together: a real film convinces each of them less than any drawing does. A film
+without hips in the polarity that it has is tried once more inverted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.special import expit, logit
+from scipy.stats import median_abs_deviation
 from torch import Tensor
 
 from hpc_hipgen.evaluation.film_networks import (
@@ -40,10 +43,19 @@ MASTER = round(SIZE * CLOSE_UP_MARGIN)
 MIN_SIDE = 96
 """Pixels that a film must have at its shorter side."""
 
+MIN_PRESENCE = 0.25
+"""Below which a hip is not there. Of drawings, hips are above 0.99 and whatever is none below 0.01:
+anything in between would do for them, and films lie between."""
+
+HOPELESS = 0.02
+"""Presence by the finder alone below which no close-up is looked at."""
+
 MAX_UNCERTAINTY = 12.0
 """Degrees above which a hip is refused."""
 
 SETTINGS = "film_ruler.json"
+
+_UNSURE = "too uncertain"
 
 _VIEWS = ((0, 1, 0, 0), (6, 0.95, 3, -2), (-6, 1.05, -3, 2), (3, 1.1, -2, -3), (-3, 0.9, 2, 3))
 """Degrees, zoom and shift in pixels of the views of a close-up that are measured."""
@@ -57,8 +69,8 @@ class FilmMeasurement:
 
     `landmarks` (2, 5) in pixels of the film, rows in the order of `geometry.SIDES`; NaN where
     nothing was found. `uncertainty` (2,): half width in degrees of the 95 % interval of each angle
-    on phantoms, told from `features` (2, 2), see `view_features`. `presence` in 0..1, the weaker
-    hip. `inverted`: the film's polarity is reversed.
+    on phantoms, told from `features` (2, 2), see `view_features`. `presence` in 0..1, by both
+    networks, of the weaker hip. `inverted`: the film's polarity is reversed.
     """
 
     image_left: float
@@ -75,7 +87,8 @@ class FilmMeasurement:
 class Calibration:
     """Half width of a 95 % interval in degrees from what the views of a close-up say.
 
-    offset + spread x (SD of the angle over the views) + doubt x (1 - share of the peak's mass).
+    offset + spread x (spread of the angle over the views) + doubt x (doubt of the views), see
+    `view_features`.
     """
 
     offset: float = 3.0
@@ -94,7 +107,7 @@ class FilmRuler:
         self,
         networks: FilmNetworks,
         calibration: Calibration | None = None,
-        min_presence: float = 0.5,
+        min_presence: float = MIN_PRESENCE,
         max_uncertainty: float = MAX_UNCERTAINTY,
         lab_films: int = 0,
     ) -> None:
@@ -121,23 +134,22 @@ class FilmRuler:
 
     @torch.no_grad()
     def _measure(self, films, todo: list[int], results: list, inverted: bool = False) -> list[int]:
-        """Fills in results; returns the films in which the finder saw no pair of hips."""
+        """Fills in results; returns the films that show no pair of hips, as they are."""
         if not todo:
             return []
         heads, presence = self._find([films[i] for i in todo])
         pairs = []
         for i, points, seen in zip(todo, heads, presence, strict=True):
-            if reason := _missing(seen, self.min_presence):
+            if reason := _missing(seen, min(HOPELESS, self.min_presence)):
                 results[i] = _refusal(reason, float(seen.min()))
             else:
-                pairs.append((i, points, seen.min()))
+                pairs.append((i, points, seen))
         if pairs:
             images = [films[i] for i, _, _ in pairs]
             hips = self._hips(images, np.stack([points for _, points, _ in pairs]))
             for (i, _, seen), hip in zip(pairs, hips, strict=True):
-                results[i] = self._verdict(*hip, float(seen), inverted)
-        seen_pairs = {i for i, _, _ in pairs}
-        return [i for i in todo if i not in seen_pairs]
+                results[i] = self._verdict(*hip, seen, inverted)
+        return [i for i in todo if results[i].reason and not results[i].reason.startswith(_UNSURE)]
 
     def _find(self, films: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Head centres (b, 2, 2) in film pixels, and their presence (b, 2) in 0..1."""
@@ -192,30 +204,45 @@ class FilmRuler:
         return tuple(p.double().cpu().numpy().reshape(count, many, *p.shape[1:]) for p in parts)
 
     def _verdict(
-        self, rows: np.ndarray, doubt: np.ndarray, presence: np.ndarray, seen: float, inverted: bool
+        self,
+        rows: np.ndarray,
+        doubt: np.ndarray,
+        presence: np.ndarray,
+        seen: np.ndarray,
+        inverted: bool,
     ) -> FilmMeasurement:
         """The answer for one film from the landmarks (v, 2, 5) of its views."""
         middle = np.median(rows, 0)
         features = view_features(rows, doubt)
         uncertainty = self.calibration.half_width(features)
-        sure = min(seen, float(presence.min()))
+        sure = expit((logit(seen) + logit(presence)) / 2)
         reason = ""
-        if presence.min() < self.min_presence:
-            reason = f"no hip where one was expected ({SIDES[int(presence.argmin())]})"
+        if sure.min() < self.min_presence:
+            reason = f"no hip where one was expected ({SIDES[int(sure.argmin())]})"
         elif implausible := _implausible(middle):
             reason = f"the landmarks are not those of two hips ({implausible})"
         elif uncertainty.max() > self.max_uncertainty:
-            reason = f"too uncertain (± {uncertainty.max():.0f} degrees)"
+            reason = f"{_UNSURE} (± {uncertainty.max():.0f} degrees)"
         angles = Landmarks.from_array(middle).norberg_angles()
         left, right = (np.nan, np.nan) if reason else (angles.image_left, angles.image_right)
-        return FilmMeasurement(left, right, uncertainty, features, sure, middle, inverted, reason)
+        presence = float(sure.min())
+        return FilmMeasurement(
+            left, right, uncertainty, features, presence, middle, inverted, reason
+        )
 
 
 def view_features(rows: np.ndarray, doubt: np.ndarray) -> np.ndarray:
-    """What uncertainty is told from, (2, 2): SD of each angle over the views, mean doubt."""
+    """What uncertainty is told from, (2, 2), of landmarks (v, 2, 5) and doubts (v, 2) of the views.
+
+    For each hip the spread of its angle over the views in degrees (the median absolute deviation
+    from the median, scaled to a normal SD: one view gone astray does not move the median, which is
+    the answer, either) and the root of the median doubt, a doubt being the share of a heat map's
+    mass that lies away from its peak.
+    """
     heads, rims = rows[:, :, :2], rows[:, :, 3:]
     angles = norberg_angle(heads, heads[:, ::-1], rims)
-    return np.stack([angles.std(0), doubt.mean(0)], -1)
+    spread = median_abs_deviation(angles, scale="normal")
+    return np.stack([spread, np.sqrt(np.median(doubt, 0))], -1)
 
 
 def _unfit(film: np.ndarray) -> FilmMeasurement | None:
