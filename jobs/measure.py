@@ -22,9 +22,10 @@ How to read a line: patient_left 101.3, uncertainty_left 1.8 says that the angle
 may be less kind. fci_left is the band A to E in which the angle falls, no FCI grade. Where status
 is `refused`, the reason says what was missed; `unreadable` are files that are damaged or no images.
 
-The ruler is a folder that `bash sbatch/film_ruler.sh` makes (--ruler names another), or, from films
-of your own, `sbatch/lab_ruler.sh`. --check writes nothing; it shows the ruler 40 pictures that are
-no films, of which it should refuse 38, and 200 phantoms, of which it should refuse one at most.
+The ruler (--ruler) is a folder that `bash sbatch/film_ruler.sh` makes or, from films of your own,
+`sbatch/lab_ruler.sh`; without one, that of results/reference/film_ruler. --check writes nothing; it
+shows the ruler 40 pictures that are no films, of which it should refuse 38, and 200 phantoms, of
+which it should refuse one at most.
 Exit status: 0 all files were read (refused films included), 1 some could not be read, or the check
 was not passed, 2 nothing was done because the command is wrong. Not for diagnosis or breeding
 decisions.
@@ -49,7 +50,10 @@ if TYPE_CHECKING:
     from hpc_hipgen.radiograph.films import SpacedFilm
     from hpc_hipgen.radiograph.geometry import Landmarks
 
-DEFAULT_RULER = Path("results/film_ruler/film_ruler/export")
+OWN_RULER = Path("results/film_ruler/film_ruler/export")
+"""What sbatch/film_ruler.sh makes, in the folder where it was called."""
+
+SHIPPED_RULER = Path(__file__).parents[1] / "results" / "reference" / "film_ruler"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = documented_parser("measure", __doc__)
     parser.add_argument("films", nargs="*", metavar="FILES", help="files, folders or globs")
     parser.add_argument(
-        "--ruler", type=Path, default=DEFAULT_RULER, help=f"default: {DEFAULT_RULER}"
+        "--ruler", type=Path, help=f"default: {OWN_RULER}, or the one that comes with the program"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("measurements"), help="default: measurements"
@@ -124,14 +128,16 @@ def find_films(given: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def _ruler(folder: Path) -> FilmRuler:
+def _ruler(folder: Path | None) -> FilmRuler:
+    """The ruler of `folder`, or else the user's own, or else the one that is there anyway."""
     from hpc_hipgen.evaluation.film_ruler import load_film_ruler
 
-    try:
+    if folder:
         return load_film_ruler(folder)
+    try:
+        return load_film_ruler(OWN_RULER if OWN_RULER.is_dir() else SHIPPED_RULER)
     except ValueError as error:
-        advice = "; `bash sbatch/film_ruler.sh` makes one" if folder == DEFAULT_RULER else ""
-        raise ValueError(f"{error}{advice}") from None
+        raise ValueError(f"{error}; `bash sbatch/film_ruler.sh` makes one") from None
 
 
 def _annotated(table: Path, files: Sequence[Path]) -> dict[str, Landmarks]:

@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from films_with_markers import dot_ruler, marked_film
 
 from hpc_hipgen.evaluation import film_check
+from hpc_hipgen.evaluation.film_ruler import load_film_ruler
+from hpc_hipgen.evaluation.film_ruler_training import film_ruler_error
 from hpc_hipgen.radiograph.geometry import Landmarks
 from jobs import measure
 
@@ -83,6 +85,7 @@ def test_an_argument_that_names_nothing_writes_nothing(films, wrong, capsys):
 
 def test_without_a_ruler_the_way_to_one_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "SHIPPED_RULER", tmp_path / "absent")
     Image.fromarray(marked_film()[0]).save("a.png")
     assert measure.main(["a.png"]) == 2
     assert "sbatch/film_ruler.sh" in capsys.readouterr().err
@@ -151,3 +154,12 @@ def test_help_teaches(capsys):
     text = capsys.readouterr().out
     for word in ("patient_left", "DICOM", "refused", "overlays", "Exit status"):
         assert word in text
+
+
+@pytest.mark.slow
+def test_the_ruler_that_comes_with_the_program_keeps_its_promises(tmp_path, monkeypatch, capsys):
+    """On phantoms; what it does with films is in the README."""
+    monkeypatch.chdir(tmp_path)
+    assert measure.main(["--check"]) == 0, capsys.readouterr().out
+    found = film_ruler_error(load_film_ruler(measure.SHIPPED_RULER), range(70_000, 70_100, 2))
+    assert found["mae"] <= 1 and found["refused"] == 0 and found["called"] > 50
