@@ -179,15 +179,15 @@ def _remarks(hips: Sequence[Hip], figures: Mapping[str, Any]) -> list[str]:
     gain = figures["gain"]
     if gain["difference"] is not None:
         lines.append(
-            f"The films lower the MAE by {gain['difference']:.2f} degrees ({gain['low']:.2f} to "
-            f"{gain['high']:.2f}; {gain['dogs']} dogs whose films both rulers measured)."
+            f"Of the {gain['dogs']} dogs whose films both rulers measured, the MAE with films is "
+            f"lower by {gain['difference']:.2f} degrees ({gain['low']:.2f} to {gain['high']:.2f})."
         )
     refused = [(h["film"], h["after_reason"]) for h in hips[::2] if h["after_reason"]]
     lines += [f"Refused: {film}: {reason}." for film, reason in refused]
     if figures["within"] is not None:
         lines.append(
             f"{figures['within']:.0%} of these hips lay within the uncertainty that was stated; "
-            f"that of the final ruler is multiplied by {figures['stretch']:.2f} for it, which "
+            f"the final ruler multiplies it by {figures['stretch']:.2f}, so that 95 % are, which "
             f"would refuse {figures['refused_by_stretch']} more of these films."
         )
     return lines

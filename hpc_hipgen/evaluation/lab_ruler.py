@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hpc_hipgen.config import Experiment
 from hpc_hipgen.evaluation.cross_validation import Hip, hips_of
@@ -46,7 +47,8 @@ class LabRulerTask(FilmRulerTask):
     ) -> None:
         """`films`: the prepared films, of which only the `chosen` are seen."""
         assert config.lab_ruler is not None
-        super().__init__(config, scenes, base.networks.train(), config.lab_ruler.training)
+        networks = base.networks.train().to(memory_format=torch.contiguous_format)
+        super().__init__(config, scenes, networks, config.lab_ruler.training)
         self.base, self.chosen = base, list(chosen)
         self.films = read_scenes(films)
         self.numbers = scenes_of(prepared_films(films), chosen)
