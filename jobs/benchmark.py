@@ -4,10 +4,11 @@
     python -m jobs.benchmark --only training sampling     some of it
     python -m jobs.benchmark --against diffusers          our LLCM step against diffusers' recipe
     python -m jobs.benchmark --only solvers --run results/llcm    errors by steps of a trained run
-    python -m jobs.benchmark --only measuring --run results/film_ruler    whole films a second
+    python -m jobs.benchmark --only measuring             whole films a second, of --run's film ruler
+                                                          or of the one that comes with the program
 
-Rows: training, loader, scale, sampling, evaluation, checkpoints, imports; solvers and measuring
-need --run. The experiments are those of configs/ with random weights and a few phantoms; --config
+Rows: training, loader, scale, sampling, evaluation, checkpoints, imports; solvers needs --run, and
+is, as measuring, done only when asked for. The experiments are those of configs/ with random weights and a few phantoms; --config
 chooses others, and key=value changes the first. What is compared is measured turn by turn in one
 process. Written to results/benchmarks/MACHINE.md and .json, with the machine described; rows that
 are not measured keep what was there. Other work on the machine spoils absolute figures, and ratios
@@ -31,8 +32,8 @@ from hpc_hipgen.run import write_atomic
 
 EXPERIMENTS = ("llcm", "lora", "dreambooth", "dall_e")
 ROWS = ("training", "loader", "sampling", "evaluation", "checkpoints", "imports", "scale")
-OF_RUNS = {"solvers": "a model", "measuring": "a film ruler"}
-"""Rows that need a trained run, and of what."""
+OF_RUNS = ("solvers", "measuring")
+"""Rows of what is trained already."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,16 +83,16 @@ def _check(options: argparse.Namespace) -> None:
     if options.repeats < 1:
         raise ConfigError("--repeats: at least 1")
     wanted = options.only or ()
-    for row in set(wanted) & set(OF_RUNS):
-        if options.run is None:
-            raise ConfigError(f"--only {row}: needs --run, a trained run of {OF_RUNS[row]}")
+    if "solvers" in wanted and options.run is None:
+        raise ConfigError("--only solvers: needs --run, a trained run")
     if options.run is not None:
         from hpc_hipgen.run import Run
 
-        run = Run(options.run)
+        has_ruler = bool(Run(options.run).config.film_ruler)
         for row in set(wanted) & set(OF_RUNS):
-            if (row == "measuring") != bool(run.config.film_ruler):
-                raise ConfigError(f"--only {row}: {options.run} is no run of {OF_RUNS[row]}")
+            if (row == "measuring") != has_ruler:
+                what = "no run" if row == "measuring" else "the run"
+                raise ConfigError(f"--only {row}: {options.run} is {what} of a film ruler")
     options.config = options.config or [str(ROOT / "configs" / f"{n}.yaml") for n in EXPERIMENTS]
     options.experiments = [
         shrunk(config, [] if number else options.settings)
@@ -113,9 +114,8 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         tables["solvers"] = economics(Run(options.run))
     if "measuring" in rows:
         from hpc_hipgen.performance.measuring import measuring
-        from hpc_hipgen.run import Run
 
-        tables["measuring"] = measuring(Run(options.run), options.repeats)
+        tables["measuring"] = measuring(film_ruler(options.run), options.repeats)
     rows = [row for row in rows if row not in OF_RUNS]
     if not rows and not options.against:
         return tables
@@ -134,6 +134,17 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
             if number == 0 and options.against:
                 tables["against diffusers"] = measures.against_diffusers(run, options.repeats)
     return tables
+
+
+def film_ruler(folder: Path | None) -> Path:
+    """The film ruler of a run, or the one that comes with the program."""
+    from hpc_hipgen.run import Run
+    from jobs.measure import SHIPPED_RULER
+
+    if folder is None:
+        return SHIPPED_RULER
+    run = Run(folder)
+    return run.path("lab_ruler" if run.config.lab_ruler else "film_ruler", "export")
 
 
 def markdown(content: dict[str, Any]) -> str:

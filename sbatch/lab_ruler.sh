@@ -6,9 +6,9 @@
 #SBATCH --time=02:00:00
 #SBATCH --output=slurm-%x-%j.out
 #
-# The film ruler on a lab's own films: goes on from the ruler that was trained on drawings, says by
-# cross-validation over dogs how far it is from the annotators, before and after, and trains the
-# ruler that `python -m jobs.measure --ruler` then uses on all films.
+# The film ruler on a lab's own films: goes on from the ruler that was trained on drawings, the one in
+# results/reference, says by cross-validation over dogs how far it is from the annotators, before and
+# after, and trains the ruler that `python -m jobs.measure --ruler` then uses on all films.
 #
 #   FILMS=folder bash sbatch/lab_ruler.sh               PNG, JPEG, TIFF or DICOM, landmarks.csv beside
 #   RULER=folder FILMS=folder bash sbatch/lab_ruler.sh  from another ruler: film_ruler/export of a run

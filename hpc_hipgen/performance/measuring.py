@@ -15,7 +15,6 @@ from hpc_hipgen.evaluation.film_ruler import load_film_ruler
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.performance.timing import turn_by_turn
 from hpc_hipgen.radiograph.scene_store import draw_held_out
-from hpc_hipgen.run import Run
 
 FILMS, BATCH = 48, 16
 
@@ -25,12 +24,11 @@ SIZES = (480, 1440)
 FORMATS = {"png": {"compress_level": 6}, "jpg": {"quality": 90}}
 
 
-def measuring(run: Run, repeats: int) -> list[dict[str, Any]]:
+def measuring(ruler_folder: Path, repeats: int) -> list[dict[str, Any]]:
     """Films/s of `jobs.measure`, decoding included, overlays not, by size and format."""
     from jobs.measure import measure_files
 
-    model = "lab_ruler" if run.config.lab_ruler else "film_ruler"
-    ruler = load_film_ruler(run.path(model, "export"))
+    ruler = load_film_ruler(ruler_folder)
     drawn = [film for film, _ in run_parallel(draw_held_out, PHANTOMS[:FILMS])]
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
