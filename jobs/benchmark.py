@@ -4,15 +4,15 @@
     python -m jobs.benchmark --only training sampling     some of it
     python -m jobs.benchmark --against diffusers          our LLCM step against diffusers' recipe
     python -m jobs.benchmark --only solvers --run results/llcm    errors by steps of a trained run
-    python -m jobs.benchmark --only measuring             whole films a second, of --run's film ruler
-                                                          or of the one that comes with the program
+    python -m jobs.benchmark --only measuring             whole films a second, by the film ruler of
+                                                          --run or that of the program
 
-Rows: training, loader, scale, sampling, evaluation, checkpoints, imports; solvers needs --run, and
-is, as measuring, done only when asked for. The experiments are those of configs/ with random weights and a few phantoms; --config
-chooses others, and key=value changes the first. What is compared is measured turn by turn in one
-process. Written to results/benchmarks/MACHINE.md and .json, with the machine described; rows that
-are not measured keep what was there. Other work on the machine spoils absolute figures, and ratios
-hardly.
+Rows: training, loader, scale, sampling, evaluation, checkpoints, imports; solvers, which needs
+--run, and measuring only where they are named. The experiments are those of configs/ with random
+weights and a few phantoms; --config chooses others, and key=value changes the first. What is
+compared is measured turn by turn in one process. Written to results/benchmarks/MACHINE.md and
+.json, with the machine described; rows that are not measured keep what was there. Other work on the
+machine spoils absolute figures, and ratios hardly.
 """
 
 from __future__ import annotations
