@@ -2,10 +2,15 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[0]))
+
+from lab_folder import write_lab
 
 from hpc_hipgen import parallel
 from hpc_hipgen.config import TRAINED, ConfigError, load_experiment
@@ -16,7 +21,6 @@ from jobs import launch
 from jobs.cross_validate import measure_folds
 from jobs.prepare import prepare
 from jobs.train import train
-from tests.lab_folder import write_lab
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -4,9 +4,15 @@ import copy
 import csv
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from lab_folder import write_lab
 
 from hpc_hipgen.config import ConfigError, check_inputs, load_experiment, parse_experiment
 from hpc_hipgen.evaluation.film_ruler import Calibration, load_film_ruler
@@ -15,7 +21,6 @@ from hpc_hipgen.pipeline import stages
 from hpc_hipgen.radiograph.lab_films import VIEWS, prepared_films
 from hpc_hipgen.run import Run
 from jobs import cross_validate, launch, measure, prepare, train
-from tests.lab_folder import write_lab
 
 STEPS = {"images": 8, "batch": 4, "lr": 1e-3}
 TINY = {

@@ -14,11 +14,14 @@ import yaml
 from slurm_cluster import wait_until
 from slurm_runs import on, site_with
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from lab_folder import write_lab
+
 from hpc_hipgen.cluster.calls import submitted
 from hpc_hipgen.pipeline import report_items, stages
 from hpc_hipgen.run import Run
 from jobs import status
-from tests.lab_folder import write_lab
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [s for s in sorted((ROOT / "sbatch").glob("*.sh")) if "#SBATCH" in s.read_text()]
