@@ -166,8 +166,9 @@ def _embeddings(auditor: Auditor, backbone: str, held_out: int) -> dict[str, dic
     what = {
         "features": f"cosine distance of {backbone} features of the whole view, burned-in text "
         "included, each on the scale of the training films",
-        "pixels": "1 - normalised cross-correlation of band-passed pixels around the hips, where "
-        "no text is, maximal over shifts and the mirror image, with what all hips share taken off",
+        "pixels": "1 - normalised cross-correlation of band-passed pixels around the hips, away "
+        "from burned-in text, with what all hips share taken off; maximal over shifts by up to 6 "
+        "pixels of 128 and the mirror image",
     }
     return {
         name: {"what": what[name], "threshold": tail.threshold, "held_out": held_out}

