@@ -166,6 +166,12 @@ MEASURED_ROWS = ("ruler", FILMS_ROW, *ROUND_TRIPS)
 REFERENCE_ROW = "reference"
 """Not a row of the report: features of the training films, which distances compare with."""
 
+CONTROLS_ROW = "controls"
+"""Nor is this: features of what the memorisation audit is set and checked by."""
+
+FEATURE_ROWS = (REFERENCE_ROW, CONTROLS_ROW)
+"""Rows of the evaluation that hold features of films alone."""
+
 
 def report_items(run: Run) -> list[Item] | None:
     """All (row, shard) pairs; None while the number of films is not known."""
@@ -181,12 +187,18 @@ def report_items(run: Run) -> list[Item] | None:
 
 
 def score_items(run: Run) -> list[Item] | None:
-    """What is evaluated: every shard of samples, then the training films for reference.
+    """What is evaluated: every shard of samples, then the films that they are compared with.
 
     In the order of `report_items`, so that the k-th share of both arrays holds the same shards.
     """
     items = report_items(run)
-    return None if items is None else [*items, (REFERENCE_ROW, 0)]
+    return None if items is None else [*items, *((row, 0) for row in feature_rows(run))]
+
+
+def feature_rows(run: Run) -> list[str]:
+    """Those of `FEATURE_ROWS` that this run needs: no audit where nothing is drawn."""
+    drawn = any(row not in MEASURED_ROWS for row in run.rows())
+    return [REFERENCE_ROW, CONTROLS_ROW] if drawn else [REFERENCE_ROW]
 
 
 def test_films(run: Run) -> int | None:
@@ -223,5 +235,5 @@ def sample_shard(run: Run, item: Item) -> Path:
 def score_shard(run: Run, item: Item) -> Path:
     """The last file that the evaluation of an item writes: measurements, or features alone."""
     row, shard = item
-    suffix = "npz" if row == REFERENCE_ROW else "parquet"
+    suffix = "npz" if row in FEATURE_ROWS else "parquet"
     return run.path("evaluation", row, f"shard-{shard:05d}.{suffix}")

@@ -5,8 +5,9 @@
     python -m jobs.evaluate --run results/llcm                           everything that is missing
 
 Writes evaluation/<row>/shard-NNNNN.npz (features), then shard-NNNNN.parquet (one line per image),
-which marks the shard as done. The row ``reference`` holds features of the nominal training views:
-what the Fréchet distances compare with.
+which marks the shard as done. Two rows are no samples: ``reference`` holds features of the nominal
+training views, what the Fréchet distances compare with, ``controls`` those of validation films and
+of planted copies, by which the memorisation audit is set and checked.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards
+from hpc_hipgen.pipeline import CONTROLS_ROW, FEATURE_ROWS, Item, feature_rows, score_shard
 from hpc_hipgen.pipeline import REFERENCE_ROW as REFERENCE
-from hpc_hipgen.pipeline import Item, score_shard
 from hpc_hipgen.run import Run, write_atomic
 
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
 
 
 def items(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
-    """(row, shard) of all sample shards that exist, the reference features first."""
+    """(row, shard) of all sample shards that exist, features of films alone first."""
     from hpc_hipgen.evaluation.samples import shard_numbers
 
-    rows = [REFERENCE, *run.rows()] if rows is None else list(rows)
+    rows = [*feature_rows(run), *run.rows()] if rows is None else list(rows)
     found: list[Item] = []
     for row in rows:
-        numbers = [0] if row == REFERENCE else shard_numbers(run.path("samples", row), "tar")
+        numbers = [0] if row in FEATURE_ROWS else shard_numbers(run.path("samples", row), "tar")
         found += [(row, number) for number in numbers]
     return found
 
@@ -67,10 +68,12 @@ def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(run.config.evaluation.inception).to(device)
-    ruler = ruler_of(run, device) if any(row != REFERENCE for row, _ in todo) else None
+    ruler = ruler_of(run, device) if any(row not in FEATURE_ROWS for row, _ in todo) else None
     for number, (row, shard) in enumerate(todo, 1):
         if row == REFERENCE:
             line = _evaluate_reference(run, backbone)
+        elif row == CONTROLS_ROW:
+            line = _evaluate_controls(run, backbone)
         else:
             line = _evaluate_shard(run, row, shard, ruler, backbone)
         print(f"evaluate {number}/{len(todo)}  {row} shard {shard}: {line}", flush=True)
@@ -113,6 +116,21 @@ def _evaluate_reference(run: Run, backbone: Any) -> str:
         prompt_class=np.asarray(films.prompt_class, dtype=np.int64),
     )
     return f"features of {len(features)} training films"
+
+
+def _evaluate_controls(run: Run, backbone: Any) -> str:
+    """Features of the audit's controls: held-out films and planted copies."""
+    import numpy as np
+
+    from hpc_hipgen.evaluation.audit import read_controls
+    from hpc_hipgen.radiograph.layouts import read_manifest
+
+    films = read_manifest(run.path("data"), "train", nominal_only=True)
+    controls = read_controls(run.path("data"), films)
+    features = backbone.extract(controls.images, run.config.evaluation.batch)
+    path = output(run, CONTROLS_ROW, 0)
+    _store_features(path, controls.keys, features, backbone=np.array(backbone.name))
+    return f"features of {len(features)} validation films and planted copies"
 
 
 def _evaluate_shard(run: Run, row: str, shard: int, ruler: Any, backbone: Any) -> str:
@@ -188,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse_shards("evaluate", "Measure sample shards with the ruler.", arguments)
     try:
         run = Run(given.run)
-        check_row(given.row, [REFERENCE, *run.rows()])
+        check_row(given.row, [*feature_rows(run), *run.rows()])
         rows = None if given.row is None else [given.row]
         todo = items(run, rows) if given.shard is None else [(given.row, given.shard)]
         if not todo:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_hipgen.evaluation.real_films import film_lines
+from hpc_hipgen.pipeline import CONTROLS_ROW, score_shard
 from hpc_hipgen.run import Run
 from hpc_hipgen.tracking import tracked
 
@@ -62,9 +63,12 @@ def _track(run: Run) -> None:
 
 def _evaluated(run: Run) -> dict[str, int]:
     """Number of evaluated shards per row: a report of fewer is out of date."""
-    return {
+    found = {
         row: len(list(run.path("evaluation", row).glob("shard-*.parquet"))) for row in run.rows()
     }
+    if score_shard(run, (CONTROLS_ROW, 0)).is_file():  # the memorisation audit can be made
+        found[CONTROLS_ROW] = 1
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -74,8 +74,8 @@ def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
     """The table for people: two sides in a cell, time in minutes."""
     head = (
         "generator", "trained parameters", "training images", "minutes (with bases)",
-        "r left / right", "MAE left / right", "Fréchet distance (floor)", "near a training film",
-        "seconds an image", "evaluations an image",
+        "r left / right", "MAE left / right", "Fréchet distance (floor)",
+        "copies of training films", "seconds an image", "evaluations an image",
     )  # fmt: skip
     rows = [head, ["---"] * len(head)]
     for x in lines:

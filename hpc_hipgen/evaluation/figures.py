@@ -247,6 +247,47 @@ def smooth(values: np.ndarray, span: float) -> np.ndarray:
     return result
 
 
+def closest_pairs(rows: Sequence[tuple[str, Sequence[Any]]]) -> Figure:
+    """Images beside their nearest training film: a line per row of the report.
+
+    rows: (label, pairs); of a pair ``image`` and ``training`` (h, w) uint8, ``chance`` that a
+    held-out film comes as near, ``mirrored`` and ``flagged`` (framed). There is at least one pair.
+    """
+    columns = max(len(pairs) for _, pairs in rows)
+    with mpl.rc_context(STYLE):
+        figure = _figure(2.5 * columns + 1.1, 1.45 * len(rows) + 0.35)
+        grid = figure.subplots(len(rows), 2 * columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+        for line, (label, pairs) in zip(grid, rows, strict=True):
+            line[0].set_ylabel(label.replace(", ", ",\n").replace(" (", "\n("), fontsize=8)
+            for number_, pair in enumerate(pairs):
+                _pair(line[2 * number_], line[2 * number_ + 1], pair)
+        for axes, text in zip(grid[0], ("image", "nearest training film") * columns, strict=True):
+            axes.set_title(text, fontsize=8, loc="center")
+    return figure
+
+
+def _pair(image: Axes, training: Axes, pair: Mapping[str, Any]) -> None:
+    """An image and its nearest training film, and how surprising it is that they are so near."""
+    for axes, name in ((image, "image"), (training, "training")):
+        axes.imshow(pair[name], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        if pair["flagged"]:
+            axes.spines[:].set(visible=True, color="#b3362c", linewidth=2)
+    image.set_xlabel(odds(pair["chance"]), fontsize=8, labelpad=2)
+    if pair["mirrored"]:
+        training.set_xlabel("as its mirror image", fontsize=8, labelpad=2)
+
+
+def odds(chance: float) -> str:
+    """How often a held-out film comes as near, for a label."""
+    if chance >= 0.5:
+        return "as near as most"
+    return f"1 in {1 / chance:,.0f}" if chance > 1e-6 else "1 in over 1,000,000"
+
+
 def loss_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """One panel per training stage: every logged loss faint, its running mean strong."""
     columns = min(3, len(logs))

@@ -154,6 +154,7 @@ def write_card(
         scores=scores,
         ruler=(metrics.get("ruler") or {}).get("mae"),
         baseline=metrics.get("baseline"),
+        audited=any(score["copies"] for score in scores),
         distance_name=(metrics.get("frechet") or {}).get("name"),
     )
     write_atomic(folder / FILE, text)
@@ -210,13 +211,26 @@ def _scores(run: Run, model: str, metrics: dict[str, Any]) -> Iterator[dict[str,
     from hpc_hipgen.evaluation.results import row_label
 
     distances = (metrics["frechet"] or {"rows": {}})["rows"]
+    copies = _audited(metrics)
     for row, sides in metrics["faithfulness"].items():
         if row in OF_FILMS.get(model, ()) or (model not in OF_FILMS and row_model(row)[0] == model):
             distance = distances.get(row, {}).get("all")
             known_distance = distance if distance and distance["frechet"] is not None else None
             # of films themselves there is nothing to tell
             shown = None if model in OF_FILMS else known_distance
-            yield {"row": row, "label": row_label(row, run), "distance": shown, **sides}
+            yield {
+                "row": row,
+                "label": row_label(row, run),
+                "distance": shown,
+                "copies": copies.get(row),
+                **sides,
+            }
+
+
+def _audited(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Copies by row; nothing from earlier runs, whose rate was no audit."""
+    found = metrics.get("memorisation") or {}
+    return found["rows"] if "controls" in found else {}
 
 
 def _results(run: Run, scores: list[dict[str, Any]]) -> Iterator[Any]:

@@ -43,7 +43,7 @@ def write_report(run: Run) -> Path:
     labels = {row: row_label(row, run) for row in results.tables}
     grid = choose_grid(run, results)
     with atomic_folder(run.path("report")) as folder:
-        drawn = _figures(results, labels, grid, folder / "figures")
+        drawn = _figures(run, results, labels, grid, folder / "figures")
         table = table_1(results, labels)
         write_atomic(folder / "table1.csv", _csv(table, TABLE_1_COLUMNS))
         compared = comparison.compare(run, results, labels)
@@ -121,14 +121,8 @@ def choose_grid(run: Run, results: Results) -> list[dict[str, Any]]:
 
 
 def _images(run: Run, row: str, wanted: Mapping[str, pd.Series]) -> dict[str, np.ndarray]:
-    """Images of a row by key, from the shards that hold the wanted ones."""
-    keys = {str(line["key"]) for line in wanted.values()}
-    found: dict[str, np.ndarray] = {}
-    for shard in sorted({int(line["shard"]) for line in wanted.values()}):
-        path = run.path("samples", row, f"{samples.SHARD.format(shard)}.tar")
-        if path.is_file():
-            found |= {s.key: s.image for s in samples.read_samples(path) if s.key in keys}
-    return found
+    """Images of a row by key, of lines of its table."""
+    return samples.read_images(run, row, ((x["key"], x["shard"]) for x in wanted.values()))
 
 
 def _cell(line: pd.Series | None, images: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
@@ -150,7 +144,11 @@ def _cell(line: pd.Series | None, images: Mapping[str, np.ndarray]) -> dict[str,
 
 
 def _figures(
-    results: Results, labels: Mapping[str, str], grid: list[dict[str, Any]], folder: Path
+    run: Run,
+    results: Results,
+    labels: Mapping[str, str],
+    grid: list[dict[str, Any]],
+    folder: Path,
 ) -> dict[str, bytes]:
     """Draws and saves every figure; returns those of the page as SVG by name."""
     scores, tables = results.metrics["faithfulness"], results.tables
@@ -166,6 +164,9 @@ def _figures(
     for row, table in tables.items():
         files[f"dots_{row}"] = figures.dot_plot(table, scores[row], limits)
     files["bland_altman"] = figures.bland_altman(tables, labels, scores)
+    pairs = _closest_pairs(run, results, labels)
+    if pairs:
+        files["closest_pairs"] = figures.closest_pairs(pairs)
     if results.logs:
         files["losses"] = figures.loss_curves(results.logs)
     page = {name: figures.svg(figure) for name, figure in files.items()}
@@ -174,13 +175,30 @@ def _figures(
     cells = grid[0]["cells"] if grid else {}
     lines = [(labels[row], [entry["cells"][row] for entry in grid]) for row in cells]
     asked = _asked(grid)
-    pictures = {name: files[name] for name in ("chain_of_errors", "losses") if name in files}
+    shared = ("chain_of_errors", "losses", "closest_pairs")
+    pictures = {name: files[name] for name in shared if name in files}
     pictures["dots"] = figures.dot_plots(tables, labels, scores)
     if grid:
         pictures["samples"] = figures.sample_grid(lines, asked)
     for name, figure in pictures.items():
         write_atomic(folder / f"{name}.png", figures.png(figure))
     return page
+
+
+def _closest_pairs(
+    run: Run, results: Results, labels: Mapping[str, str]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The pictures of the audit's closest pairs, a label and pairs for each row."""
+    found = results.metrics["memorisation"]
+    lines = []
+    for row, pairs in found["pairs"].items() if found else ():
+        images = samples.read_images(run, row, ((pair["key"], pair["shard"]) for pair in pairs))
+        shown = []
+        for pair in pairs:
+            with Image.open(run.path("data", "images", "train", f"{pair['film']}.png")) as film:
+                shown.append({**pair, "image": images[pair["key"]], "training": np.asarray(film)})
+        lines.append((labels[row], shown))
+    return lines
 
 
 def _asked(grid: list[dict[str, Any]]) -> list[str]:
@@ -331,6 +349,8 @@ def _tensorboard(
             for group, distance in groups.items():
                 if distance["frechet"] is not None:
                     writer.add_scalar(f"frechet_class_{group}/{row}", distance["frechet"])
+        for row, copies in (results.metrics["memorisation"] or {"rows": {}})["rows"].items():
+            writer.add_scalar(f"copies_of_training_films/{row}", copies["rate"])
         figures_of_page = sorted(run.path("report", "figures").glob("*.png"))
         pictures = {path.stem: path.read_bytes() for path in figures_of_page}
         for row in grid[0]["cells"] if grid else {}:

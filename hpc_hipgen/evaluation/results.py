@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_hipgen.evaluation import distances, memorisation, real_films, samples
+from hpc_hipgen.evaluation import distances, real_films, samples
+from hpc_hipgen.evaluation.audit import audit
 from hpc_hipgen.evaluation.faithfulness import (
     PAPER_TABLE_1,
     PAPER_TEST_FILMS,
@@ -143,7 +144,7 @@ def collect(run: Run) -> Results:
         "ruler": ruler,
         "films": real_films.summary(found.get(FILMS_ROW), ruler, means),
         "frechet": features and _frechet(features, found),
-        "memorisation": features and _memorisation(features),
+        "memorisation": features and audit(run, found, features),
         "paper": {
             "test_films": PAPER_TEST_FILMS,
             "table_1": [{"name": p.name, "left": p.left, "right": p.right} for p in PAPER_TABLE_1],
@@ -302,22 +303,6 @@ def _frechet(found: Features, tables: Mapping[str, pd.DataFrame]) -> dict[str, A
             compared = distances.compare_sets(features[row][pick], against, real)
             result["rows"][row][str(group)] = compared
     return result
-
-
-def _memorisation(found: Features) -> dict[str, Any] | None:
-    """Copies among the drawn films; None without held-out films to compare with."""
-    if "ruler" not in found.rows:
-        return None
-    held_out = found.rows["ruler"]
-    return {
-        "definition": f"nearer to a training film than {memorisation.QUANTILE:.0%} of the held-out "
-        f"films, by cosine distance of {found.backbone} features",
-        "rows": {
-            row: memorisation.copy_rate(features, found.training, held_out)
-            for row, features in found.rows.items()
-            if row not in REAL_ROWS
-        },
-    }
 
 
 def _runtime(run: Run, logs: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -10,15 +10,18 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from hpc_hipgen.radiograph.layouts import check_whole
+
+if TYPE_CHECKING:
+    from hpc_hipgen.run import Run
 
 SYNTHETIC = ("synthetic", "hpc_hipgen")
 """PNG text chunk, key and value, that marks an image which is no film."""
@@ -105,6 +108,19 @@ def read_samples(path: Path) -> list[Sample]:
     if len(shapes) > 1:
         raise ValueError(f"{path}: images of different sizes: {sorted(shapes)}")
     return samples
+
+
+def read_images(run: Run, row: str, wanted: Iterable[tuple[str, int]]) -> dict[str, np.ndarray]:
+    """Images (h, w) uint8 of a row by key, of the wanted (key, shard) whose shard is there."""
+    shards: dict[int, set[str]] = {}
+    for key, shard in wanted:
+        shards.setdefault(int(shard), set()).add(str(key))
+    found: dict[str, np.ndarray] = {}
+    for shard, keys in sorted(shards.items()):
+        path = run.path("samples", row, f"{SHARD.format(shard)}.tar")
+        if path.is_file():
+            found |= {s.key: s.image for s in read_samples(path) if s.key in keys}
+    return found
 
 
 def read_features(path: Path) -> tuple[list[str], np.ndarray, str]:

@@ -161,6 +161,15 @@ def read_manifest(data_folder: Path, split: str, nominal_only: bool = False) -> 
     return _films((row, row["caption"], data_folder / row["file"]) for row in rows)
 
 
+def read_view(data_folder: Path, split: str, view: int, films: Sequence[str]) -> Films | None:
+    """Load one view of each of these films; None when they have no such view."""
+    rows = _read_csv(data_folder / "manifest.csv")
+    wanted = set(films)
+    rows = [r for r in rows if r["split"] == split and int(r["view"]) == view]
+    rows = [row for row in rows if row["film"] in wanted]
+    return _films((r, r["caption"], data_folder / r["file"]) for r in rows) if rows else None
+
+
 def read_imagefolder(folder: Path) -> Films:
     """Load one split of the imagefolder layout.
 

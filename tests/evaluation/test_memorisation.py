@@ -1,30 +1,101 @@
-"""Copies are counted against what held-out films are."""
+"""The memorisation audit: finds every planted copy, and hardly a held-out phantom."""
 
 import numpy as np
 import pytest
 
-from hpc_hipgen.evaluation.memorisation import QUANTILE, copy_rate, nearest
+from hpc_hipgen.evaluation.audit import Auditor
+from hpc_hipgen.evaluation.film_pixels import FilmPixels
+from hpc_hipgen.evaluation.memorisation import (
+    ALARM,
+    FilmFeatures,
+    Tail,
+    planted_copies,
+    rates,
+)
+from hpc_hipgen.radiograph.phantom import draw_phantom
+from hpc_hipgen.radiograph.views import make_view
+
+TRAINING, HELD_OUT, OTHERS, COPIED = 30, 16, 54, 10
+SIZE, D = 128, 0.6
 
 
-@pytest.fixture
+def features(images):
+    """Thumbnails in place of a network's features."""
+    return images.reshape(len(images), 8, SIZE // 8, 8, SIZE // 8).mean((2, 4)).reshape(-1, 64)
+
+
+@pytest.fixture(scope="module")
 def films():
-    """Features of training films, of held-out ones and of other drawings."""
+    return [draw_phantom(5, index, 160) for index in range(TRAINING + HELD_OUT + OTHERS)]
+
+
+@pytest.fixture(scope="module")
+def phantoms(films):
+    """Views of training, validation and test phantoms."""
+    views = np.stack([make_view(film.image, film.landmarks, SIZE, D)[0] for film in films])
+    return np.split(views, [TRAINING, TRAINING + HELD_OUT])
+
+
+@pytest.fixture(scope="module")
+def auditor(phantoms):
+    training, held_out, _ = phantoms
+    both = FilmFeatures(features(training)), FilmPixels(training, D)
+    return Auditor.of(*both, (features(held_out), held_out))
+
+
+def test_every_planted_copy_is_found_with_its_film(phantoms, auditor):
+    source = np.arange(0, TRAINING, TRAINING // COPIED)[:COPIED]
+    planted = planted_copies(phantoms[0][source])
+    assert (planted["shifted"][0, 4:] == phantoms[0][source[0], :-4]).all()
+    for kind, copies in planted.items():
+        found = auditor.judge(features(copies), copies).flagged(source)
+        assert found["either"].all(), kind
+        assert found["pixels"].all(), f"{kind}: whatever the features are"
+    mirrored = auditor.judge(features(planted["mirrored"]), planted["mirrored"])
+    assert mirrored.nearest["pixels"].mirrored.all()
+
+
+def test_another_crop_of_a_film_is_found_too(films, auditor):
     rng = np.random.default_rng(0)
-    return [rng.normal(size=(n, 8)).astype(np.float32) for n in (60, 400, 400)]
+    crops = [make_view(f.image, f.landmarks, SIZE, D, rng, jitter=0.5) for f in films[:COPIED]]
+    views = np.stack([view for view, _ in crops])
+    verdict = auditor.judge(features(views), views)
+    assert verdict.flagged(np.arange(COPIED))["either"].mean() >= 0.9
 
 
-def test_the_nearest_film_is_found_whatever_the_scale(films):
-    training = films[0]
-    assert nearest(3 * training[:5], training) == pytest.approx(np.zeros(5), abs=1e-6)
-    one = np.eye(3)
-    assert nearest(np.array([[1.0, 1.0, 0.0]]), one) == pytest.approx([1 - 0.5**0.5])
+def test_held_out_phantoms_are_not_called_copies(phantoms, auditor):
+    others = phantoms[2]
+    score = rates(auditor.judge(features(others), others).flagged())
+    assert score["n"] == OTHERS and score["rate"] < 0.02
+    assert score["low"] <= score["rate"] < score["high"], "so few films prove little more"
 
 
-def test_copies_are_counted_and_films_like_others_are_not(films):
-    training, held_out, drawn = films
-    copies = training[:30] + 0.01
-    assert copy_rate(copies, training, held_out)["rate"] == 1
-    honest = copy_rate(drawn, training, held_out)
-    assert honest["low"] < QUANTILE < honest["high"] and honest["n"] == 400
-    half = np.concatenate([copies, -held_out[:30]])
-    assert 0.5 <= copy_rate(half, training, held_out)["rate"] < 0.65
+def test_text_in_a_corner_makes_no_pair(phantoms, auditor):
+    """Half of all views have a date or a marker; it must neither join nor part films."""
+    written = phantoms[2][:8].copy()
+    written[:, 2:12, 70:126] = 255 - written[:, 2:12, 70:126]
+    before, after = (auditor.pixels.nearest(x) for x in (phantoms[2][:8], written))
+    assert after.distance == pytest.approx(before.distance, abs=0.02)
+
+
+def test_the_tail_is_that_of_a_weibull_distribution():
+    rng = np.random.default_rng(0)
+    distances = 0.4 * rng.weibull(8, 20_000)
+    tail = Tail.of(distances)
+    assert (tail.location, tail.scale) == pytest.approx((np.log(0.4), 1 / 8), rel=0.03)
+    assert tail.chance(np.array([tail.threshold])) == pytest.approx([ALARM])
+    assert tail.threshold == pytest.approx(0.4 * ALARM ** (1 / 8), rel=0.03)
+    some = distances[:30].copy()
+    clean = Tail.of(some).threshold
+    some[some.argmin()] = 0  # a held-out film that is a training film
+    assert Tail.of(some).threshold == pytest.approx(clean)
+
+
+def test_features_are_compared_on_the_scale_of_the_films():
+    rng = np.random.default_rng(0)
+    films = rng.normal(size=(40, 8)) * [1, 1, 1, 1, 1, 1, 1, 1000] + 5
+    near = films[[7, 3]] + 0.01
+    assert list(FilmFeatures(films).nearest(near).film) == [7, 3]
+    moved = films.copy()
+    moved[:, 7] += 100  # little of this feature's spread
+    assert (FilmFeatures(films).nearest(moved).film == np.arange(40)).all()

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from hpc_hipgen.config import parse_experiment
-from hpc_hipgen.evaluation import distances, figures, report, results, samples
+from hpc_hipgen.evaluation import audit, distances, figures, report, results, samples
 from hpc_hipgen.evaluation.ruler import Measurement
+from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.run import Run
 from jobs import evaluate
 from jobs import report as report_job
@@ -45,11 +46,12 @@ def asked(film):
     return 90.0 + film, 100.0 + film / 2  # patient's left, right
 
 
-def write_shard(path, row, films, rng, drop=()):
+def write_shard(path, row, films, rng, drop=(), images=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for film in films:
             image = rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+            image = image if images is None else images[film].copy()
             image[0, 0] = film  # the stub ruler below reads it
             png = io.BytesIO()
             Image.fromarray(image).save(png, "PNG")
@@ -92,17 +94,28 @@ class StubBackbone:
         return images.reshape(len(images), -1)[:, 1:9].astype(np.float32) / 64
 
 
-class StubFilms:
-    ids = tuple(f"train-{i}" for i in range(20))
-    images = np.random.default_rng(9).integers(0, 256, (20, SIZE, SIZE), dtype=np.uint8)
-    prompt_class = np.arange(20) % 2 + 1
+def stub_films(data, split, nominal_only=False):
+    """Random images in place of a data folder."""
+    n = {"train": 20, "validation": 12}[split]
+    return Films(
+        ids=[f"{split}-{i}" for i in range(n)],
+        images=np.random.default_rng(n).integers(0, 256, (n, SIZE, SIZE), dtype=np.uint8),
+        landmarks=np.zeros((n, 2, 5)),
+        captions=["a film"] * n,
+        patient_left=np.zeros(n),
+        patient_right=np.zeros(n),
+        prompt_class=np.arange(n) % 2 + 1,
+        film=[f"film-{split}-{i}" for i in range(n)],
+    )
 
 
 @pytest.fixture
 def stubs(monkeypatch):
     monkeypatch.setattr(evaluate, "ruler_of", lambda run, device: StubRuler())
     monkeypatch.setattr(distances, "load_backbone", lambda inception: StubBackbone())
-    monkeypatch.setattr("hpc_hipgen.radiograph.layouts.read_manifest", lambda *a, **k: StubFilms())
+    monkeypatch.setattr("hpc_hipgen.radiograph.layouts.read_manifest", stub_films)
+    monkeypatch.setattr(audit, "read_manifest", stub_films)
+    monkeypatch.setattr(audit, "read_view", lambda data, split, view, films: None)
 
 
 def make_run(folder, rows=None, **more):
@@ -161,10 +174,22 @@ def test_damaged_shards_are_named(tmp_path):
         samples.read_samples(path)
 
 
+def plant_copies(run, row):
+    """Training films in place of half of a row's images."""
+    films = stub_films("", "train")
+    run.path("data", "images", "train").mkdir(parents=True)
+    for name, image in zip(films.ids, films.images, strict=True):
+        Image.fromarray(image).save(run.path("data", "images", "train", f"{name}.png"))
+    copies = {film: films.images[film] for film in range(FILMS // 2)}
+    path = run.path("samples", row, "shard-00000.tar")
+    write_shard(path, row, range(FILMS // 2), np.random.default_rng(1), images=copies)
+
+
 @pytest.mark.slow
 def test_the_whole_report(tmp_path, stubs, capsys):
     rows = ["ruler", "round_trip", "stable_diffusion", "llcm_4"]  # llcm_1 was not sampled
     run = make_run(tmp_path / "run", rows, **GENERATORS)
+    plant_copies(run, "llcm_4")
     evaluate.evaluate_items(run, evaluate.items(run))
     log = [{"images": 16 * i, "loss": 1 / i, "images_per_second": 10.0} for i in range(1, 5)]
     run.path("llcm").mkdir()
@@ -204,11 +229,18 @@ def test_the_whole_report(tmp_path, stubs, capsys):
     assert line["training_seconds"] == pytest.approx(64 / 10) and line["parameters"] == 1200
     assert math.isnan(line["seconds_with_bases"]), "nothing is known of its teacher's training"
     assert (line["seconds_per_image"], line["evaluations_per_image"]) == (0.5, 4)
-    assert line["mae_left"] == pytest.approx(1) and 0 <= line["copied"] <= 1
+    assert line["mae_left"] == pytest.approx(1) and line["copied"] == 0.5
+    found = metrics["memorisation"]
+    assert (found["rows"]["llcm_4"]["found"], found["rows"]["llcm_4"]["n"]) == (FILMS // 2, FILMS)
+    assert found["rows"]["stable_diffusion"]["found"] == found["held_out"]["ruler"]["found"] == 0
+    closest = [(pair["key"], pair["film"]) for pair in found["pairs"]["llcm_4"]]
+    assert len(closest) == 3 and all(int(key[-5:]) == int(film[6:]) for key, film in closest)
+    assert "Copies of training films" in page and "6 of 12" in page
     text = run.path("report", "comparison.md").read_text().splitlines()
     assert len(text) == 4 and text[3].startswith("| LLCM, 4 steps | 1,200 | 64 | 0.1 (–) | 1.00")
     assert tensorboard_images(run) == {
-        "chain_of_errors", "dots", "losses", "samples", *(f"samples/{row}" for row in rows)
+        "chain_of_errors", "closest_pairs", "dots", "losses", "samples",
+        *(f"samples/{row}" for row in rows),
     }  # fmt: skip
     for name in ("samples.png", "dots.png", "chain_of_errors.svg", "losses.svg"):
         assert run.path("report", "figures", name).is_file()
