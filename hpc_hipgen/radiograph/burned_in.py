@@ -289,7 +289,8 @@ def _around(grey: np.ndarray, box: Box, margin: int) -> np.ndarray:
     top, left = max(0, y0 - margin), max(0, x0 - margin)
     part = grey[top : y1 + margin, left : x1 + margin]
     frame = np.ones(part.shape, bool)
-    frame[y0 - top - 1 : y1 - top + 1, x0 - left - 1 : x1 - left + 1] = False
+    rows = slice(max(0, y0 - top - 1), y1 - top + 1)
+    frame[rows, max(0, x0 - left - 1) : x1 - left + 1] = False
     return part[frame] if frame.any() else np.array([255.0])
 
 
@@ -335,7 +336,7 @@ def _is_side(ink: np.ndarray) -> bool:
     likeness = [
         np.minimum(shape, t > 0.5).sum() / np.maximum(shape, t > 0.5).sum() for t in _templates()
     ]
-    return max(likeness) >= _LIKENESS
+    return bool(max(likeness) >= _LIKENESS)
 
 
 def _lone_letters(level: Level) -> tuple[list[Box], list[Box]]:

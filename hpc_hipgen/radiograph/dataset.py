@@ -324,6 +324,7 @@ def _write_masking(folder: Path, films: Sequence[Made]) -> list[str]:
     """Write the report of masked films; what it says, for people."""
     if not films:
         return []
+    films = sorted(films, key=lambda film: film.rows[0]["film"])
     lines = [
         finding.line(film.rows[0]["film"]) for film in films for finding in film.findings or ()
     ]
