@@ -102,11 +102,13 @@ def find_marks(image: np.ndarray, colour: np.ndarray | None = None) -> list[Mark
         image: (h, w) uint8 grey.
         colour: (h, w) uint8, by how much the channels of a colour film differ.
     """
-    text, markers = find_letters(image)
+    text, single, markers = find_letters(image)
     coloured: list[Box] = []
     if colour is not None:
         coloured, sides = _coloured(image, colour)
         markers += sides
+    # at another size an L may look like something else
+    text += [box for box in single if not any(_overlap(box, other) for other in markers)]
     merged = _merge(image.shape, [*text, *coloured])
     marks = [
         Mark("colour" if any(_overlap(box, c) for c in coloured) else "text", box) for box in merged
@@ -116,8 +118,8 @@ def find_marks(image: np.ndarray, colour: np.ndarray | None = None) -> list[Mark
     return sorted(marks, key=lambda mark: (mark.box[1], mark.box[0]))
 
 
-def find_letters(image: np.ndarray) -> tuple[list[Box], list[Box]]:
-    """Boxes of lines of text, some in several boxes, and of the L or R of a side."""
+def find_letters(image: np.ndarray) -> tuple[list[Box], list[Box], list[Box]]:
+    """Boxes of lines of text, some in several boxes, of single letters, of the L or R of a side."""
     text: list[Box] = []
     single: list[Box] = []
     markers: list[Box] = []
@@ -132,9 +134,7 @@ def find_letters(image: np.ndarray) -> tuple[list[Box], list[Box]]:
                 others, sides = _lone_letters(level)
                 single += [_unscaled(box, scale) for box in others]
                 markers += [_unscaled(box, scale) for box in sides]
-    # at another size an L may look like something else
-    text += [box for box in single if not any(_overlap(box, other) for other in markers)]
-    return text, markers
+    return text, single, markers
 
 
 def _unscaled(box: Box, scale: float) -> Box:
@@ -166,7 +166,7 @@ def _coloured(image: np.ndarray, colour: np.ndarray) -> tuple[list[Box], list[Bo
     drawn = np.abs(colour - tint[bins]) > _LEAST_COLOUR
     if drawn.mean() > _MOST_COLOURED:
         return [], []
-    reach = max(2, round(0.006 * max(image.shape)))
+    reach = max(4, round(0.01 * max(image.shape)))
     together = ndimage.label(ndimage.maximum_filter(drawn, size=2 * reach + 1))[0]
     boxes: tuple[list[Box], list[Box]] = ([], [])
     for place in ndimage.find_objects(np.where(drawn, together, 0)):
@@ -280,6 +280,7 @@ def line_features(level: Level, line: Glyphs) -> dict[str, float]:
         "ground": float(high - low) / 2 / contrast,
         "darkness": float(np.percentile(_around(level.grey, (x0, y0, x1, y1), margin), 90)),
         "edge": float(np.percentile(np.abs(np.diff(grey, axis=1)), 90)) / contrast,
+        "sharpest": float(np.abs(np.diff(grey, axis=1)).max()) / contrast,
     }
 
 
@@ -355,7 +356,7 @@ def _lone_letters(level: Level) -> tuple[list[Box], list[Box]]:
         if f["contrast"] < 35 or f["spread"] > 0.3 or f["beside"] > 0.05:
             continue
         x0, y0, x1, y1 = _bounds(piece)
-        if f["edge"] >= 0.35 and f["ground"] <= 0.35 and _is_side(level.ink[y0:y1, x0:x1]):
+        if f["sharpest"] >= 0.35 and f["ground"] <= 0.35 and _is_side(level.ink[y0:y1, x0:x1]):
             sides.append((x0, y0, x1, y1))
         elif f["darkness"] < _AIR and f["ground"] <= 0.1:
             single.append((x0, y0, x1, y1))
