@@ -60,9 +60,9 @@ def test_a_date_is_masked_in_every_corner_and_colour(phantom, corner, ink):
     assert {finding.action for finding in findings} == {"masked"}
     assert covered([finding.box for finding in findings], box) > 0.95
     x0, y0, x1, y1 = (round(v) for v in box)
-    # what is left looks like the film before, not like letters on it
+    # what is left is no farther from the film before than grey levels differ there anyway
     before, after = (image[y0:y1, x0:x1].astype(float) for image in (phantom.image, masked))
-    assert np.abs(after - before).mean() < 0.5 * np.abs(film.image[y0:y1, x0:x1] - before).mean()
+    assert np.abs(after - before).mean() < before.std()
     assert find_marks(masked) == []
 
 
