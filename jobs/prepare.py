@@ -39,13 +39,18 @@ What is made is set by `seed` and `data` of RUN/config.yaml:
   resolution, head_distance, views   size of the square views, distance between the femoral
                   heads as a fraction of it, crops of each training film
   jitter          share of the full jitter (4 degrees, 3 % of the width, 5 % zoom) of those crops
+  deidentify      mask text that is burned into films, in any colour and place (default: true)
+  keep_markers    but leave the L or R of a side (default: true)
 and by `evaluation`:
   films, landmarks   real films to measure, and their landmarks, in the formats above
 
 Norberg angles are computed from the landmarks. A stated angle that differs by more than half a
 degree, a landmark outside its image, a missing or truncated file, ...: all problems are listed at
 once, each with its file and row, nothing is written, and the exit status is 2.
-DICOM attributes are dropped; text burned into the pixels is kept: mask it before sharing.
+DICOM attributes and overlay planes are dropped. What was masked in films, and what was found but
+left (a side's letter; anything within two head radii of a hip, which somebody has to look at), is
+in deidentified.csv beside the manifest, and drawn as boxes on the small films of
+deidentified.png: look at it, no search finds everything. Names of files and dogs are kept.
 """
 
 
@@ -73,19 +78,21 @@ def prepare(run: Run) -> None:
         data.resolution, data.head_distance, data.views, run.config.seed, data.jitter, data.warp
     )
     with atomic_folder(run.path("data")) as folder:
-        rows, budget = write_dataset(folder, films, settings)
+        rows, budget, masking = write_dataset(folder, films, settings)
     films_of = Counter(film.split for film in films)
     views_of = Counter(row["split"] for row in rows)
     for split in (split for split in SPLITS if films_of[split]):
         print(f"prepare: {split}: {films_of[split]} films, {views_of[split]} views")
-    for line in budget.lines():
+    for line in [*budget.lines(), *masking]:
         print(f"prepare: {line}", flush=True)
     if measured:
         with atomic_folder(row_data(run, FILMS_ROW)) as folder:
-            _, budget = write_dataset(folder, measured, settings)
+            _, budget, masking = write_dataset(folder, measured, settings)
         print(f"prepare: real films to measure, none of them trained on: {len(measured)}")
-        for line in budget.lines():
+        for line in [*budget.lines(), *masking]:
             print(f"prepare: real films, {line}", flush=True)
+    if not data.deidentify and (measured or data.source == "films"):
+        print("prepare: text burned into films is NOT masked (data.deidentify: false)", flush=True)
     run.mark_done("prepare", films=dict(films_of), views=dict(views_of), real_films=len(measured))
 
 
@@ -133,20 +140,23 @@ def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
     from hpc_hipgen.radiograph.films import FilmErrors
 
     data, evaluation = config.data, config.evaluation
+    masking = {"masked": data.deidentify, "keep_markers": data.keep_markers}
     counts = {"train": data.train, "validation": data.validation, "test": data.test}
     films: list[Film] = []
     measured: list[Film] = []
     problems: list[str] = []
     try:
         if data.source == "films":
-            films += film_files(data.films, data.landmarks, counts, config.seed)
+            films += film_files(data.films, data.landmarks, counts, config.seed, **masking)
         else:
             films += phantom_films(config.seed, counts, data.resolution)
     except FilmErrors as error:
         problems += error.lines
     try:
         if evaluation.films:
-            found = film_files(evaluation.films, evaluation.landmarks, {"test": 1}, config.seed)
+            found = film_files(
+                evaluation.films, evaluation.landmarks, {"test": 1}, config.seed, **masking
+            )
             # whatever split the table puts them in: here they are only measured
             measured += [replace(film, split="test") for film in found]
     except FilmErrors as error:

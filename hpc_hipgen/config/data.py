@@ -16,6 +16,10 @@ class Data(Section):
     source: Literal["phantom", "films"] = "phantom"
     films: Path | None = None  # folder of PNG, JPEG or DICOM files
     landmarks: Path | None = None  # CSV or COCO JSON; default: landmarks.csv in the folder
+    # Text burned into films, these and evaluation.films, is masked and reported; phantoms have none
+    # of a patient's. False: it stays, and models learn it.
+    deidentify: bool = True
+    keep_markers: bool = True  # but for the L or R of a side
     train: int = Field(219, gt=0)  # phantoms to draw; for films, the proportion of dogs
     validation: int = Field(31, gt=0)
     test: int = Field(84, gt=0)

@@ -36,6 +36,9 @@ PROMPT_CLASSES: dict[int, str] = {
 MIRROR_CLASSES: frozenset[int] = frozenset({4})
 """Classes whose mirrored films are still true: no phrase that names a side, no date, no marker."""
 
+DATE_CLASSES: frozenset[int] = frozenset({1, 2, 3})
+"""Classes whose caption names a date on the film."""
+
 _PREFIX = "ventrodorsal radiograph of a dog's hips, norberg angle"
 _SIDE = {side: re.compile(rf"\b{side} (\d+(?:\.\d+)?) degrees\b") for side in ("left", "right")}
 

@@ -18,8 +18,17 @@ from PIL import Image
 
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
-from hpc_hipgen.radiograph.films import FILM_SUFFIXES, FilmErrors, read_film
+from hpc_hipgen.radiograph.captions import DATE_CLASSES, MIRROR_CLASSES, caption
+from hpc_hipgen.radiograph.deidentify import (
+    MASKED,
+    Finding,
+    contact_sheet,
+    mask_film,
+    summary,
+    thumbnail,
+    to_csv,
+)
+from hpc_hipgen.radiograph.films import FILM_SUFFIXES, FilmErrors, read_film, read_spaced_film
 from hpc_hipgen.radiograph.geometry import SIDES, Landmarks
 from hpc_hipgen.radiograph.landmark_table import SPLITS, Entry, Table, read_landmark_table
 from hpc_hipgen.radiograph.layouts import write_layouts
@@ -30,6 +39,20 @@ from hpc_hipgen.radiograph.views import make_view, resolution_budget
 _FIRST_INDEX = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A film as it goes into a data set.
+
+    `image` (h, w) uint8, `landmarks` in its pixels, `prompt_class`; `findings`, what was burned
+    into it, or None where nobody looked.
+    """
+
+    image: np.ndarray
+    landmarks: Landmarks
+    prompt_class: int
+    findings: list[Finding] | None = None
+
+
 class Film(Protocol):
     """One film of a data set; small enough to be sent to another process."""
 
@@ -37,8 +60,8 @@ class Film(Protocol):
     dog: str
     split: str
 
-    def load(self) -> tuple[np.ndarray, Landmarks, int]:
-        """Image (h, w) uint8, its landmarks in pixels, and its prompt class."""
+    def load(self) -> Loaded:
+        """Read or draw it."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +79,22 @@ class PhantomFilm:
         """Every phantom is a dog of its own."""
         return self.name
 
-    def load(self) -> tuple[np.ndarray, Landmarks, int]:
-        """Draw it."""
+    def load(self) -> Loaded:
+        """Draw it; its date is nobody's and stays."""
         from hpc_hipgen.radiograph.phantom import draw_phantom
 
         phantom = draw_phantom(self.seed, self.index, self.size)
-        return phantom.image, phantom.landmarks, phantom.prompt_class
+        return Loaded(phantom.image, phantom.landmarks, phantom.prompt_class)
 
 
 @dataclass(frozen=True)
 class FilmFile:
-    """A film on disk with its entry of the landmark table."""
+    """A film on disk with its entry of the landmark table.
+
+    Attributes:
+        masked: text burned into it is masked on reading (deidentify.py).
+        keep_markers: but not the L or R of a side.
+    """
 
     name: str
     dog: str
@@ -74,10 +102,16 @@ class FilmFile:
     path: Path
     landmarks: Landmarks
     prompt_class: int
+    masked: bool = True
+    keep_markers: bool = True
 
-    def load(self) -> tuple[np.ndarray, Landmarks, int]:
-        """Read it."""
-        return read_film(self.path), self.landmarks, self.prompt_class
+    def load(self) -> Loaded:
+        """Read it, and mask what was burned in."""
+        film = read_spaced_film(self.path)
+        if not self.masked:
+            return Loaded(film.image, self.landmarks, self.prompt_class)
+        image, findings = mask_film(film, self.landmarks, self.keep_markers)
+        return Loaded(image, self.landmarks, self.prompt_class, findings)
 
 
 @dataclass(frozen=True)
@@ -138,11 +172,17 @@ def split_dogs(dogs: Sequence[str], proportions: Mapping[str, float], seed: int)
 
 
 def film_files(
-    folder: Path, table: Path | None, proportions: Mapping[str, float], seed: int
+    folder: Path,
+    table: Path | None,
+    proportions: Mapping[str, float],
+    seed: int,
+    masked: bool = True,
+    keep_markers: bool = True,
 ) -> list[FilmFile]:
     """Validate a folder of films with its landmark table (default: landmarks.csv in it).
 
-    Every film is read to its last byte. Splits come from the table, or from `split_dogs`.
+    Every film is read to its last byte. Splits come from the table, or from `split_dogs`. `masked`
+    and `keep_markers` are those of `FilmFile`.
 
     Raises:
         FilmErrors: all that is wrong, one line a problem with its file and row.
@@ -161,6 +201,8 @@ def film_files(
             path=folder / entry.film,
             landmarks=entry.landmarks,
             prompt_class=entry.prompt_class,
+            masked=masked,
+            keep_markers=keep_markers,
         )
         for entry in sorted(entries, key=lambda entry: entry.film)
     ]
@@ -233,8 +275,10 @@ class Budget:
 
 def write_dataset(
     folder: Path, films: Sequence[Film], settings: ViewSettings, processes: int | None = None
-) -> tuple[list[dict[str, Any]], Budget]:
+) -> tuple[list[dict[str, Any]], Budget, list[str]]:
     """Fill a data folder: images, manifest and layouts (see layouts.py).
+
+    Of films that are masked, also the report: `deidentified.csv` and, as a picture, `.png`.
 
     Args:
         folder: exists and is empty; should be a temporary one that is renamed afterwards.
@@ -243,26 +287,67 @@ def write_dataset(
         processes: default: the CPUs that this process may use.
 
     Returns:
-        The manifest's rows, and the resolution budget.
+        The manifest's rows, the resolution budget, and what was masked, in words.
     """
     tasks = list(_tasks(folder, films, settings))
     for split in {film.split for film in films}:
         (folder / "images" / split).mkdir(parents=True)
     made = list(progress(run_parallel(_make_film, tasks, processes), len(tasks), "preparing films"))
-    rows = [row for views, _, _ in made for row in views]
+    rows = [row for film in made for row in film.rows]
     write_layouts(folder, rows)
-    nominal = [Landmarks.from_flat(views[0]) for views, _, _ in made]
+    nominal = [Landmarks.from_flat(film.rows[0]) for film in made]
     budget = Budget(
-        film_degrees=np.array([degrees for _, degrees, _ in made]),
+        film_degrees=np.array([film.degrees for film in made]),
         view_degrees=np.array([resolution_budget(landmarks) for landmarks in nominal]),
-        film_distance=np.array([distance for _, _, distance in made]),
+        film_distance=np.array([film.distance for film in made]),
         view_distance=settings.head_distance * settings.resolution,
     )
-    return rows, budget
+    return (
+        rows,
+        budget,
+        _write_masking(folder, [film for film in made if film.findings is not None]),
+    )
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one film: its manifest rows, degrees per pixel and D, and what was masked."""
+
+    rows: list[dict[str, Any]]
+    degrees: float
+    distance: float
+    findings: list[Finding] | None
+    thumbnail: np.ndarray | None
+
+
+def _write_masking(folder: Path, films: Sequence[Made]) -> list[str]:
+    """Write the report of masked films; what it says, for people."""
+    if not films:
+        return []
+    films = sorted(films, key=lambda film: film.rows[0]["film"])
+    lines = [
+        finding.line(film.rows[0]["film"]) for film in films for finding in film.findings or ()
+    ]
+    shown = sorted(films, key=lambda film: not film.findings)  # those with something first
+    (folder / "deidentified.csv").write_text(to_csv(lines), encoding="utf-8")
+    (folder / "deidentified.png").write_bytes(
+        contact_sheet([film.thumbnail for film in shown if film.thumbnail is not None])
+    )
+    masked = {line["film"] for line in lines if line["action"] == MASKED}
+    dated = sum(
+        film.rows[0]["film"] in masked and film.rows[0]["prompt_class"] in DATE_CLASSES
+        for film in films
+    )
+    text = summary(lines, len(films))
+    if dated:
+        text.append(
+            f"{dated} of these films are of a prompt class whose caption names a date, which may "
+            "be masked now: class 4 names none"
+        )
+    return text
 
 
 Task = tuple[Path, Film, int, ViewSettings]
-Made = tuple[list[dict[str, Any]], float, float]
 
 
 def _tasks(folder: Path, films: Sequence[Film], settings: ViewSettings) -> Iterator[Task]:
@@ -273,9 +358,10 @@ def _tasks(folder: Path, films: Sequence[Film], settings: ViewSettings) -> Itera
 
 
 def _make_film(task: Task) -> Made:
-    """Write the views of one film; its manifest rows, degrees per pixel and D of the film."""
+    """Write the views of one film."""
     folder, film, number, settings = task
-    image, landmarks, prompt_class = film.load()
+    loaded = film.load()
+    image, landmarks, prompt_class = loaded.image, loaded.landmarks, loaded.prompt_class
     rows = []
     for view in range(settings.views if film.split == "train" else 1):
         rng, flip = None, False
@@ -310,7 +396,9 @@ def _make_film(task: Task) -> Made:
                 **_labels(moved, prompt_class),
             }
         )
-    return rows, resolution_budget(landmarks), landmarks.head_distance
+    small = None if loaded.findings is None else thumbnail(image, loaded.findings)
+    degrees, distance = resolution_budget(landmarks), landmarks.head_distance
+    return Made(rows, degrees, distance, loaded.findings, small)
 
 
 def _labels(landmarks: Landmarks, prompt_class: int) -> dict[str, Any]:

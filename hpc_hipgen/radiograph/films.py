@@ -2,8 +2,9 @@
 
 Only pixels leave this module. The attributes of a DICOM file (name, birth date, hospital, ...) and
 the text chunks of a PNG or JPEG are read where a pixel value depends on them and then dropped; what
-the project writes are PNGs of its own, so nothing of them is carried along. **Text that is burned
-into the pixels** (a date, a name in a corner) is *not* masked here: mask it before sharing.
+the project writes are PNGs of its own, so nothing of them is carried along. Overlay planes (60xx)
+are not drawn. **Text that is burned into the pixels** (a date, a name in a corner) is not masked
+here but by `deidentify.py`, which every film passes on its way into a data set.
 """
 
 import math
@@ -44,12 +45,18 @@ class FilmErrors(ValueError):
 class SpacedFilm:
     """A film (h, w) uint8 and, where the file says it, the size of its pixels.
 
-    `spacing`: height and width of a pixel in mm. `aspect`: height by width of a pixel.
+    `spacing`: height and width of a pixel in mm. `aspect`: height by width of a pixel. `colour`:
+    (h, w) uint8, by how much the channels of a colour file differ; None of a grey one. What a DICOM
+    file says of itself: `burned_in`, its BurnedInAnnotation ("YES", "NO" or ""), and how many
+    `overlays` it has beside its pixels, which are left out.
     """
 
     image: np.ndarray
     spacing: tuple[float, float] | None = None
     aspect: float = 1.0
+    colour: np.ndarray | None = None
+    burned_in: str = ""
+    overlays: int = 0
 
     def square(self) -> np.ndarray:
         """The film stretched in height until its pixels are square: others change angles."""
@@ -84,14 +91,16 @@ def read_spaced_film(path: Path) -> SpacedFilm:
     if is_dicom or path.suffix.lower() in (".dcm", ".dicom"):
         film = _read_dicom(path)
     else:
-        film = SpacedFilm(_read_picture(path))
+        image, colour = _read_picture(path)
+        film = SpacedFilm(image, colour=colour)
     height, width = film.image.shape
     if min(height, width) < 2:
         raise ValueError(f"{path}: {width} x {height} pixels is not a film")
     return film
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Grey levels and colour of a PNG, JPEG or TIFF, as in `SpacedFilm`."""
     try:
         with Image.open(path) as picture:
             if picture.format not in ("PNG", "JPEG", "TIFF"):
@@ -105,12 +114,19 @@ def _read_picture(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: damaged or truncated ({error})") from None
     if picture.mode.startswith(("I", "F")):  # 16 bits and more, grey
         shown = _stretch(np.asarray(picture, dtype=np.float64))
-        return _to_bytes(1 - shown if inverted else shown)
+        return _to_bytes(1 - shown if inverted else shown), None
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
         picture = Image.alpha_composite(black, picture)
-    return np.array(picture.convert("L"))
+    colour = None if picture.mode in ("1", "L") else _colour(np.asarray(picture.convert("RGB")))
+    return np.array(picture.convert("L")), colour
+
+
+def _colour(pixels: np.ndarray) -> np.ndarray | None:
+    """By how much the channels (h, w, 3) uint8 differ; None where they never do."""
+    difference = pixels.max(2) - pixels.min(2)
+    return difference if difference.any() else None
 
 
 def _white_is_zero(picture: Image.Image) -> bool:
@@ -131,15 +147,21 @@ def _read_dicom(path: Path) -> SpacedFilm:
             raise ValueError(f"it holds {dataset.NumberOfFrames} frames, one is needed")
         pixels = dataset.pixel_array
         photometric = str(dataset.PhotometricInterpretation)
+        about = {
+            "burned_in": str(dataset.get("BurnedInAnnotation") or "").upper(),
+            "overlays": sum((group, 0x3000) in dataset for group in range(0x6000, 0x6020, 2)),
+        }
         if photometric == "PALETTE COLOR":
             wide = apply_color_lut(pixels, dataset)
             pixels = (wide >> 8 if wide.dtype == np.uint16 else wide).astype(np.uint8)
         if pixels.ndim == 3:
             scale = 255 / (2 ** int(dataset.BitsStored) - 1)
             colour = pixels if photometric == "PALETTE COLOR" else pixels * scale
-            grey = np.array(Image.fromarray(np.rint(colour).astype(np.uint8)).convert("L"))
-            return SpacedFilm(grey, *_spacing(dataset))
-        return SpacedFilm(_to_bytes(_displayed(dataset, pixels)), *_spacing(dataset))
+            rgb = np.rint(colour).astype(np.uint8)
+            grey = np.array(Image.fromarray(rgb).convert("L"))
+            return SpacedFilm(grey, *_spacing(dataset), _colour(rgb), **about)
+        grey = _to_bytes(_displayed(dataset, pixels))
+        return SpacedFilm(grey, *_spacing(dataset), **about)
     except Exception as error:  # pydicom has no common base of what a damaged file raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: damaged, truncated or unsupported DICOM ({reason})") from None

@@ -148,13 +148,13 @@ def phantoms(tmp_path_factory):
 
 
 def test_training_films_have_more_views(phantoms):
-    _, _, rows, _ = phantoms
+    _, _, rows, _, _ = phantoms
     assert Counter(row["split"] for row in rows) == {"train": 18, "validation": 1, "test": 2}
     assert {row["view"] for row in rows if row["split"] == "train"} == {0, 1, 2}
 
 
 def test_flips_swap_the_sides_and_spare_the_classes_that_name_one(phantoms):
-    _, _, rows, _ = phantoms
+    _, _, rows, _, _ = phantoms
     nominal = {row["film"]: row for row in rows if row["view"] == 0}
     flipped = [row for row in rows if row["flipped"]]
     assert flipped and all(row["prompt_class"] in MIRROR_CLASSES for row in flipped)
@@ -181,7 +181,7 @@ def test_the_number_of_processes_changes_no_byte(tmp_path, monkeypatch):
 def test_the_resolution_budget_of_films_and_views(tmp_path):
     film_folder(tmp_path, 1)
     film = FilmFile("0.png", "0", "test", tmp_path / "0.png", LANDMARKS, 4)
-    _, budget = made(tmp_path / "data", [film])
+    _, budget, _ = made(tmp_path / "data", [film])
     arm = np.hypot(5, 25)  # the shorter one
     assert budget.film_degrees[0] == pytest.approx(np.degrees(1 / arm))
     ratio = 0.6 * 64 / LANDMARKS.head_distance

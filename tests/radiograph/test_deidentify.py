@@ -1,0 +1,123 @@
+"""De-identification: text of any colour and place is found and masked, hips are left alone."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from hpc_hipgen.radiograph.burned_in import find_marks
+from hpc_hipgen.radiograph.deidentify import (
+    COLUMNS,
+    Finding,
+    contact_sheet,
+    fill,
+    mask_film,
+    mask_text,
+    thumbnail,
+    to_csv,
+)
+from hpc_hipgen.radiograph.films import SpacedFilm
+from hpc_hipgen.radiograph.phantom import draw_phantom
+
+WHITE, GREY, RED, BLUE = (255, 255, 255), (150, 150, 150), (220, 0, 0), (60, 60, 255)
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    """A film without date or marker."""
+    return draw_phantom(5, 3, 384, prompt_class=4)
+
+
+def written(image, text, at, ink=WHITE, size=16, anchor="la"):
+    """The film with text burned in, as `SpacedFilm`, and the text's box."""
+    picture = Image.fromarray(image).convert("RGB")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
+    draw.text(at, text, ink, font, anchor)
+    pixels = np.asarray(picture)
+    difference = pixels.max(2) - pixels.min(2)
+    film = SpacedFilm(np.asarray(picture.convert("L")), colour=difference)
+    return film, draw.textbbox(at, text, font, anchor)
+
+
+def covered(boxes, box):
+    """Share of a box that boxes cover."""
+    x0, y0, x1, y1 = (round(v) for v in box)
+    mask = np.zeros((y1 - y0, x1 - x0), bool)
+    for left, top, right, bottom in boxes:
+        mask[max(0, top - y0) : max(0, bottom - y0), max(0, left - x0) : max(0, right - x0)] = True
+    return mask.mean()
+
+
+@pytest.mark.parametrize("ink", [WHITE, GREY, RED, BLUE])
+@pytest.mark.parametrize("corner", ["la", "ra", "ld", "rd"])
+def test_a_date_is_masked_in_every_corner_and_colour(phantom, corner, ink):
+    height, width = phantom.image.shape
+    at = (4 if corner[0] == "l" else width - 4, 4 if corner[1] == "a" else height - 4)
+    film, box = written(phantom.image, "12.03.2019", at, ink, anchor=corner)
+    masked, findings = mask_film(film, phantom.landmarks)
+    assert {finding.action for finding in findings} == {"masked"}
+    assert covered([finding.box for finding in findings], box) > 0.95
+    x0, y0, x1, y1 = (round(v) for v in box)
+    # what is left is no farther from the film before than grey levels differ there anyway
+    before, after = (image[y0:y1, x0:x1].astype(float) for image in (phantom.image, masked))
+    assert np.abs(after - before).mean() < before.std()
+    assert find_marks(masked) == []
+
+
+def test_a_film_without_text_is_left_as_it_is(phantom):
+    masked, findings = mask_film(SpacedFilm(phantom.image), phantom.landmarks)
+    assert findings == [] and np.array_equal(masked, phantom.image)
+
+
+def test_text_near_a_hip_is_reported_and_not_masked(phantom):
+    hip = phantom.landmarks.image_left
+    film, box = written(phantom.image, "12.03.2019", (hip.head_x, hip.head_y), RED, anchor="mm")
+    masked, findings = mask_film(film, phantom.landmarks)
+    assert [finding.action for finding in findings] == ["near a hip"]
+    assert covered([findings[0].box], box) > 0.9
+    assert np.array_equal(masked, film.image)
+    assert [finding.action for finding in mask_film(film)[1]] == ["masked"]  # no hips known
+
+
+@pytest.mark.parametrize("ink", [WHITE, RED])
+@pytest.mark.parametrize("letter", ["L", "R"])
+def test_the_letter_of_a_side_may_stay(letter, ink):
+    film, box = written(np.zeros((384, 384), np.uint8), letter, (300, 60), ink, size=30)
+    kept, findings = mask_film(film)
+    assert [(f.what, f.action) for f in findings] == [("marker", "kept")]
+    assert covered([findings[0].box], box) > 0.5 and np.array_equal(kept, film.image)
+    masked, findings = mask_film(film, keep_markers=False)
+    assert [f.action for f in findings] == ["masked"] and masked.max() == 0
+
+
+def test_what_a_dicom_file_says_of_itself_is_in_the_report(phantom):
+    film = SpacedFilm(phantom.image, burned_in="YES", overlays=1)
+    _, findings = mask_film(film, phantom.landmarks)
+    assert findings == [Finding("overlay plane", "dropped"), Finding("text", "not found")]
+
+
+def test_a_view_is_masked_without_landmarks(phantom):
+    film, _ = written(phantom.image, "12.03.2019", (4, 4), GREY)
+    assert find_marks(film.image) and find_marks(mask_text(film.image)) == []
+
+
+def test_boxes_are_filled_from_their_surroundings():
+    ramp = np.repeat(np.arange(0, 120, 2, dtype=np.uint8)[:, None], 80, 1)
+    spoilt = ramp.copy()
+    spoilt[20:30, 10:60] = 255
+    assert np.abs(fill(spoilt, [(10, 20, 60, 30)]).astype(int) - ramp).max() <= 6
+    corner = ramp.copy()
+    corner[:10, :20] = 255
+    assert fill(corner, [(0, 0, 20, 10)]).max() == ramp.max()
+    assert fill(spoilt, [(0, 0, 80, 60)]).max() == 0  # no surroundings
+
+
+def test_the_report_is_a_table_and_a_picture(phantom):
+    finding = Finding("text", "masked", (1, 2, 30, 14))
+    lines = list(csv.DictReader(io.StringIO(to_csv([finding.line("a.png")]))))
+    assert tuple(lines[0]) == COLUMNS and lines[0]["right"] == "30"
+    small = thumbnail(phantom.image, [finding])
+    sheet = Image.open(io.BytesIO(contact_sheet([small] * 7)))
+    assert sheet.size == (6 * 256, 2 * 256)
