@@ -3,15 +3,13 @@
     python -m jobs.benchmark                              everything
     python -m jobs.benchmark --only training sampling     some of it
     python -m jobs.benchmark --against diffusers          our LLCM step against diffusers' recipe
-    python -m jobs.benchmark --only solvers --run results/llcm    errors by steps of a trained run
     python -m jobs.benchmark --only measuring --run results/film_ruler    whole films a second
 
-Rows: training, loader, scale, sampling, evaluation, checkpoints, imports; solvers and measuring
-need --run. The experiments are those of configs/ with random weights and a few phantoms; --config
-chooses others, and key=value changes the first. What is compared is measured turn by turn in one
-process. Written to results/benchmarks/MACHINE.md and .json, with the machine described; rows that
-are not measured keep what was there. Other work on the machine spoils absolute figures, and ratios
-hardly.
+Rows: training, loader, scale, sampling, evaluation, checkpoints, imports; measuring needs --run.
+The experiments are those of configs/ with random weights and a few phantoms; --config chooses
+others, and key=value changes the first. What is compared is measured turn by turn in one process.
+Written to results/benchmarks/MACHINE.md and .json, with the machine described; rows that are not
+measured keep what was there. Other work on the machine spoils absolute figures, and ratios hardly.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from hpc_hipgen.run import write_atomic
 
 EXPERIMENTS = ("llcm", "lora", "dreambooth", "dall_e")
 ROWS = ("training", "loader", "sampling", "evaluation", "checkpoints", "imports", "scale")
-OF_RUNS = {"solvers": "a model", "measuring": "a film ruler"}
+OF_RUNS = {"measuring": "a film ruler"}
 """Rows that need a trained run, and of what."""
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=(*ROWS, *OF_RUNS), help="which rows")
     parser.add_argument("--against", choices=("diffusers",), help="what to compare the LLCM with")
     parser.add_argument("--config", nargs="+", help="experiments (default: those of configs/)")
-    parser.add_argument("--run", type=Path, help="a trained run, for solvers or measuring")
+    parser.add_argument("--run", type=Path, help="a trained run, for measuring")
     parser.add_argument("--repeats", type=int, default=7, help="of which the median counts (7)")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
     parser.add_argument("--name", help="of the files (default: this machine's processor)")
@@ -90,7 +88,7 @@ def _check(options: argparse.Namespace) -> None:
 
         run = Run(options.run)
         for row in set(wanted) & set(OF_RUNS):
-            if (row == "measuring") != bool(run.config.film_ruler):
+            if not run.config.film_ruler:
                 raise ConfigError(f"--only {row}: {options.run} is no run of {OF_RUNS[row]}")
     options.config = options.config or [str(ROOT / "configs" / f"{n}.yaml") for n in EXPERIMENTS]
     options.experiments = [
@@ -106,11 +104,6 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
     tables: dict[str, list[dict[str, Any]]] = {}
     rows = options.only or (() if options.against else ROWS)
-    if "solvers" in rows:
-        from hpc_hipgen.performance.solvers import economics
-        from hpc_hipgen.run import Run
-
-        tables["solvers"] = economics(Run(options.run))
     if "measuring" in rows:
         from hpc_hipgen.performance.measuring import measuring
         from hpc_hipgen.run import Run
