@@ -360,7 +360,10 @@ def solver_economics(lines: Sequence[Mapping[str, Any]]) -> Figure:
         grid[1, 0].set_ylabel("angle error (°)")
         handles = {h.get_label(): h for axes in grid.flat for h in axes.get_lines()}
         named = {k: h for k, h in handles.items() if not k.startswith("_")}
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, fontsize=8)
+        ncols = 2 * len(scales)
+        figure.legend(
+            named.values(), named.keys(), loc="outside lower center", ncols=ncols, fontsize=8
+        )
     return figure
 
 
