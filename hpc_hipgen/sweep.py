@@ -146,7 +146,7 @@ def plan(run: Run, grid: Grid, name: str, split: str) -> tuple[Sweep, list[str]]
             raise ConfigError(f"{run.folder}: has no {model}; it has {', '.join(there) or 'none'}")
         solvers, steps, scales = _crossed(run, grid, model, notes)
         for checkpoint in grid.checkpoint:
-            _check_there(run, model, checkpoint)
+            check_there(run, model, checkpoint)
             crossed = product(solvers, steps, scales)
             cells += [Cell(model, checkpoint, s, n, float(g)) for s, n, g in crossed]
     if not cells:
@@ -191,7 +191,8 @@ def checkpoint_folder(run: Run, model: str, checkpoint: str) -> Path:
     return run.path(model, "checkpoints", f"{int(checkpoint):010d}")
 
 
-def _check_there(run: Run, model: str, checkpoint: str) -> None:
+def check_there(run: Run, model: str, checkpoint: str) -> None:
+    """Raises ConfigError unless the run has the export of a model, and that checkpoint."""
     adapters = isinstance(getattr(run.config, model), Adapters)
     file = "pytorch_lora_weights.safetensors" if adapters else "model_index.json"
     if not run.path(model, EXPORT, file).is_file():
@@ -205,6 +206,13 @@ def _check_there(run: Run, model: str, checkpoint: str) -> None:
             f"{folder}: no such checkpoint; {model} has those at "
             f"{', '.join(map(str, kept)) or 'no number of'} images"
         )
+
+
+def check_ready(run: Run) -> None:
+    """Raises ConfigError unless there are captions and a ruler."""
+    for path in (run.path("data", "manifest.csv"), run.first_stage("ruler") / "ruler.json"):
+        if not path.is_file():
+            raise ConfigError(f"{path}: missing; finish the run first")
 
 
 def sweep_folder(run: Run, name: str) -> Path:

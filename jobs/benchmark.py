@@ -3,16 +3,15 @@
     python -m jobs.benchmark                              everything
     python -m jobs.benchmark --only training sampling     some of it
     python -m jobs.benchmark --against diffusers          our LLCM step against diffusers' recipe
-    python -m jobs.benchmark --only solvers --run results/llcm    errors by steps of a trained run
     python -m jobs.benchmark --only measuring             whole films a second, by the film ruler of
                                                           --run or that of the program
 
-Rows: training, loader, scale, sampling, evaluation, checkpoints, imports; solvers, which needs
---run, and measuring only where they are named. The experiments are those of configs/ with random
-weights and a few phantoms; --config chooses others, and key=value changes the first. What is
-compared is measured turn by turn in one process. Written to results/benchmarks/MACHINE.md and
-.json, with the machine described; rows that are not measured keep what was there. Other work on the
-machine spoils absolute figures, and ratios hardly.
+Rows: training, loader, scale, sampling, evaluation, checkpoints, imports; measuring only where it
+is named. The experiments are those of configs/ with random weights and a few phantoms; --config
+chooses others, and key=value changes the first. What is compared is measured turn by turn in one
+process. Written to results/benchmarks/MACHINE.md and .json, with the machine described; rows that
+are not measured keep what was there. Other work on the machine spoils absolute figures, and ratios
+hardly.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from hpc_hipgen.run import write_atomic
 
 EXPERIMENTS = ("llcm", "lora", "dreambooth", "dall_e")
 ROWS = ("training", "loader", "sampling", "evaluation", "checkpoints", "imports", "scale")
-OF_RUNS = ("solvers", "measuring")
-"""Rows of what is trained already."""
+MEASURING = "measuring"
+"""The row of what is trained already, measured only where it is named."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=(*ROWS, *OF_RUNS), help="which rows")
     parser.add_argument("--against", choices=("diffusers",), help="what to compare the LLCM with")
     parser.add_argument("--config", nargs="+", help="experiments (default: those of configs/)")
-    parser.add_argument("--run", type=Path, help="a trained run, for solvers or measuring")
+    parser.add_argument("--run", type=Path, help="a trained run, for measuring")
     parser.add_argument("--repeats", type=int, default=7, help="of which the median counts (7)")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
     parser.add_argument("--name", help="of the files (default: this machine's processor)")
@@ -82,17 +81,11 @@ def _check(options: argparse.Namespace) -> None:
     """Raises ConfigError for a mistake, before anything heavy is imported."""
     if options.repeats < 1:
         raise ConfigError("--repeats: at least 1")
-    wanted = options.only or ()
-    if "solvers" in wanted and options.run is None:
-        raise ConfigError("--only solvers: needs --run, a trained run")
     if options.run is not None:
         from hpc_hipgen.run import Run
 
-        has_ruler = bool(Run(options.run).config.film_ruler)
-        for row in set(wanted) & set(OF_RUNS):
-            if (row == "measuring") != has_ruler:
-                what = "no run" if row == "measuring" else "the run"
-                raise ConfigError(f"--only {row}: {options.run} is {what} of a film ruler")
+        if not Run(options.run).config.film_ruler:
+            raise ConfigError(f"--run: {options.run} is no run of a film ruler, for {MEASURING}")
     options.config = options.config or [str(ROOT / "configs" / f"{n}.yaml") for n in EXPERIMENTS]
     options.experiments = [
         shrunk(config, [] if number else options.settings)
@@ -107,16 +100,11 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
     tables: dict[str, list[dict[str, Any]]] = {}
     rows = options.only or (() if options.against else ROWS)
-    if "solvers" in rows:
-        from hpc_hipgen.performance.solvers import economics
-        from hpc_hipgen.run import Run
-
-        tables["solvers"] = economics(Run(options.run))
-    if "measuring" in rows:
+    if MEASURING in rows:
         from hpc_hipgen.performance.measuring import measuring
 
-        tables["measuring"] = measuring(film_ruler(options.run), options.repeats)
-    rows = [row for row in rows if row not in OF_RUNS]
+        tables[MEASURING] = measuring(film_ruler(options.run), options.repeats)
+    rows = [row for row in rows if row != MEASURING]
     if not rows and not options.against:
         return tables
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,8 @@
               lcm_lora, dreambooth, unclip; default: all that the run has
   checkpoint  export, or images seen of a kept checkpoint (RUN/MODEL/checkpoints), whose weight
               average is used; default: export
-  solver      ddim, leapfrog, paper: for the teachers; a student has its own
+  solver      ddim, leapfrog, paper: for the teachers; a student has its own. `python -m
+              jobs.solvers` compares them, and others, with what they should arrive at
   steps       default: those of the run's own rows
   guidance    diffusers' scale, 1 is without; a student takes those that it was trained for, an
               LCM-LoRA none
@@ -171,7 +172,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     site = load_site(options.site)
     run = Run(site.run_folder(options.run))
-    _check_ready(run)
+    sweeps.check_ready(run)
     sweep = _planned(run, options)
     graph = sweeps.graph(options.name)
     slurm = site.uses_slurm()
@@ -208,13 +209,6 @@ def _planned(run: Run, options: argparse.Namespace) -> Sweep:
             "steps=[10,20] guidance=[1,2,3]"
         )
     return sweep
-
-
-def _check_ready(run: Run) -> None:
-    """Raises ConfigError unless there are captions and a ruler."""
-    for path in (run.path("data", "manifest.csv"), run.first_stage("ruler") / "ruler.json"):
-        if not path.is_file():
-            raise ConfigError(f"{path}: missing, and a sweep needs it; finish the run first")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ the initial noise, then that of each step. So an image depends on its seed only,
 or the device, and a stock pipeline draws the same one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -48,9 +48,19 @@ def sample_ode(
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {tuple(SOLVERS)}, not {solver!r}")
     final = alphas_cumprod[:1] if final_abar is None else alphas_cumprod.new_tensor([final_abar])
-    abars = torch.cat([alphas_cumprod[timesteps], final])
+    return follow(model, noise, timesteps, torch.cat([alphas_cumprod[timesteps], final]), solver)
+
+
+@torch.no_grad()
+def follow(
+    model: Model, noise: Tensor, timesteps: Iterable[Tensor], levels: Tensor, solver: str
+) -> Tensor:
+    """The same through given levels abar (n + 1,), the last being where the last step ends.
+
+    The n timesteps, whole or fractional, are only handed to the model.
+    """
     z, history = noise, None
-    for t, abar, abar_next in zip(timesteps, abars[:-1], abars[1:], strict=True):
+    for t, abar, abar_next in zip(timesteps, levels[:-1], levels[1:], strict=True):
         z, history = SOLVERS[solver](z, model(z, t), abar, abar_next, history)
     return z
 

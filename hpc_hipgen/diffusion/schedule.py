@@ -129,6 +129,46 @@ def uniform_timesteps(steps: int, n: int = 1000, offset: int = 1) -> Tensor:
     return timesteps
 
 
+def trailing_timesteps(steps: int, n: int = 1000) -> Tensor:
+    """Timesteps evenly spaced from n - 1 down, (steps,) int64 (diffusers' "trailing" spacing)."""
+    grid = torch.arange(steps, 0, -1, dtype=torch.float64) * (n / steps)
+    return grid.round().long() - 1
+
+
+def karras_timesteps(
+    steps: int, alphas_cumprod: Tensor, rho: float = 7.0, to_one: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Fractional timesteps (steps,) float32 and levels abar (steps + 1,) float64 of a Karras grid.
+
+    Evenly spaced in s^(1/rho) from the noisiest level (Karras et al. 2022, arXiv 2206.00364,
+    eq. 5). The last level, where the last step ends, is that of t = 0, which takes no evaluation;
+    with `to_one` it is 1, and the evaluation before it is at t = 0.
+    """
+    table = noise_to_signal(alphas_cumprod)
+    ends = table[[-1, 0]] ** (1.0 / rho)
+    ramp = torch.linspace(0.0, 1.0, steps if to_one else steps + 1, dtype=torch.float64)[:steps]
+    s = (ends[0] + ramp * (ends[1] - ends[0])) ** rho
+    # log s is nearly linear in t between neighbouring timesteps, at all levels.
+    timesteps = interpolate(s.log(), table.log(), torch.arange(len(table)).to(s))
+    final = s.new_tensor([1.0 if to_one else float(alphas_cumprod[0])])
+    return timesteps.float(), torch.cat([1.0 / (1.0 + s**2), final])
+
+
+def level_at(t: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """abar at timesteps t of any shape, whole or fractional (log s is interpolated); float64."""
+    table = noise_to_signal(alphas_cumprod).log()
+    log_s = interpolate(t.to(table), torch.arange(len(table)).to(table), table)
+    return 1.0 / (1.0 + (2.0 * log_s).exp())
+
+
+def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """Piecewise linear interpolation of the points (xs rising, ys) at x, clamped to the ends."""
+    right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
+    left = right - 1
+    fraction = ((x - xs[left]) / (xs[right] - xs[left])).clamp(0.0, 1.0)
+    return ys[left] + fraction * (ys[right] - ys[left])
+
+
 def distillation_timesteps(skip: int, n: int = 1000) -> Tensor:
     """The grid on which a consistency model is distilled, (n // skip,) int64, rising.
 

@@ -22,9 +22,10 @@ class LeapfrogScheduler(SchedulerMixin, ConfigMixin):
     """Second-order sampling for one network evaluation a step; see `solvers.leapfrog`.
 
     The settings have the names, meanings and (where Stable Diffusion sets them) the values of
-    diffusers' DDIMScheduler; use_karras_sigmas spaces the steps evenly in s^(1/rho) (Karras et
-    al. 2022, eq. 5), at fractional timesteps, instead of by timestep_spacing. Settings that the
-    method has no place for raise ValueError rather than being dropped.
+    diffusers' DDIMScheduler; use_karras_sigmas, the default, spaces the steps evenly in s^(1/rho)
+    (Karras et al. 2022, eq. 5), at fractional timesteps, and then timestep_spacing is not used:
+    on even timesteps the method can be worse than DDIM (`solvers.leapfrog` says why). Settings
+    that the method has no place for raise ValueError rather than being dropped.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]  # noqa: RUF012 (diffusers' name)
@@ -43,7 +44,7 @@ class LeapfrogScheduler(SchedulerMixin, ConfigMixin):
         timestep_spacing: str = "leading",
         steps_offset: int = 1,
         set_alpha_to_one: bool = False,
-        use_karras_sigmas: bool = False,
+        use_karras_sigmas: bool = True,
         rho: float = 7.0,
         clip_sample: bool = False,
         thresholding: bool = False,
@@ -81,15 +82,18 @@ class LeapfrogScheduler(SchedulerMixin, ConfigMixin):
         config, n = self.config, self.config.num_train_timesteps
         if not 1 <= num_inference_steps <= n:
             raise ValueError(f"num_inference_steps must be within 1..{n}")
-        final = 1.0 if config.set_alpha_to_one else float(self.alphas_cumprod[0])
         if config.use_karras_sigmas:
-            timesteps, levels = self._karras_grid(num_inference_steps)
+            timesteps, levels = schedule.karras_timesteps(
+                num_inference_steps, self.alphas_cumprod, config.rho, config.set_alpha_to_one
+            )
         else:
             timesteps = self._spaced_timesteps(num_inference_steps)
+            final = 1.0 if config.set_alpha_to_one else float(self.alphas_cumprod[0])
             levels = self.alphas_cumprod[timesteps]
+            levels = torch.cat([levels, levels.new_tensor([final])])
         self.num_inference_steps = num_inference_steps
         self.timesteps = timesteps.to(device)
-        self._reset(torch.cat([levels, levels.new_tensor([final])]))
+        self._reset(levels)
 
     def _spaced_timesteps(self, steps: int) -> Tensor:
         """Falling int64 timesteps as diffusers' DDIMScheduler spaces them."""
@@ -97,24 +101,8 @@ class LeapfrogScheduler(SchedulerMixin, ConfigMixin):
         if self.config.timestep_spacing == "leading":
             return schedule.uniform_timesteps(steps, n, self.config.steps_offset)
         if self.config.timestep_spacing == "trailing":
-            grid = torch.arange(steps, 0, -1, dtype=torch.float64) * (n / steps)
-            return grid.round().long() - 1
+            return schedule.trailing_timesteps(steps, n)
         return torch.linspace(n - 1, 0, steps, dtype=torch.float64).round().long()
-
-    def _karras_grid(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Fractional timesteps (float32) and levels abar of the Karras grid, (steps,) each.
-
-        It runs from the noisiest level towards t = 0. Where the last step ends there (not at
-        abar = 1), t = 0 itself takes no evaluation.
-        """
-        table = schedule.noise_to_signal(self.alphas_cumprod)
-        ends = table[[-1, 0]] ** (1.0 / self.config.rho)
-        points = steps if self.config.set_alpha_to_one else steps + 1
-        ramp = torch.linspace(0.0, 1.0, points, dtype=torch.float64)[:steps]
-        s = (ends[0] + ramp * (ends[1] - ends[0])) ** self.config.rho
-        # log s is nearly linear in t between neighbouring timesteps, at all levels.
-        timesteps = _interpolate(s.log(), table.log(), torch.arange(len(table)).to(s))
-        return timesteps.float(), 1.0 / (1.0 + s**2)
 
     @property
     def step_index(self) -> int | None:
@@ -171,10 +159,8 @@ class LeapfrogScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noised samples at timesteps (b,), whole or fractional (log s is interpolated)."""
-        table = schedule.noise_to_signal(self.alphas_cumprod).log()
-        t = timesteps.to(table)
-        s = _interpolate(t, torch.arange(len(table)).to(table), table).exp()
-        alpha, sigma = schedule.signal_and_noise(1.0 / (1.0 + s**2), original_samples)
+        abar = schedule.level_at(timesteps.to(self.alphas_cumprod.device), self.alphas_cumprod)
+        alpha, sigma = schedule.signal_and_noise(abar, original_samples)
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
     def __len__(self) -> int:
@@ -193,11 +179,3 @@ def _alphas_cumprod(
         linear = torch.linspace(beta_start, beta_end, n, dtype=torch.float64)
         return torch.cumprod(1.0 - linear, dim=0)
     raise ValueError(f"beta_schedule must be scaled_linear or linear, not {kind!r}")
-
-
-def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Piecewise linear interpolation of the points (xs rising, ys) at x, clamped to the ends."""
-    right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
-    left = right - 1
-    fraction = ((x - xs[left]) / (xs[right] - xs[left])).clamp(0.0, 1.0)
-    return ys[left] + fraction * (ys[right] - ys[left])

@@ -79,6 +79,13 @@ def leapfrog(
     the last step and this one in s (both negative). For even steps it is the classical
     x_next = x_prev + 2 h eps. Second order for one evaluation a step; the first step, which has
     no history, is Euler's.
+
+    Take steps that shrink in s, as a Karras grid's do. A two-step method has a second, parasitic
+    mode, of alternating sign here. With q what a step multiplies a direction of the true
+    solution by, it multiplies the parasitic one by -(h / h_prev)^2 / q (the product of the roots),
+    and q is about s_next / s across the images that the model knows. Over a Karras grid of
+    rho = 7 that damps it by (s_next / s)^(5/7); over the last steps of even timesteps, which do
+    not shrink, it grows, by more than tenfold in the step to t = 0 (docs/log.md, 2026-11-23).
     """
     alpha, _ = signal_and_noise(abar, z)
     alpha_next, _ = signal_and_noise(abar_next, z)

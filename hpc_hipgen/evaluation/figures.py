@@ -363,6 +363,65 @@ def _sweep_curves(
         axes.plot(x, y, marker="o", ms=3.5, lw=1.2, ls=style, label=label)
 
 
+SOLVER_COLOURS = {
+    "ddim": "#8a94a0",
+    "leapfrog": "#d9731a",
+    "dpm++2m": "#1f6fb4",
+    "unipc": "#3b8f5a",
+    "lcm": "#8a5fb0",
+}
+
+
+def solver_economics(lines: Sequence[Mapping[str, Any]]) -> Figure:
+    """Final error above, angle error below, against evaluations; a column for each guidance.
+
+    lines: of `performance.economics.table`. Full curves are on Karras levels, dashed ones on even
+    timesteps.
+    """
+    scales = sorted({line["guidance"] for line in lines})
+    last = max(line["evaluations"] for line in lines)
+    drawn = [line for line in lines if line["evaluations"] <= 64]
+    references = [line for line in lines if line["evaluations"] == last]
+    with mpl.rc_context(STYLE):
+        figure = _figure(3.9 * len(scales), 6.2)
+        grid = figure.subplots(2, len(scales), squeeze=False, sharex=True, sharey="row")
+        for (upper, lower), scale in zip(grid.T, scales, strict=True):
+            own = [line for line in drawn if line["guidance"] == scale]
+            for axes, score in ((upper, "final error"), (lower, "angle error")):
+                _solver_curves(axes, own, score)
+            for line in references:
+                if line["guidance"] == scale and line["angle error"] is not None:
+                    lower.axhline(line["angle error"], color=INK, lw=0.8, ls=(0, (1, 2)))
+            upper.set_yscale("log")
+            upper.set_title(f"guidance {scale:g}")
+            lower.set_xscale("log", base=2)
+            lower.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+            lower.set_xlabel("network evaluations")
+        grid[0, 0].set_ylabel(f"final error (RMS to {last} evaluations)")
+        grid[1, 0].set_ylabel("angle error (°)")
+        handles = {h.get_label(): h for axes in grid.flat for h in axes.get_lines()}
+        named = {k: h for k, h in handles.items() if not k.startswith("_")}
+        ncols = 2 * len(scales)
+        figure.legend(
+            named.values(), named.keys(), loc="outside lower center", ncols=ncols, fontsize=8
+        )
+    return figure
+
+
+def _solver_curves(axes: Axes, lines: Sequence[Mapping[str, Any]], score: str) -> None:
+    """One curve for each solver and spacing that has the score."""
+    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for line in lines:
+        if line.get(score) is not None:
+            points = curves.setdefault((line["solver"], line["spacing"]), [])
+            points.append((line["evaluations"], line[score]))
+    for (solver, spacing), points in curves.items():
+        x, y = np.array(sorted(points), dtype=float).T
+        label = "LLCM" if solver == "lcm" else f"{solver}, {spacing}"
+        style = {"ls": "--" if spacing == "trailing" else "-", "marker": "o", "ms": 3.5, "lw": 1.3}
+        axes.plot(x, y, color=SOLVER_COLOURS[solver], label=label, **style)
+
+
 def sample_grid(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str]) -> Figure:
     """Films side by side: a line per row of the report, a column per caption.
 

@@ -24,7 +24,8 @@ from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.lora import ADAPTER, adapter_parameters
 from hpc_hipgen.training.engine import device
 
-# The published solver is DDIM to the bit (tests/diffusion), so DDIM's scheduler serves both.
+# The published solver is DDIM to the bit (tests/diffusion), so DDIM's scheduler serves both. The
+# leapfrog's takes Karras levels unless the pipeline's own configuration says otherwise.
 SCHEDULERS = {"ddim": DDIMScheduler, "paper": DDIMScheduler, "leapfrog": LeapfrogScheduler}
 """Scheduler class by the name of the solver; "lcm" keeps the one that was exported."""
 

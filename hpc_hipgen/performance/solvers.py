@@ -1,122 +1,169 @@
-"""Solver economics: what a network evaluation buys, on the trained models of a run.
+"""The cells of `performance.economics`: a teacher's ODE by each solver, a student by its steps.
 
-For the validation captions, every image from the same seed with every solver and number of steps.
-The final error of a teacher's solver is how far its latents lie from those of a reference of 500
-steps; the angle error is the ruler's. A student draws other pictures by design, so it only has the
-latter. All start at the noisiest timestep (`trailing`), so that all step counts solve one equation.
+All solvers begin at the noisiest timestep and end at the cleanest, so that they solve one equation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import (
-    DDIMScheduler,
     DPMSolverMultistepScheduler,
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
+from safetensors.torch import save
 from torch import Tensor
 
+from hpc_hipgen.diffusion.consistency import guided_epsilon
+from hpc_hipgen.diffusion.sampling import follow, seed_generators, seeded_noise
+from hpc_hipgen.diffusion.schedule import (
+    karras_timesteps,
+    level_at,
+    to_epsilon,
+    trailing_timesteps,
+)
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
+from hpc_hipgen.diffusion.solvers import SOLVERS
 from hpc_hipgen.generators.autoencoder import to_images
-from hpc_hipgen.generators.sampling import load_pipeline
-from hpc_hipgen.run import Run
+from hpc_hipgen.generators.sampling import sampling_cost
+from hpc_hipgen.performance.economics import TEACHER, Cell
+from hpc_hipgen.progress import progress
 
-Line = dict[str, Any]
+Network = Callable[[Tensor, Tensor], Tensor]
+"""network(z, t () whole or fractional) -> its output, of the configured prediction type."""
 
-SOLVERS: dict[str, tuple[type, dict[str, Any]]] = {
-    "ddim": (DDIMScheduler, {}),
-    "leapfrog": (LeapfrogScheduler, {}),
-    "DPM-Solver++(2M)": (DPMSolverMultistepScheduler, {"final_sigmas_type": "sigma_min"}),
-    "UniPC": (UniPCMultistepScheduler, {"final_sigmas_type": "sigma_min"}),
-}
-"""Scheduler classes of the teacher's solvers, all ending at the cleanest timestep."""
+DIFFUSERS = {"dpm++2m": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+"""DPM-Solver++(2M) and UniPC of second order, as diffusers sets them by default."""
 
-STEPS = (4, 8, 16, 32)
-STUDENT_STEPS = (1, 2, 4, 8)
-REFERENCE_STEPS = 500
-BATCH = 16
+LONG = 100
+"""From so many steps on a cell shows a bar of its own."""
 
 
-def economics(run: Run, captions: int = 31) -> list[Line]:
-    """A line for each solver and number of steps; evaluations count guided calls once.
+@torch.no_grad()
+def solve(
+    network: Network, noise: Tensor, cell: Cell, config: dict[str, Any], label: str = ""
+) -> Tensor:
+    """Latents at t = 0, like `noise`, after `cell.steps` calls of the network.
 
-    Raises:
-        ValueError: when the run holds no trained teacher.
+    `config` is that of a diffusers scheduler. A `label` shows a bar with that name.
     """
-    from hpc_hipgen.radiograph.layouts import read_manifest
-    from hpc_hipgen.training.engine import device
-    from jobs.evaluate import ruler_of
+    if cell.solver in DIFFUSERS:
+        return _by_diffusers(network, noise, cell, config)
+    levels = LeapfrogScheduler.from_config(config)
+    alphas = levels.alphas_cumprod
+    if cell.spacing == "karras":
+        timesteps, abars = karras_timesteps(cell.steps, alphas)
+    else:
+        timesteps = trailing_timesteps(cell.steps, len(alphas))
+        abars = torch.cat([alphas[timesteps], alphas[:1]])
 
-    films = read_manifest(run.path("data"), "validation", nominal_only=True)
-    films = films.take(range(min(captions, len(films))))
-    ruler = ruler_of(run, device().type)
-    guidance = run.config.sampling.guidance
-    teacher = load_pipeline(run.path("stable_diffusion", "export"))
-    reference = _latents(teacher, films.captions, "leapfrog", REFERENCE_STEPS, guidance)
-    lines = [_line("reference: leapfrog", REFERENCE_STEPS, teacher, reference, films, ruler)]
-    for solver in SOLVERS:
-        for steps in STEPS:
-            latents = _latents(teacher, films.captions, solver, steps, guidance)
-            line = _line(solver, steps, teacher, latents, films, ruler)
-            error = (latents - reference).square().flatten(1).mean(1).sqrt()
-            lines.append(line | {"final error": float(error.mean())})
-    if run.config.llcm:
-        student = load_pipeline(run.path("llcm", "export"))
-        scale = run.config.sampling.student_guidance
-        for steps in STUDENT_STEPS:
-            latents = _latents(student, films.captions, None, steps, scale)
-            lines.append(_line("LLCM", steps, student, latents, films, ruler))
-    return lines
+    def epsilon(z: Tensor, t: Tensor) -> Tensor:
+        output = network(z, t.to(z.device))
+        table, first = level_at(t, alphas)[None], torch.tensor(0)
+        return to_epsilon(output, z, first, table, levels.config.prediction_type)
+
+    assert cell.solver in SOLVERS
+    times = progress(timesteps, cell.steps, label) if label else timesteps
+    return follow(epsilon, noise, times, abars, cell.solver)
+
+
+def _by_diffusers(network: Network, noise: Tensor, cell: Cell, config: dict[str, Any]) -> Tensor:
+    """The same by a scheduler of diffusers, which rounds the timesteps of Karras levels."""
+    karras = cell.spacing == "karras"
+    scheduler = DIFFUSERS[cell.solver].from_config(
+        config,
+        timestep_spacing="trailing",
+        use_karras_sigmas=karras,
+        final_sigmas_type="sigma_min",
+    )
+    # diffusers' Karras grid has its last evaluation where it ends, for a step of no length
+    scheduler.set_timesteps(cell.steps + karras, device=noise.device)
+    z = noise
+    for t in scheduler.timesteps[: cell.steps]:
+        z = scheduler.step(network(z, t), t, z).prev_sample
+    return z
+
+
+def guided_network(
+    pipeline: StableDiffusionPipeline, prompts: list[str], guidance: float
+) -> Network:
+    """The UNet on these prompts; guidance above 1 takes a batch of twice the images."""
+    device = pipeline.unet.device
+    with torch.no_grad():
+        text, null = pipeline.encode_prompt(prompts, device, 1, guidance > 1)
+
+    def network(z: Tensor, t: Tensor) -> Tensor:
+        if guidance <= 1:
+            return pipeline.unet(z, t, text).sample
+        output = pipeline.unet(torch.cat([z, z]), t, torch.cat([null, text])).sample
+        without, with_caption = output.chunk(2)
+        return guided_epsilon(with_caption, without, guidance - 1.0)
+
+    return network
+
+
+def measure(
+    cell: Cell,
+    specs: Sequence[dict[str, Any]],
+    pipeline: StableDiffusionPipeline,
+    ruler: Any,
+    batch: int,
+) -> bytes:
+    """The file of a cell: latents (n, c, h, w) float32, angles and asked (n, 2) float64 degrees.
+
+    `specs` as of `jobs.sample.image_specs`. Evaluations are counted at the network.
+    """
+    latents = []
+    with sampling_cost(pipeline) as cost:
+        for start in range(0, len(specs), batch):
+            chosen = specs[start : start + batch]
+            latents.append(_latents(cell, chosen, pipeline).float().cpu())
+    passes = cost["evaluations"] // len(specs)
+    doubled = cell.model == TEACHER and cell.guidance > 1
+    calls = passes // 2 if doubled else passes
+    assert calls == cell.steps, f"{cell.name}: {calls} evaluations"
+    tensors = {
+        "latents": torch.cat(latents),
+        "angles": torch.from_numpy(_angles(pipeline.vae, latents, ruler)),
+        "asked": torch.tensor(
+            [[spec["asked_left"], spec["asked_right"]] for spec in specs], dtype=torch.float64
+        ),
+    }
+    return save(tensors, metadata={"evaluations": str(calls), "passes": str(passes)})
 
 
 def _latents(
-    pipeline: StableDiffusionPipeline, prompts: list[str], solver: str | None, steps: int,
-    guidance: float,
-) -> Tensor:  # fmt: skip
-    """Latents (n, c, h, w) of the prompts, one seed each; solver None keeps the exported one."""
-    if solver is not None:
-        kind, more = SOLVERS[solver]
-        config = dict(pipeline.scheduler.config) | more
-        pipeline.scheduler = kind.from_config(config, timestep_spacing="trailing")
-    parts = []
-    for start in range(0, len(prompts), BATCH):
-        chosen = prompts[start : start + BATCH]
-        seeds = range(start, start + len(chosen))
-        size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        parts.append(
-            pipeline(
-                chosen,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                height=size,
-                width=size,
-                output_type="latent",
-            ).images.float()
-        )
-    return torch.cat(parts)
+    cell: Cell, specs: Sequence[dict[str, Any]], pipeline: StableDiffusionPipeline
+) -> Tensor:
+    prompts, seeds = ([spec[key] for spec in specs] for key in ("prompt", "seed"))
+    config = pipeline.unet.config
+    size = config.sample_size
+    if cell.model == TEACHER:
+        noise = seeded_noise(seeds, (config.in_channels, size, size)).to(pipeline.unet.device)
+        network = guided_network(pipeline, prompts, cell.guidance)
+        label = cell.name if cell.steps >= LONG else ""
+        return solve(network, noise, cell, dict(pipeline.scheduler.config), label)
+    pixels = size * pipeline.vae_scale_factor
+    return pipeline(
+        prompts,
+        num_inference_steps=cell.steps,
+        guidance_scale=cell.guidance,
+        generator=seed_generators(seeds),
+        height=pixels,
+        width=pixels,
+        output_type="latent",
+    ).images
 
 
-def _line(
-    solver: str, steps: int, pipeline: StableDiffusionPipeline, latents: Tensor, films: Any,
-    ruler: Any,
-) -> Line:  # fmt: skip
-    """Angle error of the decoded latents, mean of both sides in degrees."""
-    vae = pipeline.vae
-    with torch.no_grad():
-        parts = latents.to(vae.dtype).split(BATCH)
-        images = [to_images(vae.decode(z / vae.config.scaling_factor).sample) for z in parts]
+@torch.no_grad()
+def _angles(vae: Any, latents: Sequence[Tensor], ruler: Any) -> np.ndarray:
+    """Angles of the patient's left and right (n, 2) in the decoded latents; NaN where refused."""
+    scale = vae.config.scaling_factor
+    images = [to_images(vae.decode(z.to(vae.device) / scale).sample) for z in latents]
     measured = ruler.measure(np.concatenate(images))
     # the patient's left is at the image's right
-    found = np.array([[m.image_right, m.image_left] for m in measured])
-    asked = np.stack([films.patient_left, films.patient_right], 1)
-    return {
-        "solver": solver,
-        "evaluations": steps,
-        "angle error": float(np.nanmean(np.abs(found - asked))),
-        "refused": int(np.isnan(found).any(1).sum()),
-    }
+    return np.array([[m.image_right, m.image_left] for m in measured], dtype=np.float64)

@@ -42,6 +42,15 @@ def test_lcm_timesteps_are_those_of_the_lcm_scheduler(skip):
         assert set(ours.tolist()) <= set(schedule.distillation_timesteps(skip).tolist())
 
 
+def test_levels_of_fractional_timesteps():
+    timesteps, levels = schedule.karras_timesteps(9, ALPHAS)
+    assert timesteps[0] == 999 and bool((timesteps % 1 != 0).any())
+    torch.testing.assert_close(schedule.level_at(timesteps, ALPHAS), levels[:-1], rtol=1e-4, atol=0)
+    assert float(levels[-1]) == float(ALPHAS[0])
+    whole = torch.tensor([0, 481, 999])
+    torch.testing.assert_close(schedule.level_at(whole, ALPHAS), ALPHAS[whole])
+
+
 def test_distillation_grid():
     grid = schedule.distillation_timesteps(20)
     assert (len(grid), int(grid[0]), int(grid[-1])) == (50, 19, 999)

@@ -41,7 +41,6 @@ def test_rows_are_measured_and_kept(tiny_file, tmp_path, capsys, monkeypatch):
 
 
 MISTAKES = (
-    ["--only", "solvers"],
     ["llcm.skips=1"],
     ["--repeats", "0"],
     ["--run", "nowhere"],

@@ -127,7 +127,7 @@ def test_a_sweep_keeps_its_grid(run):
 def test_without_captions_or_ruler_nothing_is_planned(run, capsys):
     run.path("ruler", "export", "ruler.json").unlink()
     assert sweep.main([str(run.folder), "steps=2"]) == 2
-    assert "ruler.json: missing, and a sweep needs it" in capsys.readouterr().err
+    assert "ruler.json: missing; finish the run first" in capsys.readouterr().err
 
 
 def test_the_dry_run_lists_cells_and_scripts_and_writes_nothing(run, capsys):
