@@ -67,10 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = documented_parser("benchmark", __doc__)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changed settings")
-    parser.add_argument("--only", nargs="+", choices=(*ROWS, *OF_RUNS), help="which rows")
+    parser.add_argument("--only", nargs="+", choices=(*ROWS, MEASURING), help="which rows")
     parser.add_argument("--against", choices=("diffusers",), help="what to compare the LLCM with")
     parser.add_argument("--config", nargs="+", help="experiments (default: those of configs/)")
-    parser.add_argument("--run", type=Path, help="a trained run, for measuring")
+    parser.add_argument("--run", type=Path, help=f"of a film ruler, for {MEASURING}")
     parser.add_argument("--repeats", type=int, default=7, help="of which the median counts (7)")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
     parser.add_argument("--name", help="of the files (default: this machine's processor)")
