@@ -26,7 +26,9 @@ KINDS = {"kill": 20, "preempt": 3, "limit": 1}
 MODELS = ("ruler", "autoencoder", "stable_diffusion", "llcm")
 SPOT = {"partition": "spot", "gpus": 2, "gres": "gpu:a100:{n}", "cpus": 1, "mem_gb": 8, "hours": 1}
 SITE = {
-    "resources": site_with().model_dump(exclude_unset=True)["resources"] | {"train": SPOT},
+    # everything with optimizer steps runs where it can be preempted
+    "resources": site_with().model_dump(exclude_unset=True)["resources"]
+    | {"train": SPOT, "gpu": SPOT | {"gpus": 1}},
     "requeues": 10,
 }
 RESULTS = ("*/export/**/*.safetensors", "samples/**/*.tar", "evaluation/**/*.parquet")
