@@ -55,9 +55,11 @@ class Pipeline:
         self.cluster = cluster
 
     def submit(self):
-        """Submits what is missing, when nothing of the run is in the queue any more."""
-        wait_until(lambda: not self.cluster.queue(), "an empty queue", 120)
+        """Submits what is missing, beside what goes on."""
         submit_stages(self.run, self.graph, self.site)
+
+    def queued(self, job):
+        return any(number.split("_")[0] == job.split("_")[0] for number in self.cluster.queue())
 
     def finished(self):
         return all(stage.done(self.run) for stage in self.graph)
@@ -103,7 +105,10 @@ class Pipeline:
 
     def kill(self, job):
         self.cluster.call("scancel", "--signal=KILL", job)
-        wait_until(lambda: not self.cluster.queue(), "the end of the killed job", 120)
+        wait_until(lambda: not self.queued(job), "the end of the killed job", 120)
+        # what waited for it is cancelled a moment later
+        time.sleep(3)
+        self.submit()
 
     def preempt(self, job):
         node = self.cluster.job(job)["NodeList"]
