@@ -76,6 +76,13 @@ def test_the_error_of_a_frechet_distance_is_its_spread_over_samples():
     assert np.mean(errors) == pytest.approx(np.std(found), rel=0.35)
 
 
+@pytest.mark.parametrize("n, m, width", [(12, 30, 5), (9, 40, 60)])
+def test_the_error_of_a_frechet_distance_is_the_brute_force_jackknife(n, m, width):
+    x, y = sets(n, m, width)
+    left_out = [d.frechet_distance(np.delete(x, i, 0), y) for i in range(n)]
+    assert d.frechet_error(x, y) == pytest.approx(np.sqrt((n - 1) * np.var(left_out)), rel=1e-5)
+
+
 def test_precision_and_recall_are_the_brute_force_ones():
     x, y = sets(30, 40, 3, shift=2.0)
 
