@@ -8,8 +8,6 @@ from films of other dogs. A hip is a dict: `film`, `dog`, `fold`, `side` (the pa
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from hpc_hipgen.evaluation.agreement import FIGURES, Agreement, agreement
 from hpc_hipgen.evaluation.faithfulness import paired_bootstrap
 from hpc_hipgen.evaluation.real_films import NOTE_ON_ANNOTATORS
 from hpc_hipgen.radiograph.geometry import Angles, Landmarks
+from hpc_hipgen.tables import csv_text
 
 if TYPE_CHECKING:
     from hpc_hipgen.evaluation.film_ruler import FilmMeasurement
@@ -144,11 +143,7 @@ def _dogs(hips: Sequence[Hip]) -> list[str]:
 
 def to_csv(hips: Sequence[Hip]) -> str:
     """A line a hip."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(hips)
-    return buffer.getvalue()
+    return csv_text(hips, COLUMNS)
 
 
 def to_markdown(hips: Sequence[Hip], figures: Mapping[str, Any]) -> str:

@@ -110,7 +110,7 @@ def faithfulness(asked: ArrayLike, measured: ArrayLike) -> dict[str, float | int
     error = y - x
     fit = n >= MIN_IMAGES and _varies(x)
     dx = x - x.mean() if n else x
-    reach = 1.96 * float(error.std(ddof=1)) if n >= MIN_IMAGES else None
+    reach = NORMAL_975 * float(error.std(ddof=1)) if n >= MIN_IMAGES else None
     return {
         "r": r,
         "r_low": low,

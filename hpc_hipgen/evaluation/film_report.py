@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from hpc_hipgen.evaluation.film_ruler import FilmMeasurement
 from hpc_hipgen.radiograph.films import SpacedFilm
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Angles, Landmarks, fci_grade
+from hpc_hipgen.tables import csv_text
 
 MEASURED, REFUSED, UNREADABLE = "measured", "refused", "unreadable"
 
@@ -77,11 +77,7 @@ def unreadable_line(name: str, reason: str) -> dict[str, Any]:
 
 def to_csv(lines: Iterable[Mapping[str, Any]]) -> str:
     """The text of measurements.csv."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
+    return csv_text(lines, COLUMNS)
 
 
 def caveat(lab_films: int) -> str:

@@ -7,14 +7,13 @@ patient's; ``annotated`` is the angle of the film's landmarks, which is an estim
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.run import Run
+from hpc_hipgen.tables import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,11 +87,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def to_csv(lines: Iterable[Mapping[str, Any]]) -> str:
     """The text of films.csv."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
+    return csv_text(lines, COLUMNS)
 
 
 def film_lines(run: Run) -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run, atomic_folder, write_atomic
+from hpc_hipgen.tables import csv_text
 
 GRID_FILMS = 6
 SHOWN_FILMS = 12
@@ -45,11 +45,11 @@ def write_report(run: Run) -> Path:
     with atomic_folder(run.path("report")) as folder:
         drawn = _figures(run, results, labels, grid, folder / "figures")
         table = table_1(results, labels)
-        write_atomic(folder / "table1.csv", _csv(table, TABLE_1_COLUMNS))
+        write_atomic(folder / "table1.csv", csv_text(table, TABLE_1_COLUMNS))
         compared = comparison.compare(run, results, labels)
         if compared:
             results.metrics["comparison"] = compared
-            write_atomic(folder / "comparison.csv", _csv(compared, comparison.COLUMNS))
+            write_atomic(folder / "comparison.csv", csv_text(compared, comparison.COLUMNS))
             write_atomic(folder / "comparison.md", comparison.markdown(compared))
         if results.metrics["films"]:
             text = real_films.to_csv(results.metrics["films"]["hips"])
@@ -77,14 +77,6 @@ def table_1(results: Results, labels: Mapping[str, str]) -> list[dict[str, Any]]
             line |= {"row": "", "name": paper.name, "source": "paper", "side": side, "r": r}
             lines.append({**line, "r_low": low, "r_high": high, "r2": r * r})
     return lines
-
-
-def _csv(lines: list[dict[str, Any]], columns: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
 
 
 def choose_grid(run: Run, results: Results) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,13 @@ from hpc_hipgen.radiograph.deidentify import (
     thumbnail,
     to_csv,
 )
-from hpc_hipgen.radiograph.films import FILM_SUFFIXES, FilmErrors, read_film, read_spaced_film
+from hpc_hipgen.radiograph.films import (
+    FILM_SUFFIXES,
+    FilmErrors,
+    SpacedFilm,
+    read_film,
+    read_spaced_film,
+)
 from hpc_hipgen.radiograph.geometry import SIDES, Landmarks
 from hpc_hipgen.radiograph.landmark_table import SPLITS, Entry, Table, read_landmark_table
 from hpc_hipgen.radiograph.layouts import write_layouts
@@ -107,11 +113,16 @@ class FilmFile:
 
     def load(self) -> Loaded:
         """Read it, and mask what was burned in."""
+        film, findings = self.read()
+        return Loaded(film.image, self.landmarks, self.prompt_class, findings)
+
+    def read(self) -> tuple[SpacedFilm, list[Finding] | None]:
+        """The film, masked where that is asked for, and what was found in it."""
         film = read_spaced_film(self.path)
         if not self.masked:
-            return Loaded(film.image, self.landmarks, self.prompt_class)
+            return film, None
         image, findings = mask_film(film, self.landmarks, self.keep_markers)
-        return Loaded(image, self.landmarks, self.prompt_class, findings)
+        return replace(film, image=image), findings
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ three pixels are beyond it. Look at the contact sheet before sharing films or a 
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from scipy import ndimage
 from hpc_hipgen.radiograph.burned_in import Box, Mark, find_marks
 from hpc_hipgen.radiograph.films import SpacedFilm
 from hpc_hipgen.radiograph.geometry import Landmarks
+from hpc_hipgen.tables import csv_text
 
 MASKED, KEPT, NEAR_HIP, MISSED, DROPPED = "masked", "kept", "near a hip", "not found", "dropped"
 """What was done: filled; a letter of a side that stays; not filled; said to be there, yet not
@@ -131,11 +131,7 @@ def fill(image: np.ndarray, boxes: Iterable[Box]) -> np.ndarray:
 
 def to_csv(lines: Iterable[dict[str, object]]) -> str:
     """The text of the report."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
+    return csv_text(lines, COLUMNS)
 
 
 def summary(lines: Sequence[dict[str, object]], films: int) -> list[str]:

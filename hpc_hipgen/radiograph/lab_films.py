@@ -12,7 +12,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +21,6 @@ import numpy as np
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.dataset import FilmFile, film_files
-from hpc_hipgen.radiograph.deidentify import mask_film
-from hpc_hipgen.radiograph.films import read_spaced_film
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.radiograph.scene_store import CLOSE_UP_SIZE, FILM_SIZE, stack_scenes, write_scenes
 from hpc_hipgen.radiograph.scenes import Scene, close_up_matrices
@@ -122,10 +120,7 @@ def scenes_of(films: Sequence[LabFilm], chosen: Sequence[LabFilm]) -> np.ndarray
 
 def _make(seed: int, film: FilmFile) -> tuple[Landmarks, list[tuple[Scene, Scene]]]:
     """Landmarks in square pixels, and the scenes of a film."""
-    read = read_spaced_film(film.path)
-    if film.masked:
-        masked, _ = mask_film(read, film.landmarks, film.keep_markers)
-        read = replace(read, image=masked)
+    read, _ = film.read()
     rows = film.landmarks.to_array()
     rows[:, [1, 4]] = (rows[:, [1, 4]] + 0.5) * read.aspect - 0.5
     landmarks = Landmarks.from_array(rows)

@@ -1,0 +1,21 @@
+"""Tables as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def csv_text(lines: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A head and the lines, as CSV.
+
+    Raises:
+        ValueError: when a line has a key that is no column.
+    """
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
