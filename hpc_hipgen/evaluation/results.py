@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_hipgen.evaluation import distances, real_films, samples
+from hpc_hipgen.evaluation import distances, diversity, real_films, samples
 from hpc_hipgen.evaluation.audit import audit
 from hpc_hipgen.evaluation.faithfulness import (
     PAPER_TABLE_1,
@@ -144,6 +144,7 @@ def collect(run: Run) -> Results:
         "ruler": ruler,
         "films": real_films.summary(found.get(FILMS_ROW), ruler, means),
         "frechet": features and _frechet(features, found),
+        "diversity": diversity.of_rows(run, found),
         "memorisation": features and audit(run, found, features),
         "paper": {
             "test_films": PAPER_TEST_FILMS,

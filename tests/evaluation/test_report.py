@@ -214,11 +214,14 @@ def test_the_whole_report(tmp_path, stubs, capsys):
     assert metrics["frechet"]["name"] == "Fréchet distance (EfficientNet-Lite0)"
     ruler = metrics["frechet"]["rows"]["ruler"]["1"]
     assert ruler["frechet"] == ruler["floor"] and ruler["n"] == FILMS // 2
+    alike = metrics["diversity"]["rows"]["ruler"]
+    assert list(alike) == ["all", "1", "2"] and alike["all"]["n"] == FILMS
+    assert alike["all"]["low"] <= alike["all"]["ssim"] <= alike["all"]["high"] < 0.2
     assert metrics["runtime"]["llcm"]["images"] == 64, "the cut-off line does not count"
 
     page = run.path("report", "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is outside the file"
-    assert "Every generator" in page
+    assert "Every generator" in page and "SSIM 0.0" in page
     for words in ("LLCM, 4 steps", "DreamBooth (paper)", "not for diagnosis", "LLCM, 1 step"):
         assert words in page
     table = pd.read_csv(run.path("report", "table1.csv"))
