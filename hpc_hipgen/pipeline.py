@@ -131,17 +131,15 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "film_ruler": (),
     "lab_ruler": ("film_ruler",),
     "autoencoder": (),
+    "probe": ("autoencoder",),
     "discrete_vae": (),
     "clip": (),
     "prior": ("clip",),
-    "stable_diffusion": ("autoencoder",),
-    "stable_diffusion_caption": ("autoencoder",),
-    **dict.fromkeys(LLCMS, ("stable_diffusion",)),
-    "lora": ("stable_diffusion",),
-    "lcm_lora": ("stable_diffusion",),
-    "dreambooth": ("stable_diffusion",),
+    "stable_diffusion": ("autoencoder", "probe"),
+    "stable_diffusion_caption": ("autoencoder", "probe"),
+    **dict.fromkeys((*LLCMS, "lora", "lcm_lora", "dreambooth"), ("stable_diffusion", "probe")),
     "dall_e": ("discrete_vae",),
-    "unclip": ("autoencoder", "clip", "prior"),
+    "unclip": ("autoencoder", "probe", "clip", "prior"),
 }
 """Models that must be trained before a model can be, where this experiment trains them."""
 

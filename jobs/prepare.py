@@ -38,6 +38,7 @@ What is made is set by `seed` and `data` of RUN/config.yaml:
   train, validation, test   phantoms to draw; for films, the proportions in which dogs are split
   resolution, head_distance, views   size of the square views, distance between the femoral
                   heads as a fraction of it, crops of each training film
+  even_angles     share of the training phantoms whose angles are even over 58 to 122 degrees
   jitter          share of the full jitter (4 degrees, 3 % of the width, 5 % zoom) of those crops
   deidentify      mask text that is burned into films, in any colour and place (default: true)
   keep_markers    but leave the L or R of a side (default: true)
@@ -149,7 +150,7 @@ def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
         if data.source == "films":
             films += film_files(data.films, data.landmarks, counts, config.seed, **masking)
         else:
-            films += phantom_films(config.seed, counts, data.resolution)
+            films += phantom_films(config.seed, counts, data.resolution, data.even_angles)
     except FilmErrors as error:
         problems += error.lines
     try:

@@ -40,7 +40,7 @@ def train(run: Run, model: str) -> dict[str, Any]:
     if done := run.done(stage):
         return done
     init_distributed()
-    task = task_of(run, model)
+    task = measured_task(run, model)
     settings = getattr(run.config, model).training
     folder = run.path(model)
     with tracked(run, model, active=rank() == 0) as tracker:
@@ -56,6 +56,16 @@ def train(run: Run, model: str) -> dict[str, Any]:
             print(f"{model}: done, {_line(figures)}", file=sys.stderr, flush=True)
             run.mark_done(stage, **figures)
     return figures
+
+
+def measured_task(run: Run, model: str) -> Task:
+    """The model's task, with the run's probe where its settings ask for one."""
+    task = task_of(run, model)
+    if getattr(getattr(run.config, model), "measurement_weight", 0):
+        from hpc_hipgen.generators.probe import load_probe
+
+        task.measure_with(load_probe(run.path("probe", "export")))
+    return task
 
 
 def task_of(run: Run, model: str) -> Task:
@@ -95,6 +105,12 @@ def task_of(run: Run, model: str) -> Task:
 
         return CLIPTask(config, *(layouts.read_manifest(data, s) for s in ("train", "validation")))
     cache = run.path("latents")
+    if model == "probe":
+        from hpc_hipgen.generators.probe import ProbeTask
+
+        held_out = layouts.read_manifest(data, "validation")
+        films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
+        return ProbeTask(config, films, held_out, load_autoencoder(run), cache)
     if model == "dreambooth":
         from hpc_hipgen.generators.dreambooth import DreamBoothTask
 

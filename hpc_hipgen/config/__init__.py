@@ -21,6 +21,7 @@ from hpc_hipgen.config.data import (
     DiscreteVAE,
     FilmRuler,
     LabRuler,
+    Probe,
     Ruler,
     Training,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "LoRA",
     "Logging",
     "Prior",
+    "Probe",
     "Ruler",
     "Sampling",
     "Section",

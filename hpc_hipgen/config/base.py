@@ -10,7 +10,7 @@ TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
 
 FIRST_STAGES = (
-    "ruler", "film_ruler", "lab_ruler", "autoencoder", "discrete_vae", "clip", "prior"
+    "ruler", "film_ruler", "lab_ruler", "autoencoder", "probe", "discrete_vae", "clip", "prior"
 )  # fmt: skip
 """Sections of which a pretrained one is taken as it is; others go on training from it."""
 

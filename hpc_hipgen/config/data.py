@@ -32,6 +32,9 @@ class Data(Section):
     # Degrees: spread by which the angles of a jittered view differ from its film's; 0: none. Few
     # films then show many angles, and are not learnt by heart with the one they have.
     warp: float = Field(0.0, ge=0, le=6)
+    # Share of the training phantoms whose angles are drawn evenly over their range: of the
+    # population's, one in fifty is below 80 degrees, and what is rare is drawn badly.
+    even_angles: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _films_given(self) -> Data:
@@ -39,6 +42,8 @@ class Data(Section):
             raise ValueError("data.films: a folder is needed when data.source is 'films'")
         if self.source == "phantom" and (self.films or self.landmarks):
             raise ValueError("data.films: given, but data.source is 'phantom', which ignores it")
+        if self.source == "films" and self.even_angles:
+            raise ValueError("data.even_angles: given, but films have the angles that they have")
         return self
 
 
@@ -65,7 +70,8 @@ class Training(Section):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)  # gradient norm
     ema_images: float = Field(0.0, ge=0)  # time constant of the weight average; 0: no average
-    precision: Literal["fp32", "bf16"] = "bf16"
+    # auto: bf16 where the hardware computes in it, else fp32: emulated, it is ten times slower
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1  # with several ranks; one alone has nothing to share
     compile: bool = False  # torch.compile: minutes at the start, for long runs on GPUs
     checkpoint_images: int = Field(2_000, gt=0)  # between two checkpoints
@@ -137,6 +143,14 @@ class Autoencoder(Section):
     # is learnt on windows holds for views, and a window costs less.
     window: int | None = Field(None, ge=16)
     training: Training | None = None
+
+
+class Probe(Section):
+    """The network that reads angles off latents, for `measurement_weight` of the generators."""
+
+    width: int = Field(32, ge=8, multiple_of=8)  # channels of its first layer
+    noise: float = Field(0.3, ge=0)  # most noise that it is trained with; latents have variance 1
+    training: Training
 
 
 class DiscreteVAE(Section):

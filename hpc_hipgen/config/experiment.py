@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hpc_hipgen.config.base import (
     ADAPTED,
     FIRST_STAGES,
+    GENERATORS,
     LLCMS,
     TIMESTEPS,
     TRAINED,
@@ -16,7 +17,15 @@ from hpc_hipgen.config.base import (
     Section,
     check_multiples,
 )
-from hpc_hipgen.config.data import Autoencoder, Data, DiscreteVAE, FilmRuler, LabRuler, Ruler
+from hpc_hipgen.config.data import (
+    Autoencoder,
+    Data,
+    DiscreteVAE,
+    FilmRuler,
+    LabRuler,
+    Probe,
+    Ruler,
+)
 from hpc_hipgen.config.generators import LLCM, DallE, Diffusion, DreamBooth, LCMLoRA, LoRA
 from hpc_hipgen.config.scoring import Evaluation, Logging, Sampling
 from hpc_hipgen.config.unclip import CLIP, Prior, UnCLIP, check_unclip
@@ -32,6 +41,7 @@ class Experiment(Section):
     film_ruler: FilmRuler | None = None  # an experiment of its own
     lab_ruler: LabRuler | None = None  # goes on from it
     autoencoder: Autoencoder | None = None
+    probe: Probe | None = None  # what generators with a measurement_weight are trained with
     discrete_vae: DiscreteVAE | None = None
     clip: CLIP | None = None
     prior: Prior | None = None
@@ -78,6 +88,7 @@ def _check_experiment(config: Experiment) -> Experiment:
         raise ValueError("sampling.precision: unclip is drawn in fp32 only, bf16 failed its test")
     if config.dall_e and not config.discrete_vae:
         raise ValueError("discrete_vae: needed by dall_e")
+    _check_probe(config)
     baseline = config.stable_diffusion_caption
     if baseline and baseline.conditioning != "caption":
         raise ValueError("stable_diffusion_caption.conditioning: must be 'caption'")
@@ -173,6 +184,17 @@ def _check_shapes(config: Experiment) -> None:
                 "the number of heads",
             )
         check_multiples(f"{name}.text.hidden_size", [section.text.hidden_size], section.text.heads)
+
+
+def _check_probe(config: Experiment) -> None:
+    """A probe has latents to read and somebody who asks it; raises ValueError."""
+    asking = [n for n in GENERATORS if getattr(getattr(config, n), "measurement_weight", 0) > 0]
+    if asking and not config.probe:
+        raise ValueError(f"{asking[0]}.measurement_weight: needs a probe; give the section 'probe'")
+    if config.probe and not asking:
+        raise ValueError("probe: no generator has a measurement_weight, nobody would ask it")
+    if config.probe and not config.autoencoder:
+        raise ValueError("autoencoder: needed by probe, which reads its latents")
 
 
 def _check_autoencoder(name: str, auto: Autoencoder | DiscreteVAE | None, resolution: int) -> None:

@@ -45,6 +45,8 @@ class Denoising(Section):
     # image's mean grey readable, so that the model never learns to draw darker or brighter ones.
     offset_noise: float = Field(0.0, ge=0)
     hip_weight: float = Field(4.0, ge=0)  # extra loss weight of the latents around the hips
+    # of the probe's error on the latents that are predicted; 0: no probe is asked
+    measurement_weight: float = Field(0.0, ge=0)
     gradient_checkpointing: bool = False
     training: Training
 
@@ -79,6 +81,7 @@ class Distillation(Section):
     huber_c: float = Field(0.001, gt=0)
     ema_decay: float = Field(0.95, ge=0, lt=1)  # of the target network, per optimizer step
     hip_weight: float = Field(4.0, ge=0)
+    measurement_weight: float = Field(0.0, ge=0)  # as of the teacher
     gradient_checkpointing: bool = False
     training: Training
 

@@ -58,6 +58,12 @@ MODELS = {
         "Encodes ventrodorsal hip radiographs of dogs into latents, and back.",
         '`diffusers.AutoencoderKL.from_pretrained("FOLDER")`.',
     ),
+    "probe": (
+        "Probe",
+        "Reads landmarks off the latents of ventrodorsal hip radiographs of dogs; generators are "
+        "trained with it, nothing is measured by it.",
+        OURS.format("generators.probe.load_probe"),
+    ),
     "discrete_vae": (
         "Discrete VAE",
         "Encodes ventrodorsal hip radiographs of dogs into entries of a codebook, and back.",
@@ -99,6 +105,7 @@ OF_FILMS = {
     "film_ruler": (),
     "lab_ruler": (),
     "autoencoder": ("round_trip",),
+    "probe": (),
     "discrete_vae": ("round_trip_discrete",),
 }
 """Rows of the report that score what is no generator."""

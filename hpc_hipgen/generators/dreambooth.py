@@ -157,4 +157,6 @@ class DreamBoothTask(DenoisingTask):
         weight = torch.ones_like(instance["weight"])  # nobody knows where their hips are
         latents = self.prior_latents[drawn]
         prior = denoising_inputs(latents, texts, self.null, weight, self.section, own)
+        if self.module.measured:
+            prior["asked"] = torch.full_like(instance["asked"], torch.nan)
         return instance | {f"prior_{name}": value for name, value in prior.items()}

@@ -33,10 +33,12 @@ from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.latents import cached_latents, check_latents
+from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
 from hpc_hipgen.generators.stable_diffusion import SCHEDULE, Parts, load_parts
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.engine import uses_bf16
 
 GUIDANCE_WIDTH = 256
 """time_cond_proj_dim: width of the guidance embedding (LCM, arXiv 2310.04378)."""
@@ -82,6 +84,7 @@ class DistillationLoss(nn.Module):
         self.takes_guidance = student.config.time_cond_proj_dim is not None
         self.alphas = scaled_linear_alphas_cumprod()
         self.frozen: dict[str, nn.Module] = {"teacher": teacher}
+        self.measured: MeasurementLoss | None = None
 
     def consistency(
         self, unet: nn.Module, z: Tensor, t: Tensor, w: Tensor, states: Tensor
@@ -93,9 +96,12 @@ class DistillationLoss(nn.Module):
 
     def forward(
         self, latents: Tensor, noise: Tensor, t: Tensor, w: Tensor, states: Tensor,
-        null: Tensor, weight: Tensor,
+        null: Tensor, weight: Tensor, asked: Tensor | None = None,
     ) -> tuple[Tensor, dict]:  # fmt: skip
-        """Per-image losses of latents (b, c, h, w), timesteps t (b,), guidance weights w (b,)."""
+        """Per-image losses of latents (b, c, h, w), timesteps t (b,), guidance weights w (b,).
+
+        `asked`: (b, 2) degrees, as of `MeasurementLoss`, where there is one.
+        """
         alphas = self.alphas.to(latents.device)
         z = add_noise(latents, noise, t, alphas)
         with torch.no_grad():  # first, while nothing is kept for the backward pass
@@ -113,7 +119,11 @@ class DistillationLoss(nn.Module):
             target = self.consistency(self.frozen["target"], z_next, t_next, w, states)
         found = self.consistency(self.student, z, t, w, states)
         losses = pseudo_huber(found, target, self.section.huber_c, weight, per_sample=True)
-        return losses, {"mse": (found - target).square().mean()}
+        scalars = {"mse": (found - target).square().mean()}
+        if self.measured:
+            off, scalars["degrees"] = self.measured(found, asked, alphas[t])
+            losses = losses + off
+        return losses, scalars
 
 
 class DistillationTask:
@@ -137,7 +147,7 @@ class DistillationTask:
         student = self.build_student(self.parts.unet)
         if section.gradient_checkpointing:
             student.enable_gradient_checkpointing()
-        unet = freeze(self.parts.unet, section.training.precision)
+        unet = freeze(self.parts.unet, uses_bf16(section.training))
         self.module = DistillationLoss(student, unet, section, self.parts.prediction)
         self.averages = {"target": WeightAverage(student, section.ema_decay)}
         self.module.frozen["target"] = self.averages["target"].module
@@ -145,6 +155,11 @@ class DistillationTask:
             self.averages["export"] = WeightAverage.for_export(student, section.training)
         self.timesteps = distillation_timesteps(section.skip)
         self.guidance: tuple[float, float] = (0.0, 0.0)  # w is drawn from here
+
+    def measure_with(self, probe: ProbeNetwork) -> None:
+        """From now on the loss holds what a probe reads off the student's latents."""
+        self.asked = asked_angles(self.films)
+        self.module.measured = MeasurementLoss(probe, self.section.measurement_weight)
 
     def build_student(self, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
         """The network that is trained; it starts as its teacher."""
@@ -155,7 +170,7 @@ class DistillationTask:
         latents = self.latents[indices]
         low, high = self.guidance
         landmarks = torch.from_numpy(self.films.landmarks[indices])
-        return {
+        inputs = {
             "latents": latents,
             "noise": random.normal("noise", *latents.shape[1:]),
             "t": self.timesteps[random.integers("timestep", len(self.timesteps))],
@@ -166,6 +181,9 @@ class DistillationTask:
                 landmarks, latents.shape[-1], self.resolution, self.section.hip_weight
             ),
         }
+        if self.module.measured:
+            inputs["asked"] = self.asked[indices]
+        return inputs
 
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""

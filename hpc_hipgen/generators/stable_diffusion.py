@@ -23,6 +23,7 @@ from hpc_hipgen.diffusion.schedule import (
     add_noise,
     min_snr_weight,
     scaled_linear_alphas_cumprod,
+    to_x0,
     training_target,
 )
 from hpc_hipgen.generators import text
@@ -30,6 +31,7 @@ from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import stride
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.latents import cached_latents, check_latents
+from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -176,13 +178,16 @@ class DenoiserLoss(nn.Module):
         self.prediction = parts.prediction
         self.min_snr_gamma = min_snr_gamma
         self.alphas = scaled_linear_alphas_cumprod()
+        self.measured: MeasurementLoss | None = None
 
     def forward(
-        self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor, weight: Tensor
-    ) -> tuple[Tensor, dict]:
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor, weight: Tensor,
+        asked: Tensor | None = None,
+    ) -> tuple[Tensor, dict]:  # fmt: skip
         """Per-image losses of latents (b, c, h, w), timesteps (b,).
 
-        `text`: token ids (b, n) where the text encoder is trained, else its states (b, n, d).
+        `text`: token ids (b, n) where the text encoder is trained, else its states (b, n, d);
+        `asked`: (b, 2) degrees, as of `MeasurementLoss`, where there is one.
         """
         alphas = self.alphas.to(latents.device)
         noisy = add_noise(latents, noise, timesteps, alphas)
@@ -196,6 +201,10 @@ class DenoiserLoss(nn.Module):
             losses = losses * min_snr_weight(
                 timesteps, alphas, self.min_snr_gamma, self.prediction
             ).to(losses)
+        if self.measured:
+            x0 = to_x0(output, noisy, timesteps, alphas, self.prediction)
+            off, scalars["degrees"] = self.measured(x0, asked, alphas[timesteps])
+            losses = losses + off
         return losses, scalars
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
@@ -253,6 +262,11 @@ class DenoisingTask:
         """What the loss takes as `text` for the views `indices` (b,)."""
         return self.texts[self.rows[indices]]
 
+    def measure_with(self, probe: ProbeNetwork) -> None:
+        """From now on the loss holds what a probe reads off the predicted latents."""
+        self.asked = asked_angles(self.films)
+        self.module.measured = MeasurementLoss(probe, self.section.measurement_weight)
+
     def trained(self) -> nn.Module:
         """What is averaged for the export."""
         return self.module.networks
@@ -275,7 +289,11 @@ class DenoisingTask:
         size, extra = latents.shape[-1], self.section.hip_weight
         weight = hip_focus(landmarks, size, self.resolution, extra)
         texts = self.conditions(indices, random)
-        return denoising_inputs(latents, texts, self.null, weight, self.section, random)
+        inputs = denoising_inputs(latents, texts, self.null, weight, self.section, random)
+        if self.module.measured:
+            dropped = random.uniform("dropout") < self.section.caption_dropout
+            inputs["asked"] = self.asked[indices].masked_fill(dropped[:, None], torch.nan)
+        return inputs
 
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""

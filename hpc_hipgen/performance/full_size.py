@@ -28,7 +28,7 @@ from hpc_hipgen.performance.plan import GIB, make_plan, unet_shape
 from hpc_hipgen.performance.timing import seconds_of
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
-from hpc_hipgen.training.engine import build_engine, init_distributed, place
+from hpc_hipgen.training.engine import build_engine, init_distributed, place, uses_bf16
 from hpc_hipgen.training.loop import optimizer_step
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "llcm_a100.yaml"
@@ -46,7 +46,7 @@ class FullSize:
         student = build_student(teacher)
         if section.gradient_checkpointing:
             student.enable_gradient_checkpointing()
-        teacher = freeze(teacher, section.training.precision)
+        teacher = freeze(teacher, uses_bf16(section.training))
         self.module = DistillationLoss(student, teacher, section, "epsilon")
         self.averages = {"target": WeightAverage(student, section.ema_decay)}
         self.module.frozen["target"] = place(self.averages["target"].module)

@@ -152,7 +152,7 @@ def make_plan(config: Experiment, model: str, like_gpu: bool = True) -> Plan:
         raise ValueError(f"{model}: not a model of this experiment that can be planned")
     shape = unet_shape(config.stable_diffusion, config)
     student = model == "llcm"
-    bf16 = section.training.precision == "bf16"
+    bf16 = section.training.precision != "fp32"  # auto: the GPUs planned for compute in it
 
     def build(trained: bool) -> Any:
         unet = shape.build(student and trained)

@@ -33,7 +33,7 @@ from hpc_hipgen.diffusion.schedule import (
 )
 from hpc_hipgen.generators.llcm import GUIDANCE_WIDTH, build_student
 from hpc_hipgen.generators.stable_diffusion import Parts
-from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.engine import device, uses_bf16
 
 VAE_BATCH = 32
 """Images that the example gives the VAE at once."""
@@ -92,7 +92,7 @@ class DiffusersRecipe:
         return loss.item()
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.section.training.precision == "bf16"
+        enabled = uses_bf16(self.section.training)
         return torch.autocast(device().type, torch.bfloat16, enabled=enabled)
 
     @torch.no_grad()

@@ -35,9 +35,10 @@ from hpc_hipgen.radiograph.films import (
     read_film,
     read_spaced_film,
 )
-from hpc_hipgen.radiograph.geometry import SIDES, Landmarks
+from hpc_hipgen.radiograph.geometry import SIDES, Angles, Landmarks
 from hpc_hipgen.radiograph.landmark_table import SPLITS, Entry, Table, read_landmark_table
 from hpc_hipgen.radiograph.layouts import write_layouts
+from hpc_hipgen.radiograph.phantom_anatomy import ANGLE_LIMITS
 from hpc_hipgen.radiograph.views import make_view, resolution_budget
 
 # Phantoms of a split are numbered from here, so that the test films stay the same when more
@@ -79,6 +80,7 @@ class PhantomFilm:
     seed: int
     index: int
     size: int
+    angles: Angles | None = None
 
     @property
     def dog(self) -> str:
@@ -89,7 +91,7 @@ class PhantomFilm:
         """Draw it; its date is nobody's and stays."""
         from hpc_hipgen.radiograph.phantom import draw_phantom
 
-        phantom = draw_phantom(self.seed, self.index, self.size)
+        phantom = draw_phantom(self.seed, self.index, self.size, angles=self.angles)
         return Loaded(phantom.image, phantom.landmarks, phantom.prompt_class)
 
 
@@ -147,17 +149,37 @@ class ViewSettings:
     warp: float = 0.0
 
 
-def phantom_films(seed: int, counts: Mapping[str, int], resolution: int) -> list[PhantomFilm]:
+def phantom_films(
+    seed: int, counts: Mapping[str, int], resolution: int, even_angles: float = 0.0
+) -> list[PhantomFilm]:
     """The phantoms of a data set; `counts` per split.
 
-    They are drawn at twice the resolution of the views or more, so that cropping only shrinks.
+    They are drawn at twice the resolution of the views or more, so that cropping only shrinks. A
+    share `even_angles` of the training phantoms has angles spread evenly over the range; the other
+    splits have the population's.
     """
     size = max(384, 2 * resolution)
-    return [
-        PhantomFilm(f"phantom-{split}-{n:05d}", split, seed, _FIRST_INDEX[split] + n, size)
-        for split in SPLITS
-        for n in range(counts.get(split, 0))
-    ]
+    films = []
+    for split in SPLITS:
+        for n in range(counts.get(split, 0)):
+            rng = np.random.default_rng([seed, n, zlib.crc32(b"even angles")])
+            even = split == "train" and rng.random() < even_angles
+            angles = spread_angles(rng) if even else None
+            name, index = f"phantom-{split}-{n:05d}", _FIRST_INDEX[split] + n
+            films.append(PhantomFilm(name, split, seed, index, size, angles))
+    return films
+
+
+_SIDE_SPREAD = 8.0
+"""Standard deviation in degrees by which the sides of a dog with even angles differ."""
+
+
+def spread_angles(rng: np.random.Generator) -> Angles:
+    """Angles of one dog: one side even over `ANGLE_LIMITS`, the other near it."""
+    low, high = ANGLE_LIMITS
+    first = rng.uniform(low, high)
+    second = np.clip(first + rng.normal(0.0, _SIDE_SPREAD), low, high)
+    return Angles(*(float(value) for value in rng.permutation([first, second])))
 
 
 def split_dogs(dogs: Sequence[str], proportions: Mapping[str, float], seed: int) -> dict[str, str]:

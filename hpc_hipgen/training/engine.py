@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import platform
 import time
 from datetime import timedelta
 from typing import Any
@@ -102,6 +103,22 @@ def place_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+def bf16_in_hardware() -> bool:
+    """Whether this rank's device computes in bf16, and does not only emulate it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine() in ("aarch64", "arm64"):
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def uses_bf16(training: Training) -> bool:
+    """Whether a run trains in bf16: as configured, or, for `auto`, as the hardware can."""
+    if training.precision == "auto":
+        return bf16_in_hardware()
+    return training.precision == "bf16"
+
+
 def micro_batch(training: Training) -> int:
     """Images that one rank holds at once.
 
@@ -156,7 +173,7 @@ def build_engine(module: nn.Module, training: Training) -> Any:
     import deepspeed
 
     place(module)
-    if training.precision == "bf16":
+    if uses_bf16(training):
         module.forward = torch.autocast(device().type, torch.bfloat16)(module.forward)
     if training.compile:
         module.compile()

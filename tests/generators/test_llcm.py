@@ -74,7 +74,7 @@ def test_a_teacher_in_bf16_says_what_autocast_would(tiny_run):
     inputs = torch.randn(3, 4, 16, 16), torch.tensor([19, 499, 999]), torch.randn(3, 9, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = teacher(*inputs).sample
-        found = freeze(teacher, "bf16")(*inputs).sample
+        found = freeze(teacher, True)(*inputs).sample
     assert torch.equal(found, expected) and teacher.conv_in.weight.dtype == torch.bfloat16
 
 

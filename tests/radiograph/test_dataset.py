@@ -187,3 +187,18 @@ def test_the_resolution_budget_of_films_and_views(tmp_path):
     ratio = 0.6 * 64 / LANDMARKS.head_distance
     assert budget.view_degrees[0] == pytest.approx(np.degrees(1 / (arm * ratio)), rel=1e-3)
     assert "38 px between the heads" in budget.lines()[1]
+
+
+def test_even_angles_are_of_training_phantoms_alone_and_change_no_other():
+    from hpc_hipgen.radiograph.dataset import phantom_films
+
+    counts = {"train": 200, "validation": 3, "test": 3}
+    plain, mixed = (phantom_films(3, counts, 64, share) for share in (0.0, 0.5))
+    even = [film for film in mixed if film.angles]
+    assert 70 < len(even) < 130 and all(film.split == "train" for film in even)
+    values = [v for film in even for v in (film.angles.image_left, film.angles.image_right)]
+    assert min(values) >= 58 and max(values) <= 122
+    assert sum(v < 80 for v in values) > 40, "the population has hardly any"
+    assert [f for f in mixed if not f.angles] == [
+        f for f in plain if f.name not in {e.name for e in even}
+    ]

@@ -72,3 +72,15 @@ def test_joining_twice_is_joining_once():
     engine.init_distributed()
     engine.init_distributed()
     assert (engine.rank(), engine.world_size()) == (0, 1)
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_precision_follows_the_hardware_unless_it_is_given(monkeypatch, hardware):
+    monkeypatch.setattr(engine, "bf16_in_hardware", lambda: hardware)
+    assert engine.uses_bf16(training()) is hardware
+    assert engine.uses_bf16(training(precision="bf16"))
+    assert not engine.uses_bf16(training(precision="fp32"))
+
+
+def test_the_hardware_can_be_asked():
+    assert engine.bf16_in_hardware() in (True, False)

@@ -1,0 +1,177 @@
+"""The probe: a small network that reads landmarks, and so both Norberg angles, off latents.
+
+A denoising loss hardly feels an angle: a degree moves a rim by a fifth of a pixel. With a probe a
+generator is also told how far the latents that it predicts are from the angles that were asked
+for. The idea is that of perceptual losses (Johnson et al. 2016, arXiv 1603.08155), with a network
+that knows hips. It learns from the latents of training films alone, is another network than the
+ruler, and never measures what is reported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpc_hipgen.config import Experiment
+from hpc_hipgen.evaluation.ruler_training import norberg_angles
+from hpc_hipgen.generators.autoencoder import encode
+from hpc_hipgen.generators.latents import cached_latents
+from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.run import write_atomic
+from hpc_hipgen.training.average import WeightAverage
+from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.engine import device
+
+HALF_LINEAR = 2.0
+"""Degrees of error from which on the loss grows linearly."""
+
+HIDDEN = 128
+"""Width of the layer that sees all places of the latents at once."""
+
+
+class ProbeNetwork(nn.Module):
+    """Latents (b, c, n, n) to head centres and rim points; knows where hips usually lie."""
+
+    def __init__(self, channels: int, size: int, width: int) -> None:
+        """`size`: n, an even number; `width`: channels of the first layer, a multiple of 8."""
+        super().__init__()
+        self.shape = {"channels": channels, "size": size, "width": width}
+
+        def layer(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+            convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+            return [convolution, nn.GroupNorm(8, outputs), nn.SiLU()]
+
+        wide = 2 * width
+        self.places = nn.Sequential(
+            *layer(channels, width), *layer(width, wide, 2), *layer(wide, wide), *layer(wide, wide)
+        )
+        flat = wide * (size // 2) ** 2
+        self.points = nn.Sequential(nn.Linear(flat, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 8))
+        self.register_buffer("usual", torch.zeros(4, 2))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Points (b, 4, 2) in pixels of the view, float32, in the order of `ruler.POINTS`."""
+        moves = self.points(self.places(latents).flatten(1)).float()
+        return self.usual + moves.view(-1, 4, 2)
+
+    def angles(self, latents: Tensor) -> Tensor:
+        """Norberg angles (b, 2) in degrees, of the patient's left and right hip."""
+        return norberg_angles(self(latents)).flip(1)  # image left is the patient's right
+
+
+class ProbeLoss(nn.Module):
+    """The probe with its loss."""
+
+    def __init__(self, network: ProbeNetwork) -> None:
+        """`network` is trained."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, latents: Tensor, points: Tensor) -> tuple[Tensor, dict]:
+        """Per-image losses of latents (b, c, n, n) with points (b, 4, 2) in pixels."""
+        found = self.network(latents)
+        off = (norberg_angles(found) - norberg_angles(points)).abs()
+        distance = (found - points).norm(dim=-1)
+        losses = distance.mean(1) + 0.1 * off.mean(1)
+        return losses, {"pixels": distance.mean(), "degrees": off.mean()}
+
+
+class ProbeTask:
+    """The probe for the training loop."""
+
+    def __init__(
+        self, config: Experiment, films: Films, held_out: Films, autoencoder: nn.Module, cache: Path
+    ) -> None:
+        """`films`, `held_out`: training and validation split; `cache`: folder of the latents."""
+        self.films, self.held_out, self.autoencoder = films, held_out, autoencoder
+        self.section = config.probe
+        self.size = len(films.ids)
+        self.latents = cached_latents(autoencoder, films, cache)
+        self.landmarks = torch.from_numpy(films.landmarks).float()
+        torch.manual_seed(config.seed)
+        network = ProbeNetwork(*self.latents.shape[1:3], self.section.width)
+        network.usual.copy_(_points(self.landmarks).mean(0))
+        self.module = ProbeLoss(network)
+        self.averages = {"export": WeightAverage.for_export(network, self.section.training)}
+
+    def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
+        """Latents with noise of a random strength, for predicted latents are never clean."""
+        latents = self.latents[indices]
+        strength = self.section.noise * random.uniform("strength")[:, None, None, None]
+        noise = strength * random.normal("noise", *latents.shape[1:])
+        return {"latents": latents + noise, "points": _points(self.landmarks[indices])}
+
+    def describe(self, indices: np.ndarray) -> list[str]:
+        """Names of the views."""
+        return [self.films.ids[i] for i in indices]
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> Mapping[str, float | None]:
+        """Writes the averaged network, and its error on the validation split."""
+        network = self.averages["export"].module.float().cpu()
+        latents = encode(self.autoencoder.to(device()).eval(), self.held_out.images)
+        asked = asked_angles(self.held_out)
+        error = (network.angles(latents) - asked).abs().mean(0).tolist()
+        figures = dict(zip(("validation_mae_left", "validation_mae_right"), error, strict=True))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, _weights(folder))
+        write_atomic(folder / "probe.json", json.dumps(network.shape | figures, indent=1))
+        return figures
+
+
+def _points(landmarks: Tensor) -> Tensor:
+    """(b, 2, 5) landmarks to points (b, 4, 2) in the order of `ruler.POINTS`."""
+    return torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2)
+
+
+def _weights(folder: Path) -> Path:
+    return folder / "model.safetensors"
+
+
+def load_probe(folder: Path) -> ProbeNetwork:
+    """Reads what `ProbeTask.export` wrote."""
+    shape = json.loads((folder / "probe.json").read_text())
+    network = ProbeNetwork(shape["channels"], shape["size"], shape["width"])
+    network.load_state_dict(load_file(_weights(folder)))
+    return network
+
+
+def asked_angles(films: Films) -> Tensor:
+    """Angles (n, 2) in degrees, of the patient's left and right hip."""
+    return torch.from_numpy(np.stack([films.patient_left, films.patient_right], 1)).float()
+
+
+class MeasurementLoss:
+    """How far predicted latents are from the angles that were asked for."""
+
+    def __init__(self, probe: ProbeNetwork, weight: float) -> None:
+        """`weight` multiplies the loss; the probe is not trained."""
+        self.probe = probe.requires_grad_(False).eval().to(device())
+        self.weight = weight
+
+    def __call__(self, x0: Tensor, asked: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-image losses, and the mean error in degrees.
+
+        Args:
+            x0: (b, c, n, n) predicted latents, float32.
+            asked: (b, 2) degrees, patient's left and right; NaN where nothing was asked for.
+            alphas: (b,) abar of their timesteps, the weight: in noise there is nothing to read.
+
+        Returns:
+            (b,) float32, zero where nothing was asked for, and a scalar.
+        """
+        nothing = asked.isnan()
+        off = self.probe.angles(x0) - asked.nan_to_num()
+        off = off.masked_fill(nothing, 0.0)
+        losses = F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HALF_LINEAR)
+        weights = alphas.to(off)
+        said = (~nothing).all(1) * weights
+        degrees = (off.abs().mean(1) * said).sum() / said.sum().clamp_min(1e-6)
+        return self.weight * weights * losses.mean(1), degrees.detach()
