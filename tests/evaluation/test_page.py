@@ -9,6 +9,7 @@ from chromium import chromium, pdf_pages
 from debian import Unavailable
 from report_run import FILMS, GENERATORS, SIZE, make_run, plant_copies
 
+from hpc_hipgen import utility
 from hpc_hipgen.evaluation import report
 from hpc_hipgen.radiograph.layouts import Films
 from jobs import evaluate
@@ -17,7 +18,7 @@ from jobs import report as report_job
 WIDTHS = (1280, 1024)
 SECTIONS = (
     "chain", "table1", "comparison", "dots", "agreement", "samples", "films", "frechet",
-    "memorisation", "losses", "run", "reading",
+    "memorisation", "utility", "losses", "run", "reading",
 )  # fmt: skip
 
 BROKEN_IMAGES = """[...document.images].filter(image => !image.complete || !image.naturalWidth
@@ -49,6 +50,7 @@ def page(tmp_path, stubs, monkeypatch):
         text = "\n".join(json.dumps(line) for line in lines)
         run.path(model, "metrics.jsonl").write_text(text)
         run.mark_done(f"train-{model}", images=128, parameters=1.5e6, seconds=61.2)
+    plan_utility(run)
     marks = np.tile(np.array([[4, 8, 2, 3, 6], [12, 8, 2, 13, 6]], float), (FILMS, 1, 1))
     zeros = np.zeros(FILMS)
     names = [f"film-{i:02d}" for i in range(FILMS)]
@@ -57,6 +59,27 @@ def page(tmp_path, stubs, monkeypatch):
     )
     monkeypatch.setattr(report, "read_manifest", lambda *_, **__: views)
     return report_job.report(run)
+
+
+def plan_utility(run):
+    """What a comparison of rulers with and without generated films leaves."""
+    settings = utility.Settings(row="llcm_4")
+    utility.save(run, "utility", settings)
+    lines = [
+        {
+            "films": n, "arm": arm, "seeds": 3, "mae": 8 - k - n**0.5 / 3, "low": 3.0, "high": 8.0,
+            "bias": 0.5, "refused": k, "difference": -k if k else None,
+            "difference_low": -k - 0.4 if k else None, "difference_high": 0.3 if k else None,
+        }
+        for n in settings.films
+        for k, arm in enumerate(utility.ARMS)
+    ]  # fmt: skip
+    summary = {
+        "label": "LLCM, 4 steps", "settings": settings.model_dump(), "lines": lines,
+        "test_films": FILMS,
+    }  # fmt: skip
+    path = utility.utility_folder(run, "utility") / "summary.json"
+    path.write_text(json.dumps(summary))
 
 
 @pytest.mark.slow
