@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from hpc_hipgen import utility
+from hpc_hipgen.cluster.calls import resolve
 from hpc_hipgen.config import parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.run import Run
@@ -56,11 +57,14 @@ def test_the_dry_run_lists_rulers_and_scripts_and_writes_nothing(run, capsys):
 
 
 @pytest.mark.slow
-def test_from_the_command_to_the_table_and_again(tiny_run, tmp_path, capfd, monkeypatch):
+def test_from_the_settings_to_the_table_and_again(tiny_run, tmp_path, capfd, monkeypatch):
     shutil.copytree(tiny_run.folder, tmp_path / "run")
     run = Run(tmp_path / "run")
-    assert job.main([str(run.folder), *SETTINGS, "--site", "local"]) == 0
-    assert "Everything is done. Table: " in capfd.readouterr().out
+    utility.save(run, "utility", utility.plan(run, SETTINGS))
+    for stage in utility.graph("utility"):  # as the jobs of the pipeline call them
+        todo = [stage.missing(run)] if stage.items else []
+        resolve(stage.function)(run, *stage.arguments, *todo)
+        assert not stage.items or stage.done(run)
     folder = utility.utility_folder(run, "utility")
     with (folder / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -89,7 +93,8 @@ def test_from_the_command_to_the_table_and_again(tiny_run, tmp_path, capfd, monk
     made = []
     monkeypatch.setattr(report, "report", lambda run, force: made.append(force))
     job.merge(run, "utility")
-    run.mark_done("report")
+    for stage in ("report", utility.graph("utility")[2].name):
+        run.mark_done(stage)
     job.merge(run, "utility")
     assert made == [True], "a report that is there is made again"
     assert all(path.read_bytes() == content for path, content in before.items())
