@@ -119,7 +119,7 @@ def check_films(config: Experiment, done: Iterable[str] = ()) -> None:
 
     try:
         if lab:
-            lab_films(lab, config.seed)
+            lab_films(config, lab)
             return
         films, _ = read_films(config)
     except (ValueError, OSError) as error:
