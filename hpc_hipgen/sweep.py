@@ -127,14 +127,19 @@ def parse_grid(arguments: list[str]) -> Grid:
     return parse_settings(Grid, settings_tree({}, arguments), "sweep")
 
 
+def check_name(name: str) -> None:
+    """Raises ConfigError unless a folder can be called so."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
+
+
 def plan(run: Run, grid: Grid, name: str, split: str) -> tuple[Sweep, list[str]]:
     """The cells of a grid that this run can draw, and a line for whatever is left out.
 
     Raises:
         ConfigError: a model or checkpoint that is not there, or nothing is left.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
+    check_name(name)
     there = [model for model in get_args(Model) if model in run.config.trained()]
     models = grid.model or there
     if not models:

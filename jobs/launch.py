@@ -119,7 +119,7 @@ def check_films(config: Experiment, done: Iterable[str] = ()) -> None:
 
     try:
         if lab:
-            lab_films(lab, config.seed)
+            lab_films(config, lab)
             return
         films, _ = read_films(config)
     except (ValueError, OSError) as error:
@@ -200,6 +200,24 @@ def execute(
         return 130
     print(f"Everything is done. {result or report_line(run)}")
     return 0
+
+
+def execute_cells(
+    run: Run, graph: list[Stage], site: Site, slurm: bool, table: Path, note: str
+) -> int:
+    """Executes arrays and, last, the stage that merges their cells into `table`.
+
+    That one is made again when anything was missing. Prints `note` before it starts.
+    """
+    *arrays, merge = graph
+    if any(array.missing(run) for array in arrays) or not table.is_file():
+        run.path("stages", f"{merge.name}.json").unlink(missing_ok=True)
+    elif merge.done(run):
+        cells = len((arrays[-1].items and arrays[-1].items(run)) or [])
+        print(f"{shown(run.folder)}: all {cells} cells are there. {shown(table)}")
+        return 0
+    print(note)
+    return execute(run, graph, site, slurm, f"Table: {shown(table)}")
 
 
 def dry_run(folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool) -> int:

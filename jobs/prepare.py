@@ -50,9 +50,12 @@ degree, a landmark outside its image, a missing or truncated file, ...: all prob
 once, each with its file and row, nothing is written, and the exit status is 2.
 DICOM attributes and overlay planes are dropped. What was masked in films, and what was found but
 left (a side's letter; anything within two head radii of a hip, which somebody has to look at), is
-in deidentified.csv beside the manifest, and drawn as boxes on the small films of
+in deidentified.csv beside the manifest, or in RUN/lab_films, and drawn as boxes on the small films of
 deidentified.png: look at it, no search finds everything. Names of files and dogs are kept.
 """
+
+
+NOT_MASKED = "prepare: text burned into films is NOT masked (data.deidentify: false)"
 
 
 def prepare(run: Run) -> None:
@@ -65,7 +68,7 @@ def prepare(run: Run) -> None:
         print("prepare: done already", flush=True)
         return
     if run.config.film_ruler:
-        _prepare_scenes(run, run.config.film_ruler.dogs, run.config.lab_ruler)
+        _prepare_scenes(run, run.config.film_ruler.dogs)
         return
     from hpc_hipgen.radiograph.dataset import ViewSettings, write_dataset
     from hpc_hipgen.radiograph.landmark_table import SPLITS
@@ -93,31 +96,35 @@ def prepare(run: Run) -> None:
         for line in [*budget.lines(), *masking]:
             print(f"prepare: real films, {line}", flush=True)
     if not data.deidentify and (measured or data.source == "films"):
-        print("prepare: text burned into films is NOT masked (data.deidentify: false)", flush=True)
+        print(NOT_MASKED, flush=True)
     run.mark_done("prepare", films=dict(films_of), views=dict(views_of), real_films=len(measured))
 
 
-def _prepare_scenes(run: Run, dogs: int, lab: LabRuler | None) -> None:
+def _prepare_scenes(run: Run, dogs: int) -> None:
     """Draw the scenes that a film ruler is trained on, and cut those of a lab's films."""
     from hpc_hipgen.radiograph.lab_films import write_lab_films
     from hpc_hipgen.radiograph.scene_store import draw_scenes, write_scenes
     from hpc_hipgen.run import atomic_folder
 
-    films, folds = lab_films(lab, run.config.seed) if lab else ([], {})
+    lab = run.config.lab_ruler
+    films, folds = lab_films(run.config, lab) if lab else ([], {})
     with atomic_folder(run.path("scenes")) as folder:
         write_scenes(folder, draw_scenes(run.config.seed, dogs))
     print(f"prepare: scenes of {dogs} dogs, a film and a close-up of one hip each", flush=True)
     if lab:
         _say_unlisted(lab.films, films)
         with atomic_folder(run.path("lab_films")) as folder:
-            write_lab_films(folder, films, folds, run.config.seed)
+            masking = write_lab_films(folder, films, folds, run.config.seed)
         alone = "; no two are said to be of one dog" if len(folds) == len(films) else ""
         print(f"prepare: {len(films)} films of {len(folds)} dogs in {lab.folds} folds{alone}")
-        print("prepare: splits that a landmark table names are of no account here", flush=True)
+        print("prepare: splits that a landmark table names are of no account here")
+        for line in masking:
+            print(f"prepare: {line}")
+        print(end="" if run.config.data.deidentify else f"{NOT_MASKED}\n", flush=True)
     run.mark_done("prepare", dogs=dogs, lab_films=len(films), lab_dogs=len(folds))
 
 
-def lab_films(lab: LabRuler, seed: int) -> tuple[list[FilmFile], dict[str, int]]:
+def lab_films(config: Experiment, lab: LabRuler) -> tuple[list[FilmFile], dict[str, int]]:
     """The films that a lab's ruler learns from, all validated, and the fold of each dog.
 
     Raises:
@@ -128,7 +135,8 @@ def lab_films(lab: LabRuler, seed: int) -> tuple[list[FilmFile], dict[str, int]]
 
     if lab.films is None:
         raise ValueError("lab_ruler.films: a folder of films with landmarks is needed")
-    return read_lab_films(lab.films, lab.landmarks, lab.folds, seed)
+    masking = {"masked": config.data.deidentify, "keep_markers": config.data.keep_markers}
+    return read_lab_films(lab.films, lab.landmarks, lab.folds, config.seed, **masking)
 
 
 def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:

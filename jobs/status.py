@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen import sweep as sweeps
+from hpc_hipgen import utility
 from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.cluster.accounting import GOOD, WAITING, WORKING, Job, look_up
 from hpc_hipgen.cluster.site import Site, load_site
@@ -42,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     from hpc_hipgen.cluster.calls import submitted
 
     print(f"{run.folder}  (experiment {run.config.name})")
-    graph = [*stages(run.config), *(s for name in sweeps.names(run) for s in sweeps.graph(name))]
+    graph = stages(run.config)
+    for more in (sweeps, utility):
+        graph += [stage for name in more.names(run) for stage in more.graph(name)]
     jobs, answered = look_up(
         submission["job"]
         for stage in graph

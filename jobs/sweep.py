@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from jobs.launch import dry_run, execute, shown
+    from jobs.launch import dry_run, execute_cells
 
     site = load_site(options.site)
     run = Run(site.run_folder(options.run))
@@ -182,15 +182,10 @@ def _sweep(options: argparse.Namespace) -> int:
         return dry_run(run.folder, f"sweep {sweep.name}", graph, site, slurm)
     sweeps.save(run, sweep)
     table = sweeps.sweep_folder(run, sweep.name) / "table.csv"
-    if graph[0].missing(run) or not table.is_file():
-        run.path("stages", f"{graph[1].name}.json").unlink(missing_ok=True)
-    elif graph[1].done(run):
-        print(f"{shown(run.folder)}: all {len(sweep.cells)} cells are there. {shown(table)}")
-        return 0
-    print(f"{len(sweep.cells)} cells, captions of the split {sweep.split}")
+    note = f"{len(sweep.cells)} cells, captions of the split {sweep.split}"
     if sweep.split == "test":
-        print("note: settings chosen on the test captions make the report's numbers too good")
-    return execute(run, graph, site, slurm, f"Table: {shown(table)}")
+        note += "\nnote: settings chosen on the test captions make the report's numbers too good"
+    return execute_cells(run, graph, site, slurm, table, note)
 
 
 def _planned(run: Run, options: argparse.Namespace) -> Sweep:

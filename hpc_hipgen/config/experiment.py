@@ -122,7 +122,10 @@ def _check_film_ruler(config: Experiment, section: FilmRuler) -> Experiment:
     fields = Experiment.model_fields
     for name in ("data", "sampling", "evaluation", *TRAINED):
         own = name in ("film_ruler", "lab_ruler")
-        if not own and getattr(config, name) != fields[name].get_default():
+        given = getattr(config, name)
+        if name == "data" and config.lab_ruler:  # how its films are masked, and nothing else
+            given = given.model_copy(update={"deidentify": True, "keep_markers": True})
+        if not own and given != fields[name].get_default():
             raise ValueError(f"{name}: a film ruler is an experiment of its own, which ignores it")
     if section.pretrained and not config.lab_ruler:
         raise ValueError("film_ruler.pretrained: given, but there is no lab_ruler to go on from it")

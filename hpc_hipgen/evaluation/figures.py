@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hpc_hipgen.evaluation.samples import SYNTHETIC
+from hpc_hipgen.utility import ALONE, ANGLES, ARM_LABELS, GENERATED
 
 SIDES = ("left", "right")
 COLOURS = {"left": "#1f6fb4", "right": "#d9731a"}
@@ -361,6 +362,53 @@ def _sweep_curves(
         x, y = np.array(sorted(points), dtype=float).T
         style = ("-", "--", ":", "-.")[number_ // 10 % 4]
         axes.plot(x, y, marker="o", ms=3.5, lw=1.2, ls=style, label=label)
+
+
+ARM_STYLES = {
+    ALONE: {"color": "#5b6875", "marker": "o"},
+    GENERATED: {"color": "#d9731a", "marker": "s"},
+    ANGLES: {"color": "#1f6fb4", "marker": "^"},
+}
+
+
+def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean absolute error against films with landmarks, and what other films change of it.
+
+    lines: of `utility.learning_curve`; bars are 95 % intervals.
+    """
+    counts = sorted({line["films"] for line in lines})
+    with mpl.rc_context(STYLE):
+        figure = _figure(8.2, 3.3)
+        errors, gains = figure.subplots(1, 2)
+        for k, (arm, style) in enumerate(ARM_STYLES.items()):
+            own = [line for line in lines if line["arm"] == arm]
+            _interval_curve(errors, own, ("mae", "low", "high"), 1 + 0.03 * (k - 1), style)
+            errors.lines[-1].set_label(ARM_LABELS[arm])
+            if arm != ALONE:
+                keys = ("difference", "difference_low", "difference_high")
+                _interval_curve(gains, own, keys, 1 + 0.03 * (k - 1), style)
+        gains.axhline(0, color=INK, lw=0.9, ls=(0, (4, 3)))
+        for axes, text in ((errors, "mean absolute error (°)"), (gains, "MAE − films alone (°)")):
+            axes.set(xlabel="training films with landmarks", ylabel=text, xscale="log")
+            axes.set_xticks(counts, [str(count) for count in counts])
+            axes.minorticks_off()
+        errors.set_ylim(bottom=0)
+        figure.legend(*errors.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def _interval_curve(
+    axes: Axes,
+    lines: Sequence[Mapping[str, Any]],
+    keys: tuple[str, str, str],
+    shift: float,
+    style: Mapping[str, Any],
+) -> None:
+    """A curve of a value with the bars of its interval, moved aside by the factor `shift`."""
+    x = np.array([line["films"] for line in lines], float) * shift
+    y, low, high = (np.array([line[key] for line in lines], float) for key in keys)
+    axes.vlines(x, low, high, color=style["color"], lw=1.6, alpha=0.55)
+    axes.plot(x, y, ms=4.5, lw=1.2, **style)
 
 
 SOLVER_COLOURS = {

@@ -57,8 +57,6 @@ SETTINGS = "film_ruler.json"
 MAX_HEAD_RATIO = 1.3
 """Of the two heads of a dog; a larger one means that one circle is about something else."""
 
-_UNSURE = "too uncertain"
-
 _VIEWS = ((0, 1, 0, 0), (6, 0.95, 3, -2), (-6, 1.05, -3, 2), (3, 1.1, -2, -3), (-3, 0.9, 2, 3))
 """Degrees, zoom and shift in pixels of the views of a close-up that are measured."""
 
@@ -72,7 +70,8 @@ class FilmMeasurement:
     `landmarks` (2, 5) in pixels of the film, rows in the order of `geometry.SIDES`; NaN where
     nothing was found. `uncertainty` (2,): half width in degrees of the 95 % interval of each angle
     on phantoms, told from `features` (2, 2), see `view_features`. `presence` in 0..1, by both
-    networks, of the weaker hip. `inverted`: the film's polarity is reversed.
+    networks, of the weaker hip. `inverted`: the film's polarity is reversed. `unsure`: it is
+    refused for its uncertainty alone; there are two hips.
     """
 
     image_left: float
@@ -83,6 +82,7 @@ class FilmMeasurement:
     landmarks: np.ndarray
     inverted: bool = False
     reason: str = ""
+    unsure: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class FilmRuler:
             hips = self._hips(images, np.stack([points for _, points, _ in pairs]))
             for (i, _, seen), hip in zip(pairs, hips, strict=True):
                 results[i] = self._verdict(*hip, seen, inverted)
-        return [i for i in todo if results[i].reason and not results[i].reason.startswith(_UNSURE)]
+        return [i for i in todo if results[i].reason and not results[i].unsure]
 
     def _find(self, films: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Head centres (b, 2, 2) in film pixels, and their presence (b, 2) in 0..1."""
@@ -219,18 +219,18 @@ class FilmRuler:
         features = view_features(rows, doubt)
         uncertainty = self.calibration.half_width(features)
         sure = expit((logit(seen) + logit(presence)) / 2)
-        reason = ""
+        reason, unsure = "", False
         if sure.min() < self.min_presence:
             reason = f"no hip where one was expected ({SIDES[int(sure.argmin())]})"
         elif implausible := _implausible(middle):
             reason = f"the landmarks are not those of two hips ({implausible})"
         elif uncertainty.max() > self.max_uncertainty:
-            reason = f"{_UNSURE} (± {uncertainty.max():.0f} degrees)"
+            reason, unsure = f"too uncertain (± {uncertainty.max():.0f} degrees)", True
         angles = Landmarks.from_array(middle).norberg_angles()
         left, right = (np.nan, np.nan) if reason else (angles.image_left, angles.image_right)
         presence = float(sure.min())
         return FilmMeasurement(
-            left, right, uncertainty, features, presence, middle, inverted, reason
+            left, right, uncertainty, features, presence, middle, inverted, reason, unsure
         )
 
 

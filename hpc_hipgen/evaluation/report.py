@@ -24,6 +24,7 @@ from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run, atomic_folder, write_atomic
 from hpc_hipgen.tables import csv_text
+from hpc_hipgen.utility import ARM_LABELS
 
 GRID_FILMS = 6
 SHOWN_FILMS = 12
@@ -159,6 +160,8 @@ def _figures(
     pairs = _closest_pairs(run, results, labels)
     if pairs:
         files["closest_pairs"] = figures.closest_pairs(pairs)
+    for name, found in results.metrics["utility"].items():
+        files[f"utility_{name}"] = figures.learning_curves(found["lines"])
     if results.logs:
         files["losses"] = figures.loss_curves(results.logs)
     page = {name: figures.svg(figure) for name, figure in files.items()}
@@ -307,6 +310,7 @@ def _render(
         films=film_panels(run, results),
         figures=drawn,
         classes=PROMPT_CLASSES,
+        arms=ARM_LABELS,
         stages=stages,
         settings=yaml.safe_dump(results.metrics["settings"], sort_keys=False),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_hipgen.evaluation import distances, real_films, samples
+from hpc_hipgen.evaluation import distances, diversity, real_films, samples
 from hpc_hipgen.evaluation.audit import audit
 from hpc_hipgen.evaluation.faithfulness import (
     PAPER_TABLE_1,
@@ -24,6 +24,7 @@ from hpc_hipgen.evaluation.faithfulness import (
 )
 from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS
 from hpc_hipgen.run import Run, row_model
+from hpc_hipgen.utility import summaries
 
 SIDES = ("left", "right")
 REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
@@ -144,7 +145,9 @@ def collect(run: Run) -> Results:
         "ruler": ruler,
         "films": real_films.summary(found.get(FILMS_ROW), ruler, means),
         "frechet": features and _frechet(features, found),
+        "diversity": diversity.of_rows(run, found),
         "memorisation": features and audit(run, found, features),
+        "utility": summaries(run),
         "paper": {
             "test_films": PAPER_TEST_FILMS,
             "table_1": [{"name": p.name, "left": p.left, "right": p.right} for p in PAPER_TABLE_1],

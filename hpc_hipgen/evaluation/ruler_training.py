@@ -36,6 +36,10 @@ class RulerLoss(nn.Module):
         super().__init__()
         self.network = RulerNetwork(channels)
 
+    def found_points(self, images: Tensor) -> Tensor:
+        """Points (b, 4, 2), in pixels, that the network finds in views (b, 1, h, w)."""
+        return read_points(*self.network(images))[0]
+
     def forward(self, images: Tensor, points: Tensor, radii: Tensor) -> tuple[Tensor, dict]:
         """Per-image losses of views (b, 1, h, w), points (b, 4, 2) and radii (b, 2), in pixels."""
         logits, log_radii = self.network(images)
@@ -126,6 +130,11 @@ def ruler_error(ruler: Ruler, films: Films) -> dict[str, float]:
     }
 
 
+def mirrored(random: ImageRandom) -> Tensor:
+    """Which of the views `move` mirrors, (b,) bool."""
+    return random.uniform("move", 5)[:, 4] < 0.5
+
+
 def move(views: Tensor, landmarks: Tensor, random: ImageRandom) -> tuple[Tensor, Tensor, Tensor]:
     """Turns, shifts, zooms and mirrors views (b, 1, n, n) with their landmarks (b, 2, 5).
 
@@ -139,7 +148,8 @@ def move(views: Tensor, landmarks: Tensor, random: ImageRandom) -> tuple[Tensor,
     u = random.uniform("move", 5) * 2 - 1
     angle, zoom = torch.deg2rad(u[:, 0] * 10), torch.exp(u[:, 1] * 0.166)
     shift = u[:, 2:4] * 0.06 * n
-    mirror = torch.where(u[:, 4] < 0, -1.0, 1.0)
+    swapped = mirrored(random)
+    mirror = torch.where(swapped, -1.0, 1.0)
     cosine, sine = angle.cos() * zoom, angle.sin() * zoom
     # Forward map: p -> R p + shift about the centre, after mirroring x.
     rotate = torch.stack([cosine, -sine, sine, cosine], -1).view(b, 2, 2)
@@ -153,7 +163,6 @@ def move(views: Tensor, landmarks: Tensor, random: ImageRandom) -> tuple[Tensor,
     middle = (n - 1) / 2
     points = torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2) - middle
     points = (forward @ points.mT).mT + shift[:, None] + middle
-    swapped = mirror < 0
     points = torch.where(swapped[:, None, None], points[:, [2, 3, 0, 1]], points)
     radii = landmarks[..., 2] * zoom[:, None]
     return views.clamp(0, 1), points, torch.where(swapped[:, None], radii.flip(1), radii)

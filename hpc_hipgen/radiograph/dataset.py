@@ -335,11 +335,12 @@ def write_dataset(
         film_distance=np.array([film.distance for film in made]),
         view_distance=settings.head_distance * settings.resolution,
     )
-    return (
-        rows,
-        budget,
-        _write_masking(folder, [film for film in made if film.findings is not None]),
-    )
+    searched = [
+        Searched(film.rows[0]["film"], film.findings, film.thumbnail, film.rows[0]["prompt_class"])
+        for film in made
+        if film.findings is not None
+    ]
+    return rows, budget, write_masking(folder, searched)
 
 
 @dataclass(frozen=True)
@@ -353,24 +354,32 @@ class Made:
     thumbnail: np.ndarray | None
 
 
-def _write_masking(folder: Path, films: Sequence[Made]) -> list[str]:
+@dataclass(frozen=True)
+class Searched:
+    """A film in which burned-in text was looked for: what was found, and a small picture of it.
+
+    `prompt_class`: of its caption; None where it has none.
+    """
+
+    film: str
+    findings: Sequence[Finding]
+    thumbnail: np.ndarray | None
+    prompt_class: int | None = None
+
+
+def write_masking(folder: Path, films: Sequence[Searched]) -> list[str]:
     """Write the report of masked films; what it says, for people."""
     if not films:
         return []
-    films = sorted(films, key=lambda film: film.rows[0]["film"])
-    lines = [
-        finding.line(film.rows[0]["film"]) for film in films for finding in film.findings or ()
-    ]
+    films = sorted(films, key=lambda film: film.film)
+    lines = [finding.line(film.film) for film in films for finding in film.findings]
     shown = sorted(films, key=lambda film: not film.findings)  # those with something first
     (folder / "deidentified.csv").write_text(to_csv(lines), encoding="utf-8")
     (folder / "deidentified.png").write_bytes(
         contact_sheet([film.thumbnail for film in shown if film.thumbnail is not None])
     )
     masked = {line["film"] for line in lines if line["action"] == MASKED}
-    dated = sum(
-        film.rows[0]["film"] in masked and film.rows[0]["prompt_class"] in DATE_CLASSES
-        for film in films
-    )
+    dated = sum(film.film in masked and film.prompt_class in DATE_CLASSES for film in films)
     text = summary(lines, len(films))
     if dated:
         text.append(

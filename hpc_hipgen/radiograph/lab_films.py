@@ -20,7 +20,8 @@ import numpy as np
 
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.dataset import FilmFile, film_files
+from hpc_hipgen.radiograph.dataset import FilmFile, Searched, film_files, write_masking
+from hpc_hipgen.radiograph.deidentify import thumbnail
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.radiograph.scene_store import CLOSE_UP_SIZE, FILM_SIZE, stack_scenes, write_scenes
 from hpc_hipgen.radiograph.scenes import Scene, close_up_matrices
@@ -78,32 +79,43 @@ def dog_folds(dogs: Sequence[str], folds: int, seed: int) -> dict[str, int]:
 
 
 def read_lab_films(
-    folder: Path, table: Path | None, folds: int, seed: int
+    folder: Path,
+    table: Path | None,
+    folds: int,
+    seed: int,
+    masked: bool = True,
+    keep_markers: bool = True,
 ) -> tuple[list[FilmFile], dict[str, int]]:
     """The films of a lab, each read and checked, and the fold of each dog.
 
-    Splits that the landmark table names are of no account here.
+    Splits that the landmark table names are of no account here. `masked` and `keep_markers` are
+    those of `FilmFile`.
 
     Raises:
         FilmErrors: all that is wrong with the films or the table.
         ValueError: for too few dogs.
     """
-    films = film_files(folder, table, {"train": 1}, seed)
+    films = film_files(folder, table, {"train": 1}, seed, masked, keep_markers)
     return films, dog_folds([film.dog for film in films], folds, seed)
 
 
 def write_lab_films(
     folder: Path, films: Sequence[FilmFile], folds: dict[str, int], seed: int
-) -> None:
-    """Stores the scenes of films, `VIEWS` each and in their order, and the table of the films."""
+) -> list[str]:
+    """Stores the scenes of films, `VIEWS` each and in their order, and the table of the films.
+
+    Of films that are masked, also the report (`deidentified.csv` and, as a picture, `.png`), which
+    is returned in words.
+    """
     made = run_parallel(partial(_make, seed), films)
     done = list(progress(made, len(films), "preparing films"))
-    write_scenes(folder, stack_scenes([pair for _, pairs in done for pair in pairs]))
+    write_scenes(folder, stack_scenes([pair for film in done for pair in film.scenes]))
     table = [
-        asdict(LabFilm(film.name, film.dog, folds[film.dog], landmarks.flat()))
-        for film, (landmarks, _) in zip(films, done, strict=True)
+        asdict(LabFilm(film.name, film.dog, folds[film.dog], cut.landmarks.flat()))
+        for film, cut in zip(films, done, strict=True)
     ]
     write_atomic(folder / _TABLE, json.dumps(table, indent=1))
+    return write_masking(folder, [film.searched for film in done if film.searched])
 
 
 def prepared_films(folder: Path) -> list[LabFilm]:
@@ -118,14 +130,26 @@ def scenes_of(films: Sequence[LabFilm], chosen: Sequence[LabFilm]) -> np.ndarray
     return np.array([place * VIEWS + view for place in places for view in range(VIEWS)], np.int64)
 
 
-def _make(seed: int, film: FilmFile) -> tuple[Landmarks, list[tuple[Scene, Scene]]]:
-    """Landmarks in square pixels, and the scenes of a film."""
-    read, _ = film.read()
+@dataclass(frozen=True)
+class _Cut:
+    """What becomes of a film: landmarks in square pixels, its scenes, and what was masked."""
+
+    landmarks: Landmarks
+    scenes: list[tuple[Scene, Scene]]
+    searched: Searched | None
+
+
+def _make(seed: int, film: FilmFile) -> _Cut:
+    """Reads a film, masked where that is asked for, and cuts its scenes."""
+    read, findings = film.read()
+    searched = None
+    if findings is not None:
+        searched = Searched(film.name, findings, thumbnail(read.image, findings))
     rows = film.landmarks.to_array()
     rows[:, [1, 4]] = (rows[:, [1, 4]] + 0.5) * read.aspect - 0.5
     landmarks = Landmarks.from_array(rows)
     rng = np.random.default_rng([seed, zlib.crc32(film.name.encode())])
-    return landmarks, film_scenes(read.square(), landmarks, rng)
+    return _Cut(landmarks, film_scenes(read.square(), landmarks, rng), searched)
 
 
 def film_scenes(

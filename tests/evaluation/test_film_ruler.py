@@ -78,9 +78,12 @@ def test_refusals_say_why():
 
 def test_impossible_and_uncertain_landmarks_are_refused():
     film, _ = marked_film(angles=(38.0, 100.0))
-    assert "angle" in dot_ruler().measure([film])[0].reason
+    found = dot_ruler().measure([film])[0]
+    assert "angle" in found.reason and not found.unsure
     good, _ = marked_film()
-    assert "too uncertain" in dot_ruler(max_uncertainty=0.4).measure([good])[0].reason
+    found = dot_ruler(max_uncertainty=0.4).measure([good])[0]
+    assert "too uncertain" in found.reason and found.unsure and not found.inverted
+    assert not dot_ruler().measure([good])[0].unsure
 
 
 def test_calibration_covers_its_hips():

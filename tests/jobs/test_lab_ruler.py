@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -193,3 +194,32 @@ def test_the_shipped_experiment_starts_from_a_ruler_that_is_there(tmp_path):
 def test_settings_that_cannot_be_are_named(change, message):
     with pytest.raises(ConfigError, match=message):
         parse_experiment({**TINY, **change}, "tiny")
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_was_masked_in_a_labs_films_is_reported(tmp_path, capsys, masked):
+    folder = write_lab(tmp_path / "films", dogs=2, size=320)
+    with Image.open(folder / "film-0.png") as film:
+        dated = film.copy()
+    ImageDraw.Draw(dated).text((6, 6), "2019-04-17", 255, ImageFont.load_default(22))
+    dated.save(folder / "film-0.png")
+    tree = settings(folder).model_dump(mode="json")
+    tree["data"] |= {"deidentify": masked}
+    run = Run.create(tmp_path / "run", parse_experiment(tree, "tiny"))
+    prepare.prepare(run)
+    said, report = capsys.readouterr().out, run.path("lab_films", "deidentified.csv")
+    assert report.is_file() == run.path("lab_films", "deidentified.png").is_file() == masked
+    assert ("is NOT masked" in said) != masked and ("4 films searched" in said) == masked
+    if masked:
+        with report.open(newline="") as file:
+            lines = [line for line in csv.DictReader(file) if line["action"] == "masked"]
+        assert {line["film"] for line in lines} >= {"film-0.png"}
+
+
+def test_of_the_data_section_a_lab_ruler_takes_masking_alone(tmp_path):
+    tree = settings(tmp_path).model_dump(mode="json")
+    tree["data"] |= {"keep_markers": False}
+    assert not parse_experiment(tree, "x").data.keep_markers
+    tree["data"] |= {"train": 9}
+    with pytest.raises(ConfigError, match="data: a film ruler is an experiment of its own"):
+        parse_experiment(tree, "x")

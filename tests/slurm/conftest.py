@@ -12,7 +12,8 @@ HERE = Path(__file__).parent
 # pytest's importlib mode puts no test folder on the path
 sys.path[:0] = [str(HERE), str(HERE.parent / "training")]
 
-from slurm_cluster import Cluster, Unavailable, running_cluster  # noqa: E402
+from debian import Unavailable  # noqa: E402
+from slurm_cluster import Cluster, running_cluster  # noqa: E402
 from slurm_runs import new_run, on  # noqa: E402
 
 _unavailable: list[str] = []

@@ -20,6 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import debian
+from debian import Unavailable, where
+
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scancel", "scontrol")
 HOSTS = Path("/etc/hosts")
@@ -71,10 +74,6 @@ PartitionName=a100 Nodes=a100-[1-2] MaxTime=2-0 DefaultTime=60
 PartitionName=spot Nodes=spot-[1-2] MaxTime=2-0 DefaultTime=60 GraceTime=30
 PartitionName=urgent Nodes=spot-[1-2] MaxTime=2-0 DefaultTime=60 PriorityTier=10 PreemptMode=OFF
 """
-
-
-class Unavailable(Exception):
-    """There can be no Slurm on this machine; the message says why, in one line."""
 
 
 class Cluster:
@@ -234,11 +233,6 @@ class Cluster:
                 continue
 
 
-def where(program: str) -> str | None:
-    """The program's path; daemons are not on the path of everyone."""
-    return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-
-
 def install() -> None:
     """Installs Slurm from Debian's packages when it is missing.
 
@@ -247,32 +241,7 @@ def install() -> None:
     """
     if os.geteuid() != 0:
         raise Unavailable("only root can start the nodes of a Slurm on one machine")
-    if all(where(program) for program in PROGRAMS):
-        return
-    if not where("apt-get"):
-        raise Unavailable("no Slurm, and no apt-get to install one")
-    install = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
-    for command in (install, ["apt-get", "update"], install):
-        said = _apt(command)
-        if all(where(program) for program in PROGRAMS):
-            return
-    raise Unavailable(f"apt-get could not install {' '.join(PACKAGES)}: {said}")
-
-
-def _apt(command: list[str]) -> str:
-    """Runs it without questions; returns its last line of complaint."""
-    try:
-        done = subprocess.run(
-            command,
-            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-    except subprocess.TimeoutExpired:
-        return "it did not end"
-    return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    debian.install(PACKAGES, PROGRAMS)
 
 
 @contextmanager

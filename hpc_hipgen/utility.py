@@ -1,0 +1,213 @@
+"""Downstream utility: do generated films help a ruler that has few films to learn from?
+
+A cell is one ruler: so many training films with landmarks, one seed, and one arm, that is what it
+sees beside them. All cells of a seed see the same films (the first n of one order), in the same
+order and with the same augmentation. Cells are the items of one array stage, shards of generated
+films those of the stage before. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from hpc_hipgen.config import ConfigError, Section, parse_settings, settings_tree
+from hpc_hipgen.pipeline import MEASURED_ROWS, Item, Stage
+from hpc_hipgen.run import Run, row_model, write_atomic
+
+ALONE, GENERATED, ANGLES = ARMS = ("alone", "generated", "angles")
+ARM_LABELS = {
+    ALONE: "films with landmarks alone",
+    GENERATED: "and generated films",
+    ANGLES: "and other training films, their angles alone",
+}
+
+
+class Settings(Section):
+    """What is compared."""
+
+    row: str  # of the report: which generator draws
+    films: tuple[int, ...] = (10, 20, 40, 80, 160)  # with landmarks
+    seeds: int = Field(3, ge=1)
+    generated: int = Field(438, ge=1)  # films drawn; as many views of other films in that arm
+    images: int = Field(6000, gt=0)  # of films with landmarks that each ruler sees
+    # Of a degree off on a film without landmarks; on one with landmarks a pixel off weighs 1, which
+    # is some 3 degrees. Not tuned.
+    weight: float = Field(0.1, gt=0)
+
+    @field_validator("films", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else [value]
+
+    @field_validator("films")
+    @classmethod
+    def _rising(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or any(n < 1 for n in value) or len(set(value)) < len(value):
+            raise ValueError("different numbers of films, 1 or more")
+        return tuple(sorted(value))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One ruler: `arm` one of `ARMS`, `films` with landmarks, `seed` from 0."""
+
+    arm: str
+    films: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.arm}-{self.films}-{self.seed}"
+
+
+def plan(run: Run, arguments: list[str]) -> Settings:
+    """The settings of `key=value` arguments, checked against the run.
+
+    Raises:
+        ConfigError: one problem a line.
+    """
+    tree = settings_tree({}, arguments)
+    drawn = [row for row in run.rows() if row not in MEASURED_ROWS]
+    if not drawn:
+        raise ConfigError(f"{run.folder}: this run has no generator")
+    settings = parse_settings(Settings, {"row": drawn[-1]} | tree, "utility")
+    if settings.row not in drawn:
+        raise ConfigError(f"row={settings.row}: not one of {', '.join(drawn)}")
+    export = run.path(row_model(settings.row)[0], "export")
+    if not export.is_dir():
+        raise ConfigError(f"{export}: missing; train it to its end first")
+    _check_films(run, settings)
+    return settings
+
+
+def _check_films(run: Run, settings: Settings) -> None:
+    """Raises ConfigError unless the run's films suffice for the smallest and the largest number."""
+    path = run.path("data", "manifest.csv")
+    if not path.is_file():
+        raise ConfigError(f"{path}: missing; finish the run first")
+    with path.open(newline="", encoding="utf-8") as file:
+        views = [row["film"] for row in csv.DictReader(file) if row["split"] == "train"]
+    films = len(set(views))
+    if settings.films[-1] > films:
+        raise ConfigError(f"films={settings.films[-1]}: the run has {films} training films")
+    if run.config.ruler is None:
+        raise ConfigError(f"{run.folder}: this experiment has no ruler")
+    batch, least = run.config.ruler.training.batch, settings.films[0] * len(views) // films
+    if least < batch:
+        raise ConfigError(f"films={settings.films[0]}: {least} views, less than a batch of {batch}")
+    if settings.images < batch:
+        raise ConfigError(f"images={settings.images}: less than a batch of {batch}")
+
+
+def utility_folder(run: Run, name: str) -> Path:
+    """What a comparison writes lies here."""
+    return run.path("utility", name)
+
+
+def cell_folder(run: Run, name: str, cell: str) -> Path:
+    """result.json and metrics.jsonl of one ruler."""
+    return utility_folder(run, name) / "cells" / cell
+
+
+def cell_result(run: Run, item: Item, name: str) -> Path:
+    """The file that marks a cell as measured."""
+    return cell_folder(run, name, item[0]) / "result.json"
+
+
+def sample_shard(run: Run, item: Item, name: str) -> Path:
+    """Where generated films lie (webdataset)."""
+    return utility_folder(run, name) / "samples" / f"shard-{item[1]:05d}.tar"
+
+
+def save(run: Run, name: str, settings: Settings) -> None:
+    """Writes utility.json, or sees that it is the same.
+
+    Raises:
+        ConfigError: when a comparison of this name had other settings.
+    """
+    path = utility_folder(run, name) / "utility.json"
+    if path.is_file():
+        if load(run, name) != settings:
+            raise ConfigError(
+                f"{path.parent} was made with other settings; choose another --name, or remove it"
+            )
+        return
+    write_atomic(path, settings.model_dump_json(indent=1))
+
+
+def load(run: Run, name: str) -> Settings | None:
+    """The settings that were saved under a name, or None."""
+    path = utility_folder(run, name) / "utility.json"
+    if not path.is_file():
+        return None
+    return parse_settings(Settings, json.loads(path.read_text()), str(path))
+
+
+def cells(settings: Settings) -> list[Cell]:
+    """All rulers of a comparison."""
+    return [
+        Cell(arm, films, seed)
+        for films in settings.films
+        for seed in range(settings.seeds)
+        for arm in ARMS
+    ]
+
+
+def cell_items(run: Run, name: str) -> list[Item] | None:
+    """The cells as items of an array stage; None before the settings are saved."""
+    settings = load(run, name)
+    return None if settings is None else [(cell.name, 0) for cell in cells(settings)]
+
+
+def sample_items(run: Run, name: str) -> list[Item] | None:
+    """The shards of generated films; None before the settings are saved."""
+    settings = load(run, name)
+    if settings is None:
+        return None
+    shards = ceil(settings.generated / run.config.sampling.shard_size)
+    return [(settings.row, shard) for shard in range(shards)]
+
+
+def graph(name: str) -> list[Stage]:
+    """Generated films, then the rulers, then the table that merges them."""
+    samples, rulers = f"utility-{name}-samples", f"utility-{name}"
+    return [
+        Stage(
+            samples,
+            "jobs.utility:draw",
+            "gpu",
+            arguments=(name,),
+            items=partial(sample_items, name=name),
+            artefact=partial(sample_shard, name=name),
+        ),
+        Stage(
+            rulers,
+            "jobs.utility:train_and_measure",
+            "gpu",
+            (samples,),
+            (name,),
+            items=partial(cell_items, name=name),
+            artefact=partial(cell_result, name=name),
+        ),
+        Stage(f"{rulers}-table", "jobs.utility:merge", "cpu", (rulers,), (name,)),
+    ]
+
+
+def names(run: Run) -> list[str]:
+    """The comparisons of a run."""
+    return sorted(path.parent.name for path in run.path("utility").glob("*/utility.json"))
+
+
+def summaries(run: Run) -> dict[str, dict[str, Any]]:
+    """What finished comparisons found, by name."""
+    found = {name: utility_folder(run, name) / "summary.json" for name in names(run)}
+    return {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}

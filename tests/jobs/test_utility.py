@@ -1,0 +1,103 @@
+"""Downstream utility, from the command to the table, resumed, and in the report."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from hpc_hipgen import utility
+from hpc_hipgen.cluster.calls import resolve
+from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.evaluation.samples import read_samples
+from hpc_hipgen.run import Run
+from jobs import report
+from jobs import utility as job
+
+SETTINGS = ["row=llcm_2", "films=[2,4]", "seeds=1", "generated=7", "images=8"]
+
+
+@pytest.fixture
+def run(tmp_path, tiny_settings):
+    """A run that looks trained."""
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    run.path("llcm", "export").mkdir(parents=True)
+    run.path("data").mkdir()
+    lines = [f"film-{i // 2},train" for i in range(12)]
+    run.path("data", "manifest.csv").write_text("\n".join(["film,split", *lines]) + "\n")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["film=4"], "utility: unknown key 'film'"),
+        (["films=[4,4]"], "different numbers of films"),
+        (["films=[2,9]"], "films=9: the run has 6 training films"),
+        (["films=1"], "films=1: 2 views, less than a batch of 4"),
+        (["images=2", "films=4"], "images=2: less than a batch of 4"),
+        (["row=ruler"], "row=ruler: not one of stable_diffusion, llcm_1, llcm_2"),
+        (["row=stable_diffusion"], "train it to its end first"),
+        (["--name", "../x"], "letters, digits"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(run, capsys, arguments, words):
+    assert job.main([str(run.folder), *arguments, "--site", "local"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and words in said.err and said.err.count("\n") == 1
+    assert not run.path("utility").exists()
+
+
+def test_the_dry_run_lists_rulers_and_scripts_and_writes_nothing(run, capsys):
+    assert job.main([str(run.folder), "films=4", "seeds=1", "--dry-run", "--site", "a100"]) == 0
+    said = capsys.readouterr().out
+    assert "  alone-4-0\n  generated-4-0\n  angles-4-0\n" in said
+    assert said.count("#SBATCH --array=0-") >= 1 and "utility-utility-table" in said
+    assert not run.path("utility").exists()
+
+
+@pytest.mark.slow
+def test_from_the_settings_to_the_table_and_again(tiny_run, tmp_path, capfd, monkeypatch):
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    utility.save(run, "utility", utility.plan(run, SETTINGS))
+    for stage in utility.graph("utility"):  # as the jobs of the pipeline call them
+        todo = [stage.missing(run)] if stage.items else []
+        resolve(stage.function)(run, *stage.arguments, *todo)
+        assert not stage.items or stage.done(run)
+    folder = utility.utility_folder(run, "utility")
+    with (folder / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(x["films"], x["arm"]) for x in lines] == [
+        (n, arm) for n in "24" for arm in utility.ARMS
+    ]
+    assert (folder / "curve.svg").read_bytes().startswith(b"<?xml")
+    assert not list(folder.rglob("checkpoints")), "of a ruler that was measured, nothing is needed"
+    shards = [
+        utility.sample_shard(run, item, "utility") for item in utility.sample_items(run, "utility")
+    ]
+    drawn = [sample for path in shards for sample in read_samples(path)]
+    assert len(drawn) == 7 and {s.info["film"][:13] for s in drawn} == {"phantom-train"}
+
+    # a ruler that is lost is trained again, alone, and measures the same
+    before = {p: p.read_bytes() for p in folder.rglob("*.*") if p.suffix in (".csv", ".tar")}
+    lost = utility.cell_result(run, ("generated-2-0", 0), "utility")
+    errors = json.loads(lost.read_text())["errors"]
+    shutil.rmtree(lost.parent)
+    with pytest.raises(ValueError, match="missing; start it again"):
+        job.merge(run, "utility")
+    array = utility.graph("utility")[1]
+    assert array.missing(run) == [("generated-2-0", 0)]
+    assert job.train_and_measure(run, "utility", array.missing(run)) == 1
+    assert json.loads(lost.read_text())["errors"] == errors
+    made = []
+    monkeypatch.setattr(report, "report", lambda run, force: made.append(force))
+    job.merge(run, "utility")
+    for stage in ("report", utility.graph("utility")[2].name):
+        run.mark_done(stage)
+    job.merge(run, "utility")
+    assert made == [True], "a report that is there is made again"
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert utility.summaries(run)["utility"]["label"] == "LLCM, 2 steps"
+    assert job.main([str(run.folder), "--site", "local"]) == 0
+    assert "all 6 cells are there" in capfd.readouterr().out
