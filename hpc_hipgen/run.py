@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -119,15 +119,16 @@ class Run:
         )
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file through a temporary name, fsync and rename."""
+def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
+    """Writes a file through a temporary name, fsync and rename; a long one may come in parts."""
     data = content.encode() if isinstance(content, str) else content
+    parts = [data] if isinstance(data, bytes) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     _clean_files_once(path.parent)
     temporary, file = _claim(path, folder=False)
     try:
         with file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -99,6 +99,10 @@ class RulerTask:
         views, points, radii = move(views, landmarks, random)
         return {"images": standardise(expose(views, random)), "points": points, "radii": radii}
 
+    def ahead(self, indices: np.ndarray) -> None:
+        """Begins to decode the views of the next batch."""
+        self.films.ahead(indices)
+
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""
         return [self.films.ids[i] for i in indices]

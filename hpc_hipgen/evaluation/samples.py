@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from hpc_hipgen.radiograph.layouts import check_whole
+from hpc_hipgen.radiograph.shard_index import check_whole
 
 if TYPE_CHECKING:
     from hpc_hipgen.run import Run

@@ -96,6 +96,10 @@ class AutoencoderTask:
         noise = random.normal("posterior", *self.latent_shape)
         return {"pixels": pixels, "noise": noise, "weight": weight}
 
+    def ahead(self, indices: np.ndarray) -> None:
+        """Begins to decode the views of the next batch."""
+        self.films.ahead(indices)
+
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""
         return [self.films.ids[i] for i in indices]

@@ -241,6 +241,10 @@ class CLIPTask:
             "angles": self.angles[indices],
         }
 
+    def ahead(self, indices: np.ndarray) -> None:
+        """Begins to decode the views of the next batch."""
+        self.films.ahead(indices)
+
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""
         return [self.films.ids[i] for i in indices]

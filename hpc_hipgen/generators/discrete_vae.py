@@ -182,6 +182,10 @@ class DiscreteVAETask:
             "weight": weight,
         }
 
+    def ahead(self, indices: np.ndarray) -> None:
+        """Begins to decode the views of the next batch."""
+        self.films.ahead(indices)
+
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""
         return [self.films.ids[i] for i in indices]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hpc_hipgen.generators.autoencoder import encode
@@ -15,12 +17,19 @@ from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.run import write_atomic
 from hpc_hipgen.training.engine import device
 
+BATCH = 32
+"""Views that are encoded at once."""
+
 
 def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Tensor:
     """Scaled latents (n, c, h, w) float32 of all views, from `cache` when they are there.
 
-    The file's name is a hash of the autoencoder's weights and of the views, so latents of another
+    They are memory-mapped: what is indexed is read, and processes of one machine share it. The
+    file's name is a hash of the autoencoder's weights and of the views, so latents of another
     autoencoder or of other films are never used.
+
+    Raises:
+        ValueError: names the first views of a batch whose latents are not finite; nothing is kept.
     """
     digest = hashlib.sha256()
     for name, value in autoencoder.state_dict().items():
@@ -28,22 +37,32 @@ def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Ten
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     digest.update(str(autoencoder.config.scaling_factor).encode())
     digest.update("\n".join(films.ids).encode())
-    digest.update(films.images.tobytes())
-    path = cache / f"{digest.hexdigest()[:20]}.safetensors"
+    digest.update(films.fingerprint())
+    path = cache / f"{digest.hexdigest()[:20]}.npy"
     if not path.is_file():
-        autoencoder = autoencoder.to(device()).eval()
-        write_atomic(path, save({"latents": encode(autoencoder, films.images).contiguous()}))
-    return load_file(path)["latents"]
+        write_atomic(path, _encoded(autoencoder.to(device()).eval(), films))
+    # copy-on-write: torch warns of arrays that it may not write to
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
-def check_latents(latents: Tensor, films: Films) -> Tensor:
-    """The latents, when all of them are finite.
+def _encoded(autoencoder: AutoencoderKL, films: Films) -> Iterator[bytes]:
+    """The latents as an .npy file, batch by batch; the next views are decoded meanwhile."""
+    numbers = np.arange(len(films))
+    for start in range(0, len(films), BATCH):
+        views = films.images[start : start + BATCH]
+        films.ahead(numbers[start + BATCH : start + 2 * BATCH])
+        latents = encode(autoencoder, views, BATCH)
+        bad = (~torch.isfinite(latents).flatten(1).all(1)).nonzero().flatten().tolist()
+        if bad:
+            names = ", ".join(films.ids[start + i] for i in bad[:5])
+            raise ValueError(f"the autoencoder gives non-finite latents for {names}")
+        if start == 0:
+            yield _header((len(films), *latents.shape[1:]))
+        yield latents.numpy().tobytes()
 
-    Raises:
-        ValueError: names the first views whose latents are not.
-    """
-    bad = (~torch.isfinite(latents).flatten(1).all(1)).nonzero().flatten().tolist()
-    if bad:
-        names = ", ".join(films.ids[i] for i in bad[:5])
-        raise ValueError(f"the autoencoder gives non-finite latents for {names}")
-    return latents
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    layout = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, layout)
+    return stream.getvalue()

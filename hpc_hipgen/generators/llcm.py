@@ -32,7 +32,7 @@ from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.frozen import freeze
-from hpc_hipgen.generators.latents import cached_latents, check_latents
+from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
 from hpc_hipgen.generators.stable_diffusion import SCHEDULE, Parts, load_parts
 from hpc_hipgen.radiograph.layouts import Films
@@ -139,8 +139,7 @@ class DistillationTask:
         self.size = len(films.ids)
         torch.manual_seed(config.seed)
         self.parts: Parts = load_parts(teacher)
-        latents = cached_latents(self.parts.autoencoder, films, cache)
-        self.latents = check_latents(latents, films)
+        self.latents = cached_latents(self.parts.autoencoder, films, cache)
         tokenizer, encoder = self.parts.tokenizer, self.parts.text_encoder
         self.states, self.rows = text.encode_captions(tokenizer, encoder, films.captions)
         self.null = text.encode_captions(tokenizer, encoder, [""])[0]

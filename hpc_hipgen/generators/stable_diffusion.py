@@ -30,7 +30,7 @@ from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import stride
 from hpc_hipgen.generators.focus import hip_focus
-from hpc_hipgen.generators.latents import cached_latents, check_latents
+from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
@@ -248,7 +248,7 @@ class DenoisingTask:
         self.size = len(films.ids)
         self.parts = parts
         self.train_text = train_text
-        self.latents = check_latents(cached_latents(parts.autoencoder, films, cache), films)
+        self.latents = cached_latents(parts.autoencoder, films, cache)
         self.prepare_conditions()
         self.module = self.loss()
         self.averages = {"export": WeightAverage.for_export(self.trained(), section.training)}

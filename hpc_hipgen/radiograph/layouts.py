@@ -6,28 +6,28 @@
     layouts/classes/class_<c>/<id>.png, .txt   DreamBooth: one folder per prompt class
     layouts/pairs/<id>.png, .txt               DALL-E: image and caption of the same stem
     layouts/shards/<split>-class_<c>-<n>.tar   LLCM: webdataset, png + txt + json
+    layouts/shards/<split>.parquet             what is where in the shards, see `shard_index.py`
 
 `classes` and `pairs` hold the training split only: their generators train on all that is there.
 Images and texts of a layout are hard links to the first copy where the file system can.
 """
 
 import csv
-import io
 import json
 import os
 import shutil
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Landmarks
 from hpc_hipgen.radiograph.landmark_table import SPLITS
+from hpc_hipgen.radiograph.pictures import Pictures, Places
+from hpc_hipgen.radiograph.shard_index import ANGLES, index_shards
 
 COLUMNS = (
     *"id film dog split view flipped file width height".split(),
@@ -44,11 +44,11 @@ Row = Mapping[str, Any]
 
 @dataclass
 class Films:
-    """Views in memory, in the order of their ids.
+    """Views, in the order of their ids.
 
     Attributes:
         ids: n names of views.
-        images: (n, h, w) uint8.
+        images: (n, h, w) uint8; the readers give `Pictures`, which decode what is indexed.
         landmarks: (n, 2, 5) float64 in view pixels, see `Landmarks.to_array`.
         captions: n captions.
         patient_left: (n,) float64 Norberg angles in degrees.
@@ -58,7 +58,7 @@ class Films:
     """
 
     ids: list[str]
-    images: np.ndarray
+    images: np.ndarray | Pictures
     landmarks: np.ndarray
     captions: list[str]
     patient_left: np.ndarray
@@ -71,14 +71,26 @@ class Films:
 
     def take(self, indices: Sequence[int]) -> "Films":
         """These views, in this order."""
-        return Films(
-            **{
-                name: value[list(indices)]
-                if isinstance(value, np.ndarray)
-                else [value[i] for i in indices]
-                for name, value in vars(self).items()
-            }
-        )
+
+        def taken(value: Any) -> Any:
+            if isinstance(value, Pictures):
+                return value.take(indices)
+            if isinstance(value, np.ndarray):
+                return value[list(indices)]
+            return [value[i] for i in indices]
+
+        return Films(**{name: taken(value) for name, value in vars(self).items()})
+
+    def ahead(self, indices: np.ndarray) -> None:
+        """Begins to decode the views `indices` (k,) int64 in other threads, where that is due."""
+        if isinstance(self.images, Pictures):
+            self.images.ahead(indices)
+
+    def fingerprint(self) -> bytes:
+        """Bytes that are others for other images."""
+        if isinstance(self.images, Pictures):
+            return self.images.fingerprint()
+        return self.images.tobytes()
 
 
 def write_layouts(data_folder: Path, rows: Sequence[Row]) -> None:
@@ -129,6 +141,7 @@ def _write_shards(data_folder: Path, folder: Path, split: str, rows: Sequence[Ro
                             "json": json.dumps(rest).encode(),
                         }
                     )
+    index_shards(folder, split)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
@@ -226,51 +239,25 @@ def _captioned(
 
 
 def read_shards(folder: Path, split: str) -> Films:
-    """Load one split of the webdataset layout, every shard on every rank.
+    """One split of the webdataset layout, every shard on every rank.
+
+    Only the index is read; it is made first where there is none, or an old one.
 
     Raises:
         ValueError: no shard of that split, or one that is cut off or damaged; names it.
     """
-    from webdataset import WebDataset
-
-    paths = sorted(folder.glob(f"{split}-class_*.tar"))
-    if not paths:
-        raise ValueError(f"{folder}: no shard {split}-class_*.tar")
-    rows: list[tuple[Row, str, io.BytesIO]] = []
-    for path in paths:
-        # The default splitter refuses to run on several ranks; here each wants all of it.
-        samples = WebDataset(str(path), shardshuffle=False, nodesplitter=lambda shards: shards)
-        try:
-            check_whole(path)
-            rows += [(json.loads(s["json"]), s["txt"].decode(), _png(s["png"])) for s in samples]
-        except (tarfile.TarError, OSError, SyntaxError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path}: unreadable shard ({' '.join(str(error).split())}); "
-                "make the data again in another run (--run NAME), or copy the file from a backup"
-            ) from None
-    return _films(sorted(rows, key=lambda row: row[0]["id"]))
-
-
-def check_whole(path: Path) -> None:
-    """Sees that a tar file ends as one does: two blocks of zeros.
-
-    One that was cut off between two members reads like a shorter one.
-
-    Raises:
-        tarfile.ReadError: when it does not.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - 1024))
-        if size % 512 or file.read() != bytes(1024):
-            raise tarfile.ReadError("the file is cut off")
-
-
-def _png(data: bytes) -> io.BytesIO:
-    """The bytes of a PNG file, checked against its own checksums."""
-    with Image.open(io.BytesIO(data)) as picture:
-        picture.verify()
-    return io.BytesIO(data)
+    index = index_shards(folder, split)
+    angles = index.numbers(*ANGLES)
+    return Films(
+        ids=index.words("id"),
+        images=Pictures(index.places()),
+        landmarks=index.numbers(*LANDMARK_COLUMNS).reshape(-1, 2, 5),
+        captions=index.words("caption"),
+        patient_left=angles[:, 0],
+        patient_right=angles[:, 1],
+        prompt_class=index.numbers("prompt_class"),
+        film=index.words("film"),
+    )
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -280,19 +267,14 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _films(items: Iterable[tuple[Row, str, Path | io.BytesIO]]) -> Films:
-    """Stack rows with their caption and PNG."""
-    rows, captions, images = [], [], []
-    for row, caption, source in items:
-        with Image.open(source) as picture:
-            images.append(np.asarray(picture))
-        rows.append(row)
-        captions.append(caption)
+def _films(items: Iterable[tuple[Row, str, Path]]) -> Films:
+    """Stack rows with their caption and PNG file."""
+    rows, captions, files = zip(*items, strict=True)
     return Films(
         ids=[row["id"] for row in rows],
-        images=np.stack(images),
+        images=Pictures(Places.whole(files)),
         landmarks=np.stack([Landmarks.from_flat(row).to_array() for row in rows]),
-        captions=captions,
+        captions=list(captions),
         patient_left=np.array([float(row["patient_left"]) for row in rows]),
         patient_right=np.array([float(row["patient_right"]) for row in rows]),
         prompt_class=np.array([int(row["prompt_class"]) for row in rows]),

@@ -28,7 +28,7 @@ from hpc_hipgen.training.engine import (
 from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted, StopRequest
 from hpc_hipgen.training.record import Listener, Record
 from hpc_hipgen.training.schedule import LearningRate
-from hpc_hipgen.training.task import Task
+from hpc_hipgen.training.task import ReadsAhead, Task
 
 
 class NonFiniteLossError(RuntimeError):
@@ -120,6 +120,9 @@ def optimizer_step(
         clock = np.arange(first + offset, first + offset + size)
         indices = data_order(seed, int(clock[0]), size, task.size)
         batch = task.batch(indices, ImageRandom(seed, clock))
+        if isinstance(task, ReadsAhead):  # while the network works on this batch
+            after = offset + size if offset + size < share else training.batch
+            task.ahead(data_order(seed, first + after, size, task.size))
         losses, scalars = engine(**place_batch(batch))
         _check_finite(losses, task, indices, images, title)
         engine.backward(losses.mean())

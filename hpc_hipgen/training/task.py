@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -35,4 +35,13 @@ class Task(Protocol):
 
     def export(self, folder: Path) -> Mapping[str, float | None]:
         """Writes the finished model into a new folder; returns figures for the record."""
+        ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A task whose data take long to read or to decode."""
+
+    def ahead(self, indices: np.ndarray) -> None:
+        """Begins, in other threads, on the data items (b,) that the next `batch` will be of."""
         ...

@@ -1,15 +1,18 @@
 """The cache of latents."""
 
 import dataclasses
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hpc_hipgen.config import Autoencoder
 from hpc_hipgen.generators.autoencoder import build_autoencoder, encode
-from hpc_hipgen.generators.latents import cached_latents, check_latents
+from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.radiograph.pictures import Pictures, Places
 
 
 @pytest.fixture
@@ -54,10 +57,56 @@ def test_the_scaling_factor_counts(autoencoder, tmp_path):
     assert torch.allclose(cached_latents(autoencoder, some_films(), tmp_path), plain / 2)
 
 
-def test_views_without_finite_latents_are_named():
+def test_views_without_finite_latents_are_named_and_nothing_is_kept(
+    autoencoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hpc_hipgen.generators.latents.BATCH", 2)
     films = some_films()
-    latents = torch.zeros(3, 4, 8, 8)
-    assert check_latents(latents, films) is latents
-    latents[1, 0, 0, 0] = torch.inf
-    with pytest.raises(ValueError, match="non-finite latents for view-1"):
-        check_latents(latents, films)
+    films.images[2] = 255
+
+    def broken(autoencoder, images, batch):
+        latents = encode(autoencoder, images, batch)
+        latents[(images == 255).all((1, 2))] = torch.inf
+        return latents
+
+    monkeypatch.setattr("hpc_hipgen.generators.latents.encode", broken)
+    with pytest.raises(ValueError, match="non-finite latents for view-2"):
+        cached_latents(autoencoder, films, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_they_are_memory_mapped_and_independent_of_the_batch(autoencoder, tmp_path, monkeypatch):
+    films = some_films(n=5)
+    whole = cached_latents(autoencoder, films, tmp_path / "whole")
+    monkeypatch.setattr("hpc_hipgen.generators.latents.BATCH", 2)
+    parts = cached_latents(autoencoder, films, tmp_path / "parts")
+    assert torch.allclose(whole, parts, atol=1e-6) and whole.dtype == torch.float32
+    (path,) = (tmp_path / "parts").iterdir()
+    stored = np.load(path)
+    parts[0] = 0
+    assert np.array_equal(np.load(path), stored), "the file is not written to"
+    chosen = np.array([3, 1])
+    assert torch.equal(parts[chosen], torch.from_numpy(stored[chosen]))
+
+
+def test_a_view_has_one_cache_in_whatever_layout_it_lies(autoencoder, tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(path)
+    contents = [path.read_bytes() for path in paths]
+    together = tmp_path / "together"
+    together.write_bytes(b"".join(contents))
+    size = np.array([len(content) for content in contents])
+    crc32 = np.array([zlib.crc32(content) for content in contents], np.uint32)
+    offset = np.cumsum([0, *size[:-1]])
+    single = dataclasses.replace(some_films(), images=Pictures(Places.whole(paths)))
+    places = Places([together], np.zeros(3, int), offset, size, crc32)
+    joined = dataclasses.replace(single, images=Pictures(places))
+    cache = tmp_path / "cache"
+    first = cached_latents(autoencoder, single, cache)
+    assert torch.equal(cached_latents(autoencoder, joined, cache), first)
+    assert len(list(cache.iterdir())) == 1
+    paths[1].write_bytes(contents[0])
+    cached_latents(autoencoder, single, cache)
+    assert len(list(cache.iterdir())) == 2

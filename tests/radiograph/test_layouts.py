@@ -116,8 +116,10 @@ def test_one_tar_per_class_with_image_text_and_json(data):
     assert sorted(path.name for path in shards.iterdir()) == [
         "test-class_1-000000.tar",
         "test-class_2-000000.tar",
+        "test.parquet",
         "train-class_1-000000.tar",
         "train-class_2-000000.tar",
+        "train.parquet",
     ]
     with tarfile.open(shards / "train-class_2-000000.tar") as tar:
         names = tar.getnames()

@@ -1,0 +1,108 @@
+"""Views that are decoded when they are asked for are the views."""
+
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpc_hipgen.radiograph import pictures
+from hpc_hipgen.radiograph.layouts import read_imagefolder, read_shards, write_layouts
+from hpc_hipgen.radiograph.pictures import Pictures, Places
+from tests.radiograph.test_layouts import fill
+
+KEYS = [
+    3,
+    np.int64(-1),
+    slice(None),
+    slice(1, 5, 2),
+    slice(9, None),
+    [4, 0, 4],
+    np.array([5, 1]),
+    np.arange(6) % 2 == 0,
+]
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 5, 7), dtype=np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    return images, [tmp_path / f"{number}.png" for number in range(6)]
+
+
+@pytest.mark.parametrize("kept", [0, 10**6])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("key", KEYS, ids=str)
+def test_they_index_like_the_array(arrays, monkeypatch, key, workers, kept):
+    monkeypatch.setattr(pictures, "_workers", lambda: workers)
+    monkeypatch.setattr(pictures, "KEPT_BYTES", kept)
+    images, files = arrays
+    views = Pictures(Places.whole(files))
+    for _ in range(2):
+        found = views[key]
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, images[key])
+    assert (views.shape, len(views), views.ndim) == (images.shape, 6, 3)
+    np.testing.assert_array_equal(np.concatenate([images, views]), np.concatenate([images] * 2))
+    np.testing.assert_array_equal(views.take([2, 5, 1])[[1, 0]], images[[5, 2]])
+    np.testing.assert_array_equal(list(views), list(images))
+    with pytest.raises(IndexError):
+        views[6]
+
+
+@pytest.mark.parametrize("kept", [0, 10**6])
+def test_views_are_decoded_ahead_in_other_threads(arrays, monkeypatch, kept):
+    monkeypatch.setattr(pictures, "KEPT_BYTES", kept)
+    images, files = arrays
+    views = Pictures(Places.whole(files))
+    where = []
+    decode = views._decode
+
+    def watched(number):
+        where.append((number, threading.current_thread() is threading.main_thread()))
+        return decode(number)
+
+    monkeypatch.setattr(views, "_decode", watched)
+    monkeypatch.setattr(pictures, "_workers", lambda: 1)
+    views.ahead(np.array([4, 1, 4]))
+    np.testing.assert_array_equal(views[[1, 4]], images[[1, 4]])
+    assert sorted(where) == [(1, False), (4, False)]
+    views.ahead(np.array([1]))
+    np.testing.assert_array_equal(views[[1, 2]], images[[1, 2]])
+    again = [(1, False)] if kept == 0 else []
+    assert sorted(where[2:]) == [*again, (2, True)]
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(tmp_path):
+    write_layouts(tmp_path, fill(tmp_path))
+    films = read_shards(tmp_path / "layouts/shards", "train")
+    assert not films.images._known.any()
+    assert not films.take([1, 2]).images._known.any()
+    films.images[[1, 2]]
+    assert films.images._known.tolist() == [False, True, True, False, False, False]
+
+
+def test_files_and_shards_have_one_fingerprint(tmp_path):
+    write_layouts(tmp_path, fill(tmp_path))
+    shards = read_shards(tmp_path / "layouts/shards", "train")
+    files = read_imagefolder(tmp_path / "layouts/imagefolder/train")
+    assert shards.fingerprint() == files.fingerprint()
+    assert shards.take([1, 0]).fingerprint() == files.take([1, 0]).fingerprint()
+    assert shards.take([1, 0]).fingerprint() != shards.take([0, 1]).fingerprint()
+
+
+def test_odd_images_are_named(arrays):
+    images, files = arrays
+    Image.fromarray(images[1][:, :4]).save(files[1])
+    Image.fromarray(images[2]).convert("RGB").save(files[2])
+    files[3].write_bytes(files[3].read_bytes()[:50])
+    files[4].write_bytes(b"no image")
+    views = Pictures(Places.whole(files))
+    for number in (1, 2, 3, 4):
+        with pytest.raises(ValueError, match=rf"/{number}\.png: unreadable view at byte 0 \(.+\);"):
+            views[number]
+    files[5].unlink()
+    with pytest.raises(FileNotFoundError, match=r"5\.png"):
+        Places.whole(files)
