@@ -50,8 +50,8 @@ degree, a landmark outside its image, a missing or truncated file, ...: all prob
 once, each with its file and row, nothing is written, and the exit status is 2.
 DICOM attributes and overlay planes are dropped. What was masked in films, and what was found but
 left (a side's letter; anything within two head radii of a hip, which somebody has to look at), is
-in deidentified.csv beside the manifest, or in RUN/lab_films, and drawn as boxes on the small films of
-deidentified.png: look at it, no search finds everything. Names of files and dogs are kept.
+in deidentified.csv beside the manifest, or in RUN/lab_films, and drawn as boxes on the small films
+of deidentified.png: look at it, no search finds everything. Names of files and dogs are kept.
 """
 
 
