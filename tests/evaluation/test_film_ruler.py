@@ -124,7 +124,9 @@ def test_the_same_image_of_the_clock_is_varied_in_the_same_way():
     first = vary_close_ups(images, points, ImageRandom(4, np.array([7, 8])))
     second = vary_close_ups(images[1:], points[1:], ImageRandom(4, np.array([8])))
     for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a[1:], b)
+        # A batch's size changes how coordinates are rounded: by 1e-5 px, over which noise of
+        # variance 1 changes by some 1e-4. Other random numbers would change it by 1.
+        torch.testing.assert_close(a[1:], b, atol=2e-3, rtol=0)
 
 
 def test_a_stored_ruler_measures_as_before(tmp_path):

@@ -91,7 +91,9 @@ def test_a_failure_names_the_error_and_the_log(run, fakes, capfd):
 def start(run, graph):
     """A launcher in a process of its own whose slow stage is at work; and that stage's pid."""
     code = (
-        "import sys; from fake_stages import *; from jobs.launch import *\n"
+        "import signal, sys; from fake_stages import *; from jobs.launch import *\n"
+        # a shell that runs the tests in the background has it ignored, which is inherited
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.exit(execute(Run({str(run.folder)!r}), {graph}, Site(executor='local'), False))"
     )
     path = os.pathsep.join([str(FAKES), str(ROOT)])

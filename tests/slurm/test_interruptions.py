@@ -120,7 +120,7 @@ def test_a_lost_node_costs_the_work_since_the_last_checkpoint(disturbed, slurm, 
     seen = steps(run, "lost") * 8
     slurm.call("scontrol", "update", "nodename=spot-2", "state=down", "reason=test")
     try:
-        wait_until(lambda: slurm.job(number)["Restarts"] == "1", "the requeue", 60)
+        wait_until(lambda: slurm.job(number)["Restarts"] == "1", "the requeue", 180)
     finally:
         slurm.call("scontrol", "update", "nodename=spot-2", "state=resume")
     assert slurm.wait(number) == ["COMPLETED"]
