@@ -66,12 +66,12 @@ def read_controls(data: Path, films: Films) -> Controls:
     last = len(films) - 1
     picks = np.unique(np.linspace(0, last, PLANTED).round().astype(int))
     picked = films.take(picks)
-    planted = planted_copies(picked.images)
+    planted = planted_copies(np.asarray(picked.images))
     others = read_view(data, "train", 1, picked.film)
     sources = dict.fromkeys(planted, picks)
     if others is not None:
         where = dict(zip(films.film, range(len(films)), strict=True))
-        planted["another view"] = others.images
+        planted["another view"] = np.asarray(others.images)
         sources["another view"] = np.array([where[film] for film in others.film])
     kinds = [HELD_OUT] * len(held_out) + [k for k, x in planted.items() for _ in x]
     none = np.full(len(held_out), -1)

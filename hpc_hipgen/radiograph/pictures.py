@@ -61,7 +61,8 @@ class Pictures:
     """n views of one size that read like an (n, h, w) uint8 array.
 
     Indexing decodes what it is asked for: an integer gives (h, w), a slice, a list, a mask or an
-    array of integers gives (k, h, w). A set of at most `KEPT_BYTES` keeps what it decoded.
+    array of integers gives (k, h, w); further indices are of what was decoded. A set of at most
+    `KEPT_BYTES` keeps what it decoded.
     Decoding raises ValueError, naming the file, for an image that is damaged, has another size than
     the first, or is not grey.
     """
@@ -75,7 +76,7 @@ class Pictures:
         self._numbers = np.arange(len(places.file))
         self._opened = functools.lru_cache(OPEN_SHARDS)(lambda path: open(path, "rb", buffering=0))
         self._coming: dict[int, Future[np.ndarray]] = {}
-        self.shape = (len(self), *(size or _decoded(self._bytes(0)).shape))
+        self.shape = (len(self), *(size or _size(self._bytes(0))))
         self._kept: np.ndarray | None = None
         if np.prod(self.shape) <= KEPT_BYTES:
             self._kept = np.empty(self.shape, np.uint8)  # takes memory as it is filled
@@ -86,6 +87,10 @@ class Pictures:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """The views `key`, decoded."""
+        if isinstance(key, tuple):
+            first, *rest = key
+            views = self[first]
+            return views[(slice(None), *rest)] if views.ndim == self.ndim else views[tuple(rest)]
         numbers = self._numbers[key]
         if numbers.ndim == 0:
             return self._view(int(numbers))
@@ -150,12 +155,21 @@ class Pictures:
         path, size = places.files[places.file[number]], int(places.size[number])
         if places.crc32 is None:  # such files are not worth keeping open
             return path.read_bytes()
-        return os.pread(self._opened(path).fileno(), size, int(places.offset[number]))
+        file = self._opened(
+            path
+        )  # kept: another thread's call may have opened it too, or closed it
+        return os.pread(file.fileno(), size, int(places.offset[number]))
 
 
 def _decoded(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
         return np.asarray(picture)
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Height and width, by the head of a PNG file."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+        return picture.height, picture.width
 
 
 def _workers() -> int:

@@ -118,7 +118,7 @@ class StubBackbone:
         return self
 
     def extract(self, images, batch, label=None):
-        return images.reshape(len(images), -1)[:, :4].astype(np.float32)
+        return np.asarray(images).reshape(len(images), -1)[:, :4].astype(np.float32)
 
 
 @pytest.mark.slow

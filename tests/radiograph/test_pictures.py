@@ -1,6 +1,7 @@
 """Views that are decoded when they are asked for are the views."""
 
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ KEYS = [
     [4, 0, 4],
     np.array([5, 1]),
     np.arange(6) % 2 == 0,
+    np.s_[:, :, ::-1],
+    np.s_[1:4, 2, :3],
+    np.s_[2, ::2],
 ]
 
 
@@ -106,3 +110,23 @@ def test_odd_images_are_named(arrays):
     files[5].unlink()
     with pytest.raises(FileNotFoundError, match=r"5\.png"):
         Places.whole(files)
+
+
+def test_many_threads_read_many_shards(tmp_path, monkeypatch):
+    """A shard that is opened twice, or closed for others, is still open while it is read."""
+    rng = np.random.default_rng(0)
+    files, sizes, contents = [], [], []
+    for number in range(64):
+        path = tmp_path / f"{number}.png"
+        contents.append(rng.integers(0, 256, (4, 4), dtype=np.uint8))
+        Image.fromarray(contents[-1]).save(path)
+        files.append(path)
+        sizes.append(path.stat().st_size)
+    crc32 = np.array([zlib.crc32(path.read_bytes()) for path in files], np.uint32)
+    monkeypatch.setattr(pictures, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(pictures, "KEPT_BYTES", 0)
+    number = np.arange(64)
+    views = Pictures(Places(files, number, 0 * number, np.array(sizes), crc32))
+    for _ in range(20):
+        views.ahead(number)
+        np.testing.assert_array_equal(views[number], np.stack(contents))
