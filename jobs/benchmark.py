@@ -5,13 +5,14 @@
     python -m jobs.benchmark --against diffusers          our LLCM step against diffusers' recipe
     python -m jobs.benchmark --only measuring             whole films a second, by the film ruler of
                                                           --run or that of the program
+    python -m jobs.benchmark --only many                  a loader of 250,000 views (2 GB, minutes)
 
-Rows: training, loader, scale, sampling, evaluation, checkpoints, imports; measuring only where it
-is named. The experiments are those of configs/ with random weights and a few phantoms; --config
-chooses others, and key=value changes the first. What is compared is measured turn by turn in one
-process. Written to results/benchmarks/MACHINE.md and .json, with the machine described; rows that
-are not measured keep what was there. Other work on the machine spoils absolute figures, and ratios
-hardly.
+Rows: training, loader, scale, sampling, evaluation, checkpoints, imports; measuring and many only
+where they are named. The experiments are those of configs/ with random weights and a few phantoms;
+--config chooses others, and key=value changes the first. What is compared is measured turn by turn
+in one process. Written to results/benchmarks/MACHINE.md and .json, with the machine described; rows
+that are not measured keep what was there. Other work on the machine spoils absolute figures, and
+ratios hardly.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from hpc_hipgen.run import write_atomic
 
 EXPERIMENTS = ("llcm", "lora", "dreambooth", "dall_e")
 ROWS = ("training", "loader", "sampling", "evaluation", "checkpoints", "imports", "scale")
-MEASURING = "measuring"
-"""The row of what is trained already, measured only where it is named."""
+LOADING = ("loader", "scale", "many")
+MEASURING, MANY = "measuring", "many"
+"""Rows that are measured only where they are named."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = documented_parser("benchmark", __doc__)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changed settings")
-    parser.add_argument("--only", nargs="+", choices=(*ROWS, MEASURING), help="which rows")
+    parser.add_argument("--only", nargs="+", choices=(*ROWS, MEASURING, MANY), help="which rows")
     parser.add_argument("--against", choices=("diffusers",), help="what to compare the LLCM with")
     parser.add_argument("--config", nargs="+", help="experiments (default: those of configs/)")
     parser.add_argument("--run", type=Path, help=f"of a film ruler, for {MEASURING}")
@@ -95,7 +97,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Lines of every table that was asked for."""
-    from hpc_hipgen.performance import measures
+    from hpc_hipgen.performance import loading, measures
     from hpc_hipgen.performance.workspace import make_run
 
     tables: dict[str, list[dict[str, Any]]] = {}
@@ -117,7 +119,8 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
             for row in rows:
                 if number == 0 or row in ("training", "sampling"):
                     print(f"benchmark: {row}", file=sys.stderr, flush=True)
-                    lines = getattr(measures, row)(run, options.repeats)
+                    module = loading if row in LOADING else measures
+                    lines = getattr(module, row)(run, options.repeats)
                     tables[row] = tables.get(row, []) + lines
             if number == 0 and options.against:
                 tables["against diffusers"] = measures.against_diffusers(run, options.repeats)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import subprocess
 import sys
 import time
@@ -14,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_hipgen.performance.hardware import peak_tflops
@@ -26,9 +23,6 @@ Line = dict[str, Any]
 JOBS = ("launch", "status", "prepare", "train", "sample", "evaluate", "report", "sweep", "plan")
 SAMPLED = (("stable_diffusion", "ddim", (10, 20)), ("llcm", "lcm", (1, 2, 4)))
 """Models with their solvers and numbers of steps."""
-
-SCALED_VIEWS, SHARDS, MANY = 2_048, (4, 64, 512), 250_000
-"""Views that are read from so many shards, and the size of the source paper's larger set."""
 
 WORKING_IMPORTS = {
     "train (as it works)": "import deepspeed, hpc_hipgen.generators.llcm, hpc_hipgen.training.loop",
@@ -138,38 +132,6 @@ def against_diffusers(run: Run, repeats: int) -> list[Line]:
     ]
 
 
-def loader(run: Run, repeats: int) -> list[Line]:
-    """Views/s read from shards, against decoding the same PNG bytes from memory."""
-    from hpc_hipgen.radiograph.layouts import read_imagefolder, read_shards
-
-    layouts = run.path("data", "layouts")
-    folder = layouts / "imagefolder" / "train"
-    files = [path.read_bytes() for path in sorted(folder.glob("*.png"))]
-
-    def decode() -> None:
-        for data in files:
-            with Image.open(io.BytesIO(data)) as picture:
-                np.asarray(picture)
-
-    turns = turn_by_turn(
-        {
-            "decoding from memory": decode,
-            "shards": lambda: read_shards(layouts / "shards", "train"),
-            "image folder": lambda: read_imagefolder(folder),
-        },
-        repeats,
-    )
-    return [
-        {
-            "source": name,
-            "views": len(files),
-            "views/s": len(files) / median(seconds),
-            "of decoding": ratio(turns["decoding from memory"], seconds),
-        }
-        for name, seconds in turns.items()
-    ]
-
-
 def sampling(run: Run, repeats: int) -> list[Line]:
     """Images/s of the teacher, the student and DALL-E."""
     from hpc_hipgen.generators import dall_e
@@ -275,56 +237,6 @@ def imports(run: Run, repeats: int) -> list[Line]:
 
     turns = turn_by_turn({k: lambda a=a: start(a) for k, a in commands.items()}, repeats, warmup=0)
     return [{"job": name, "seconds": median(seconds)} for name, seconds in turns.items()]
-
-
-def scale(run: Run, repeats: int) -> list[Line]:
-    """Reading as many views from few shards and from many, and what it comes to for 250,000."""
-    import tracemalloc
-
-    from hpc_hipgen.radiograph.layouts import read_shards
-
-    lines = []
-    for shards in SHARDS:
-        folder = run.path(f"shards-{shards}")
-        _write_shards(run, folder, shards)
-        seconds = _median(lambda f=folder: read_shards(f, "train"), repeats)
-        tracemalloc.start()
-        films = read_shards(folder, "train")
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        lines.append(
-            {
-                "views": len(films),
-                "shards": shards,
-                "views/s": len(films) / seconds,
-                "peak MB per 1,000 views": peak / len(films) / 1e3,
-                "start-up of 250,000, minutes": seconds / len(films) * MANY / 60,
-                "peak of 250,000, GB": peak / len(films) * MANY / 1e9,
-            }
-        )
-    return lines
-
-
-def _write_shards(run: Run, folder: Path, shards: int) -> None:
-    """The training views of a run over and over under names of their own."""
-    import webdataset
-
-    sources = sorted(run.path("data", "layouts", "shards").glob("train-*.tar"))
-    samples = [
-        sample
-        for path in sources
-        for sample in webdataset.WebDataset(str(path), shardshuffle=False)
-    ]
-    folder.mkdir()
-    for shard in range(shards):
-        name = folder / f"train-class_1-{shard:06d}.tar"
-        with webdataset.TarWriter(str(name), mtime=0) as tar:
-            for number in range(shard, SCALED_VIEWS, shards):
-                sample = samples[number % len(samples)]
-                key = f"train-{number:06d}"
-                info = json.loads(sample["json"]) | {"id": key}
-                content = {k: sample[k] for k in ("png", "txt")}
-                tar.write({"__key__": key, "json": json.dumps(info).encode(), **content})
 
 
 def _median(action: Callable[[], Any], repeats: int) -> float:

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from hpc_hipgen.performance import measures, workspace
+from hpc_hipgen.performance import loading, workspace
 from jobs.benchmark import main
 from tests.conftest import TINY
 
@@ -20,24 +20,27 @@ def tiny_file(tmp_path):
 def test_rows_are_measured_and_kept(tiny_file, tmp_path, capsys, monkeypatch):
     few = {"train": 6, "validation": 2, "test": 4, "views": 2}
     monkeypatch.setattr(workspace, "FILMS", few)
-    monkeypatch.setattr(measures, "SCALED_VIEWS", 16)
-    monkeypatch.setattr(measures, "SHARDS", (1, 4))
+    monkeypatch.setattr(loading, "SCALED_VIEWS", 16)
+    monkeypatch.setattr(loading, "SHARDS", (1, 4))
+    monkeypatch.setattr(loading, "MANY_VIEWS", 40)
+    monkeypatch.setattr(loading, "MANY_SHARDS", (2, 5))
     common = ["--config", str(tiny_file), "--repeats", "1", "--out", str(tmp_path), "--name", "pc"]
-    assert main([*common, "--only", "training", "loader", "scale"]) == 0
+    assert main([*common, "--only", "training", "loader", "scale", "many"]) == 0
     assert main([*common, "--only", "sampling", "checkpoints"]) == 0
     assert main([*common, "--against", "diffusers"]) == 0
     content = json.loads((tmp_path / "pc.json").read_text())
     tables = {name: table["lines"] for name, table in content["tables"].items()}
-    expected = {"training", "loader", "scale", "sampling", "checkpoints", "against diffusers"}
-    assert set(tables) == expected and content["machine"]["torch"]
+    expected = {"training", "loader", "scale", "many", "sampling", "checkpoints"}
+    assert set(tables) == expected | {"against diffusers"} and content["machine"]["torch"]
     trained = {line["model"]: line for line in tables["training"]}
     assert list(trained) == ["ruler", "autoencoder", "stable_diffusion", "llcm"]
     assert all(0 < line["in the networks"] < 1 for line in trained.values())
     assert [line["steps"] for line in tables["sampling"]] == [10, 20, 1, 2, 4]
+    assert [(x["views"], x["shards"]) for x in tables["many"]] == [(40, 2), (40, 5)]
     (compared,) = tables["against diffusers"]
     assert compared["ratio"] > 0 and compared["solver"] == "leapfrog"
     page = (tmp_path / "pc.md").read_text()
-    assert page.count("## ") == 6 and capsys.readouterr().out.endswith("pc.md\n")
+    assert page.count("## ") == 7 and capsys.readouterr().out.endswith("pc.md\n")
 
 
 MISTAKES = (
