@@ -36,14 +36,14 @@ def attention() -> str:
     import torch
     from diffusers.models.attention_processor import Attention, AttnProcessor
 
-    from hpc_hipgen.generators.attention import use_best_attention, xformers_works
+    from hpc_hipgen.generators.attention import best_attention, xformers_works
 
     torch.manual_seed(0)
     layer = Attention(320, heads=8, dim_head=40).cuda()
     x = torch.randn(2, 4096, 320, device="cuda", requires_grad=True)
     found = []
-    for choose in (lambda: layer.set_processor(AttnProcessor()), lambda: use_best_attention(layer)):
-        choose()
+    for processor in (AttnProcessor(), best_attention()):
+        layer.set_processor(processor)
         with torch.autocast("cuda", torch.bfloat16):
             output = layer(x)
         (gradient,) = torch.autograd.grad(output.float().square().mean(), x)

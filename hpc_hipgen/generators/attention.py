@@ -28,9 +28,14 @@ def xformers_works() -> bool:
     return True
 
 
+def best_attention() -> XFormersAttnProcessor | AttnProcessor2_0:
+    """What diffusers' attention layers are to compute with: xformers where it works, else SDPA."""
+    return XFormersAttnProcessor() if xformers_works() else AttnProcessor2_0()
+
+
 def use_best_attention(unet: nn.Module) -> None:
-    """Sets the attention of a diffusers UNet: xformers where it works, else SDPA.
+    """Sets the attention of a diffusers UNet.
 
     (`set_attention_backend` has no effect on UNet2DConditionModel in diffusers 0.42.)
     """
-    unet.set_attn_processor(XFormersAttnProcessor() if xformers_works() else AttnProcessor2_0())
+    unet.set_attn_processor(best_attention())

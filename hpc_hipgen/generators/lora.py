@@ -65,7 +65,9 @@ def save_adapters(names: list[str], weights: list[Tensor], folder: Path) -> dict
     leave them out without an error.
     """
     plain = [name.replace(f".{ADAPTER}.", ".") for name in names]
-    layers = {n: w.detach().float().cpu() for n, w in zip(plain, weights, strict=True)}
+    layers = {  # whole rows: safetensors takes no other layout
+        n: w.detach().float().cpu().contiguous() for n, w in zip(plain, weights, strict=True)
+    }
     StableDiffusionPipeline.save_lora_weights(
         folder, unet_lora_layers=layers, safe_serialization=True
     )

@@ -83,22 +83,28 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def place(module: nn.Module) -> nn.Module:
-    """Puts a network on this rank's device, in place; channels last on a GPU.
+def layout() -> torch.memory_format:
+    """Order of images in memory: channels last on a GPU.
 
-    Convolutions in bf16 are fastest so on GPUs, and slowest on CPUs. (ZeRO's flat weights lose that
-    order again; the kernels then convert them.)
+    Convolutions in bf16 are fastest so on GPUs, and slowest on CPUs.
     """
-    if torch.cuda.is_available():
-        return module.to(device(), memory_format=torch.channels_last)
-    return module.to(device())
+    return torch.channels_last if torch.cuda.is_available() else torch.preserve_format
+
+
+def place(module: nn.Module) -> nn.Module:
+    """Puts a network on this rank's device and in its `layout`, in place."""
+    module.to(device())
+    if layout() == torch.channels_last:
+        module.to(memory_format=torch.channels_last)
+    return module
 
 
 def place_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Puts the inputs of a network where `place` puts the network."""
-    last = torch.channels_last if torch.cuda.is_available() else torch.preserve_format
     return {
-        name: value.to(device(), memory_format=last if value.ndim == 4 else torch.preserve_format)
+        name: value.to(
+            device(), memory_format=layout() if value.ndim == 4 else torch.preserve_format
+        )
         for name, value in batch.items()
     }
 
@@ -172,7 +178,8 @@ def build_engine(module: nn.Module, training: Training) -> Any:
     """
     import deepspeed
 
-    place(module)
+    # DeepSpeed sends weights to the other ranks as flat bytes: it refuses those of channels last
+    module.to(device()).to(memory_format=torch.contiguous_format)
     if uses_bf16(training):
         module.forward = torch.autocast(device().type, torch.bfloat16)(module.forward)
     if training.compile:
@@ -190,6 +197,8 @@ def build_engine(module: nn.Module, training: Training) -> Any:
         config=deepspeed_settings(training),
         dist_init_required=False,
     )
+    if not engine.zero_optimization():  # ZeRO's weights are pieces of flat ones
+        place(module)
     return engine
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork
+from hpc_hipgen.training.engine import device
 
 
 class Stub(nn.Module):
@@ -29,9 +30,9 @@ def test_only_the_latents_learn_from_it():
     torch.manual_seed(0)
     probe = ProbeNetwork(channels=4, size=8, width=8)
     probe.usual.copy_(torch.tensor([[20.0, 30.0], [18.0, 20.0], [44.0, 30.0], [46.0, 20.0]]))
-    latents = torch.randn(2, 4, 8, 8, requires_grad=True)
+    latents = torch.randn(2, 4, 8, 8, device=device(), requires_grad=True)
     loss = MeasurementLoss(probe, 1.0)
-    losses, _ = loss(latents, torch.full((2, 2), 100.0), torch.ones(2))
+    losses, _ = loss(latents, torch.full((2, 2), 100.0).to(latents), torch.ones(2).to(latents))
     losses.sum().backward()
     assert latents.grad.abs().sum() > 0
     assert all(p.grad is None for p in probe.parameters())

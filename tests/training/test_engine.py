@@ -46,16 +46,41 @@ def test_one_rank_alone_shares_nothing(monkeypatch, every_stage):
 def test_bf16_is_autocast_over_fp32_weights_and_gradients(stage):
     engine.init_distributed()
     settings = training(precision="bf16", zero_stage=stage, clip=1e9, betas=(0.0, 0.0))
-    layer = nn.Linear(8, 8)
+    layer = engine.place(nn.Linear(8, 8))
     first = layer.weight.detach().clone()
     built = engine.build_engine(layer, settings)
-    output = built(torch.randn(16, 8))
+    output = built(torch.randn(16, 8, device=engine.device()))
     assert output.dtype == torch.bfloat16 and layer.weight.dtype == torch.float32
     built.backward(output.float().square().mean())
     assert engine.step(built, settings)
     # without momentum AdamW moves each weight by lr: a step taken falsely before would show
-    assert torch.allclose((layer.weight - first).abs(), torch.tensor(1e-3), rtol=1e-2)
+    assert torch.allclose(
+        (layer.weight - first).abs(), torch.tensor(1e-3, device=first.device), rtol=1e-2
+    )
     built.destroy()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.usefixtures("every_stage")
+def test_networks_train_the_same_in_the_layout_of_a_gpu(monkeypatch, stage):
+    engine.init_distributed()
+    losses = {}
+    for layout in (torch.preserve_format, torch.channels_last):
+        monkeypatch.setattr(engine, "layout", lambda layout=layout: layout)
+        torch.manual_seed(0)
+        network = engine.place(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)))
+        built = engine.build_engine(network, settings := training(zero_stage=stage))
+        losses[layout] = []
+        for _ in range(3):
+            loss = (
+                built(*engine.place_batch({"x": torch.ones(2, 4, 9, 9)}).values()).square().mean()
+            )
+            built.backward(loss)
+            assert engine.step(built, settings)
+            losses[layout].append(loss.item())
+        built.destroy()
+    plain, last = losses.values()
+    assert plain == pytest.approx(last, rel=1e-5) and plain[-1] < plain[0]
 
 
 def test_a_network_is_compiled_when_asked_for(monkeypatch):
