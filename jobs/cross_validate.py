@@ -21,7 +21,7 @@ from typing import Any
 
 from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.pipeline import Item, fold_measurements, folds
-from hpc_hipgen.run import Run, disk_full, full_disk_advice, write_atomic
+from hpc_hipgen.run import Run, write_atomic
 
 
 def measure_folds(run: Run, items: Sequence[Item]) -> None:
@@ -97,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--fold", type=int, help="from 1; default: all folds, then the report")
     given = parser.parse_args(arguments)
-    from hpc_hipgen.training.interruption import Interrupted
+    from hpc_hipgen.training.outcome import exit_status
 
-    try:
+    def work() -> None:
         run = Run(given.run)
         count = _section(run).folds
         if given.fold is not None and not 1 <= given.fold <= count:
@@ -110,18 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure_folds(run, chosen)
         if given.fold is None:
             report(run)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        return 130
-    except OSError as error:
-        if not disk_full(error):
-            raise
-        print(f"error: {full_disk_advice(Path(given.run))}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(work, Path(given.run))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
     python -m jobs.evaluate --run results/llcm                           everything that is missing
 
 Writes evaluation/<row>/shard-NNNNN.npz (features), then shard-NNNNN.parquet (one line per image),
-which marks the shard as done. Two rows are no samples: ``reference`` holds features of the nominal
-training views, what the Fréchet distances compare with, ``controls`` those of validation films and
-of planted copies, by which the memorisation audit is set and checked.
+which marks the shard as done. A sample shard that is damaged is drawn anew first. Two rows are no
+samples: ``reference`` holds features of the nominal training views, what the Fréchet distances
+compare with, ``controls`` those of validation films and of planted copies, by which the
+memorisation audit is set and checked.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards
-from hpc_hipgen.pipeline import CONTROLS_ROW, FEATURE_ROWS, Item, feature_rows, score_shard
+from hpc_hipgen.pipeline import (
+    CONTROLS_ROW,
+    FEATURE_ROWS,
+    Item,
+    feature_rows,
+    sample_shard,
+    score_shard,
+)
 from hpc_hipgen.pipeline import REFERENCE_ROW as REFERENCE
 from hpc_hipgen.run import Run, write_atomic
 
@@ -57,7 +65,7 @@ def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
     """Evaluates sample shards in one process; returns how many were done now.
 
     Loads the ruler and the feature network once, and neither when nothing is missing. Raises
-    ValueError naming the file for a shard that cannot be read.
+    ValueError naming the file for a shard that is missing or lacks something.
     """
     todo = [item for item in todo if not output(run, *item).is_file()]
     if not todo:
@@ -137,12 +145,7 @@ def _evaluate_shard(run: Run, row: str, shard: int, ruler: Any, backbone: Any) -
     """Measures one sample shard, extracts its features and writes both."""
     import numpy as np
 
-    from hpc_hipgen.evaluation.samples import read_samples
-
-    source = run.path("samples", row, f"shard-{shard:05d}.tar")
-    samples = read_samples(source)
-    if not samples:
-        raise ValueError(f"{source}: holds no samples")
+    samples = _samples(run, row, shard)
     batch = run.config.evaluation.batch
     table = measured(samples, row, ruler, batch)
     path = output(run, row, shard)
@@ -152,6 +155,18 @@ def _evaluate_shard(run: Run, row: str, shard: int, ruler: Any, backbone: Any) -
     store_table(path, table)
     failed = int(table[["measured_left", "measured_right"]].isna().any(axis=1).sum())
     return f"{len(table)} images, {failed} not measured"
+
+
+def _samples(run: Run, row: str, shard: int) -> list[Sample]:
+    """The samples of a shard, drawn anew where it is damaged."""
+    from hpc_hipgen.evaluation.samples import read_or_redraw
+    from jobs.sample import sample_items
+
+    path = sample_shard(run, (row, shard))
+    samples = read_or_redraw(path, lambda: sample_items(run, [(row, shard)]))
+    if not samples:
+        raise ValueError(f"{path}: holds no samples")
+    return samples
 
 
 def measured(samples: Sequence[Sample], row: str, ruler: Any, batch: int) -> pd.DataFrame:

@@ -90,18 +90,23 @@ def _draw_and_measure(
     run: Run, sweep: Sweep, cell: Cell, films: Any, pipeline: Any, ruler: Any
 ) -> str:
     """One cell: its samples, unless they are there, then their measurements."""
-    from hpc_hipgen.evaluation.samples import read_samples
+    from hpc_hipgen.evaluation.samples import read_or_redraw
     from jobs.evaluate import measured, store_table
     from jobs.sample import drawn, image_specs, row_settings, shard_bytes, with_subjects
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
-    if not tar.is_file():
+
+    def draw() -> None:
         crossed = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
         settings = row_settings(run, cell.model) | crossed
         specs = image_specs(run.config.seed, films, cell.name, settings)
         specs = with_subjects(run, cell.model, specs)
         write_atomic(tar, shard_bytes(specs, drawn(run, pipeline, specs), synthetic=True))
-    table = measured(read_samples(tar), cell.name, ruler, run.config.evaluation.batch)
+
+    if not tar.is_file():
+        draw()
+    samples = read_or_redraw(tar, draw)
+    table = measured(samples, cell.name, ruler, run.config.evaluation.batch)
     store_table(sweeps.cell_table(run, (cell.name, 0), sweep.name), table)
     return f"{len(table)} images"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.config import TRAINED
-from hpc_hipgen.run import FEW_STEPS, Run, atomic_folder, disk_full, full_disk_advice
+from hpc_hipgen.run import FEW_STEPS, Run, atomic_folder
 
 if TYPE_CHECKING:
     from hpc_hipgen.training.task import Task
@@ -182,28 +182,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
     parser.add_argument("model", choices=TRAINED)
     given = parser.parse_args(arguments)
-    from hpc_hipgen.training.checkpoint import CheckpointError
-    from hpc_hipgen.training.interruption import Interrupted
-    from hpc_hipgen.training.loop import NonFiniteLossError
+    from hpc_hipgen.training.outcome import exit_status
 
-    try:
+    def work() -> None:
         figures = train(Run(given.run), given.model)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        return 130
-    except (CheckpointError, NonFiniteLossError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if not disk_full(error):
-            raise
-        print(f"error: {full_disk_advice(Path(given.run))}", file=sys.stderr)
-        return 1
-    print(f"{given.model}: complete, {_line(figures)}")
-    return 0
+        print(f"{given.model}: complete, {_line(figures)}")
+
+    return exit_status(work, Path(given.run))
 
 
 if __name__ == "__main__":

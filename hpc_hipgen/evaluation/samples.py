@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ SHARD = "shard-{:05d}"
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.(tar|parquet)")
 UNREADABLE = (tarfile.TarError, OSError, SyntaxError)  # PIL calls a broken PNG a syntax error
 REQUIRED = ("row", "index", "seed", "film", "prompt_class", "asked_left", "asked_right")
+
+
+class DamagedShardError(ValueError):
+    """A sample shard that is cut off or was changed since it was written."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,8 @@ def png(image: np.ndarray, synthetic: bool) -> bytes:
 def read_samples(path: Path) -> list[Sample]:
     """All samples of a shard, in the order of the file.
 
-    Raises ValueError naming the file, and the sample and field, when the shard is missing, cut
-    off, or lacks a part that evaluation needs.
+    Raises ValueError naming the file, and the sample and field, when the shard is missing or lacks
+    a part that evaluation needs; DamagedShardError when it cannot be read to its end.
     """
     samples = []
     try:
@@ -100,7 +105,7 @@ def read_samples(path: Path) -> list[Sample]:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such sample shard; run the sample stage first") from None
     except (*UNREADABLE, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
+        raise DamagedShardError(
             f"{path}: unreadable sample shard ({' '.join(str(error).split())}); remove it and "
             "start again: it will be drawn anew, the same"
         ) from None
@@ -108,6 +113,17 @@ def read_samples(path: Path) -> list[Sample]:
     if len(shapes) > 1:
         raise ValueError(f"{path}: images of different sizes: {sorted(shapes)}")
     return samples
+
+
+def read_or_redraw(path: Path, draw: Callable[[], Any]) -> list[Sample]:
+    """All samples of a shard, as `read_samples`; a damaged one is removed and drawn first."""
+    try:
+        return read_samples(path)
+    except DamagedShardError as error:
+        print(f"{error}\n{path.name}: drawing it anew now", file=sys.stderr, flush=True)
+    path.unlink()
+    draw()
+    return read_samples(path)
 
 
 def read_images(run: Run, row: str, wanted: Iterable[tuple[str, int]]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.radiograph.layouts import read_shards
 from hpc_hipgen.run import Run
-from jobs import train
+from jobs import evaluate, train
 
 
 @pytest.fixture
@@ -119,6 +119,21 @@ def test_a_sample_shard_that_is_cut_off_is_named(tiny_run, tmp_path, row):
             read_samples(copy)
         seen += 1
     assert seen > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["ruler", "llcm_1"])
+def test_a_sample_shard_that_is_cut_off_is_drawn_anew(tiny_run, tmp_path, row, capsys):
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    shard = run.path("samples", row, "shard-00000.tar")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert evaluate.evaluate_items(run, [(row, 0)]) == 1
+    said = capsys.readouterr().err
+    assert "unreadable sample shard" in said and "drawing it anew" in said
+    assert shard.read_bytes() == whole
+    assert run.path("evaluation", row, "shard-00000.parquet").is_file()
 
 
 def test_a_data_shard_that_is_cut_off_or_altered_is_named(tiny_run, tmp_path):

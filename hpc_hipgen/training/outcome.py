@@ -1,0 +1,40 @@
+"""How a training command ends: one line for what went wrong, and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hpc_hipgen.run import disk_full, full_disk_advice
+
+
+def exit_status(work: Callable[[], None], folder: Path) -> int:
+    """Does the work of a training command and says how it ended.
+
+    Returns:
+        0: done. 1: it could not go on (a loss that is not finite, a checkpoint that could not be
+        written, a full disk below `folder`). 2: a mistake of the user (ValueError). 130: it was
+        asked to stop and has saved.
+    """
+    from hpc_hipgen.training.checkpoint import CheckpointError
+    from hpc_hipgen.training.interruption import Interrupted
+    from hpc_hipgen.training.loop import NonFiniteLossError
+
+    try:
+        work()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 130
+    except (CheckpointError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        print(f"error: {full_disk_advice(folder)}", file=sys.stderr)
+        return 1
+    return 0
