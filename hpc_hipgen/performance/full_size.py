@@ -2,6 +2,7 @@
 
     python -m hpc_hipgen.performance.full_size                     batch 1, bf16, a minute or more
     python -m hpc_hipgen.performance.full_size --images 8 --steps 5      on a GPU
+    ... --images 32 --no-checkpointing --profile      as configured, and where the time goes
 
 Needs 22 GiB. Prints the memory that `jobs.plan` predicts and the largest that was seen, and exits 1
 when they are more than 15 % apart. No test runs it: do so by hand after a change of the step.
@@ -25,7 +26,7 @@ from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.llcm import DistillationLoss, build_student
 from hpc_hipgen.performance.hardware import peak_tflops
 from hpc_hipgen.performance.plan import GIB, make_plan, unet_shape
-from hpc_hipgen.performance.timing import seconds_of
+from hpc_hipgen.performance.timing import profile_of, seconds_of
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import build_engine, init_distributed, place, uses_bf16
@@ -88,8 +89,11 @@ def used_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def check(images: int, steps: int, checkpointing: bool) -> dict[str, float]:
-    """Takes the steps; returns bytes predicted and seen, and the speed."""
+def check(images: int, steps: int, checkpointing: bool, profiled: bool = False) -> dict[str, float]:
+    """Takes the steps; returns bytes predicted and seen, and the speed.
+
+    `profiled`: prints where the time of one more step goes.
+    """
     changed = [
         f"llcm.training.batch={images}",
         "llcm.training.micro_batch=null",
@@ -102,10 +106,13 @@ def check(images: int, steps: int, checkpointing: bool) -> dict[str, float]:
     base = used_bytes()
     task, training = FullSize(config), config.llcm.training
     engine = build_engine(task.module, training)
-    seconds = [
-        seconds_of(lambda i=i: optimizer_step(engine, task, training, i * images, 0, "llcm"))
-        for i in range(steps)
-    ]
+
+    def step(i: int) -> None:
+        optimizer_step(engine, task, training, i * images, 0, "llcm")
+
+    seconds = [seconds_of(lambda i=i: step(i)) for i in range(steps)]
+    if profiled:
+        print(profile_of(lambda: step(steps)))
     speed = images / median(seconds[1:] or seconds)
     need = plan.need(training.zero_stage, 1, images)
     found = {
@@ -130,9 +137,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--images", type=int, default=1, help="in a batch (1)")
     parser.add_argument("--steps", type=int, default=2, help="the second has moments to keep (2)")
+    parser.add_argument(
+        "--profile", action="store_true", help="print where the time of a step goes"
+    )
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
     options = parser.parse_args(arguments)
-    found = check(options.images, options.steps, not options.no_checkpointing)
+    found = check(options.images, options.steps, not options.no_checkpointing, options.profile)
     off = found["predicted"] / found["seen"] - 1
     print(
         f"memory: {found['predicted'] / GIB:.2f} GiB predicted, {found['seen'] / GIB:.2f} GiB seen "

@@ -101,3 +101,15 @@ class NetworkClock:
 
 def _is_wrapper(module: nn.Module) -> bool:
     return type(module).__name__ == "DeepSpeedEngine"
+
+
+def profile_of(action: Callable[[], Any], rows: int = 20) -> str:
+    """Table of the operations that take most time, of the GPU where there is one."""
+    on_gpu = torch.cuda.is_available()
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if on_gpu:
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profile:
+        action()
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    return profile.key_averages().table(sort_by=key, row_limit=rows, max_name_column_width=60)
