@@ -30,20 +30,45 @@ SITE = site_with(stages=STAGES)
 
 
 @pytest.fixture(scope="module")
-def disturbed(cluster, tmp_path_factory):
-    """The run and the ids of its jobs, all of which are training."""
+def toys(cluster, tmp_path_factory):
+    """The run and the ids of its jobs."""
     run = new_run(tmp_path_factory.mktemp("disturbed") / "tiny")
     graph = [toy("limited"), toy("preempted"), toy("stopped"), toy("lost", checkpoint_images=32)]
     graph.append(toy("whole", slow=False))
     with on(cluster):
         ids = submit_stages(run, graph, SITE)
-    return SimpleNamespace(run=run, ids=ids, stages={stage.name: stage for stage in graph})
+    return SimpleNamespace(run=run, ids=ids)
 
 
-def training(disturbed, name, least=8):
-    """Waits until a toy has made some steps; returns its job id."""
-    wait_until(lambda: steps(disturbed.run, name) >= least, f"steps of {name}", 400)
-    return disturbed.ids[name]
+@pytest.fixture(scope="module")
+def disturbed(toys, cluster):
+    """The toys, each disturbed in its way while it trained.
+
+    All before the first test looks: on a busy machine a test may wait longer than a toy trains.
+    """
+    for name in STAGES:
+        wait_until(lambda name=name: steps(toys.run, name) >= 8, f"steps of {name}", 400)
+    with on(cluster):
+        cut_short(cluster, toys.ids["limited"])
+        toys.urgent = preempt(cluster)
+        cluster.call("scancel", "--signal=TERM", toys.ids["stopped"])
+        toys.seen_by_lost = steps(toys.run, "lost") * 8
+        cluster.call("scontrol", "update", "nodename=spot-2", "state=down", "reason=test")
+    yield toys
+    with on(cluster):
+        cluster.call("scontrol", "update", "nodename=spot-2", "state=resume", check=False)
+
+
+def cut_short(cluster, number):
+    """Sets the time limit of a job to one or two minutes from now."""
+    minutes = int(cluster.call("squeue", "-h", "-o", "%M", "-j", number).split(":")[-2]) + 2
+    cluster.call("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes}")
+
+
+def preempt(cluster):
+    """Submits a short job that takes spot-1 from whoever has it; returns its id."""
+    urgent = ("--partition=urgent", "--nodelist=spot-1", "--exclusive", "--wrap=sleep 1")
+    return cluster.call("sbatch", "--parsable", "--output=/dev/null", *urgent).strip()
 
 
 def weights(run, name):
@@ -52,15 +77,6 @@ def weights(run, name):
 
 def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-@pytest.fixture(scope="module")
-def cut_short(disturbed, cluster):
-    """The job `limited`, training, its time limit now one or two minutes from now."""
-    number = training(disturbed, "limited")
-    minutes = int(cluster.call("squeue", "-h", "-o", "%M", "-j", number).split(":")[-2]) + 2
-    cluster.call("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes}")
-    return number
 
 
 @pytest.fixture(scope="module")
@@ -88,21 +104,16 @@ def went_on_exactly(run, name):
     )
 
 
-def test_preemption_saves_and_the_job_goes_on_when_the_node_is_free(
-    disturbed, cut_short, slurm, of_two_ranks
-):
-    number = training(disturbed, "preempted")
-    urgent = ("--partition=urgent", "--nodelist=spot-1", "--exclusive", "--wrap=sleep 1")
-    taken = slurm.call("sbatch", "--parsable", "--output=/dev/null", *urgent).strip()
-    assert slurm.wait(taken, number) == ["COMPLETED", "COMPLETED"]
+def test_preemption_saves_and_the_job_goes_on_when_the_node_is_free(disturbed, slurm, of_two_ranks):
+    number = disturbed.ids["preempted"]
+    assert slurm.wait(disturbed.urgent, number) == ["COMPLETED", "COMPLETED"]
     assert slurm.job(number)["Restarts"] == "1"
     assert went_on_exactly(disturbed.run, "preempted")
     assert same(weights(disturbed.run, "preempted"), of_two_ranks)
 
 
 def test_a_terminated_job_saves_and_stays_away_until_it_is_submitted(disturbed, slurm, of_one_rank):
-    run, number = disturbed.run, training(disturbed, "stopped")
-    slurm.call("scancel", "--signal=TERM", number)
+    run, number = disturbed.run, disturbed.ids["stopped"]
     assert slurm.wait(number) == ["FAILED"]
     assert slurm.job(number)["Restarts"] == "0" and run.done("stopped") is None
     ((_, before),) = starts(run, "stopped")
@@ -116,27 +127,23 @@ def test_a_terminated_job_saves_and_stays_away_until_it_is_submitted(disturbed, 
 
 
 def test_a_lost_node_costs_the_work_since_the_last_checkpoint(disturbed, slurm, of_one_rank):
-    run, number = disturbed.run, training(disturbed, "lost")
-    seen = steps(run, "lost") * 8
-    slurm.call("scontrol", "update", "nodename=spot-2", "state=down", "reason=test")
-    try:
-        wait_until(lambda: slurm.job(number)["Restarts"] == "1", "the requeue", 180)
-    finally:
-        slurm.call("scontrol", "update", "nodename=spot-2", "state=resume")
+    run, number = disturbed.run, disturbed.ids["lost"]
+    wait_until(lambda: slurm.job(number)["Restarts"] == "1", "the requeue", 180)
+    slurm.call("scontrol", "update", "nodename=spot-2", "state=resume")
     assert slurm.wait(number) == ["COMPLETED"]
     # the first start wrote what it did only if the node let it save before it was killed
     resumed, rest = starts(run, "lost")[-1]
-    assert seen - 32 - 8 <= resumed and resumed + rest == LONG["images"] and rest > 0
+    least = disturbed.seen_by_lost - 32 - 8
+    assert least <= resumed and resumed + rest == LONG["images"] and rest > 0
     assert same(weights(run, "lost"), of_one_rank)
 
 
-def test_at_its_time_limit_a_job_saves_and_puts_itself_back(
-    disturbed, cut_short, slurm, of_two_ranks
-):
-    wait_until(lambda: int(slurm.job(cut_short)["Restarts"]) > 0, "the requeue", 150)
+def test_at_its_time_limit_a_job_saves_and_puts_itself_back(disturbed, slurm, of_two_ranks):
+    number = disturbed.ids["limited"]
+    wait_until(lambda: int(slurm.job(number)["Restarts"]) > 0, "the requeue", 150)
     # time for the rest of it, unless it has ended already; its second start has the short limit
     # too, and may have been put back by it while other tests ran
-    slurm.call("scontrol", "update", f"JobId={cut_short}", "TimeLimit=9", check=False)
-    assert slurm.wait(cut_short) == ["COMPLETED"]
+    slurm.call("scontrol", "update", f"JobId={number}", "TimeLimit=9", check=False)
+    assert slurm.wait(number) == ["COMPLETED"]
     assert went_on_exactly(disturbed.run, "limited")
     assert same(weights(disturbed.run, "limited"), of_two_ranks)
