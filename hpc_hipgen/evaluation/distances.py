@@ -12,6 +12,7 @@ kernel distance (KID), whose expectation is zero for identical distributions at 
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch_fidelity.metric_prc import calculate_precision_recall_full
+from torch_fidelity.metric_prc import calc_cdist_full
 
 from hpc_hipgen.progress import progress
 from hpc_hipgen.run import sha256_of
@@ -137,6 +138,49 @@ def _features(*sets: np.ndarray) -> list[np.ndarray]:
     return arrays
 
 
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a @ b.T / a.shape[1] + 1.0) ** 3
+
+
+def _kernel_sums(x: np.ndarray) -> np.ndarray:
+    """For each row of x (n, d) the sum (n,) of its kernels with all others."""
+    parts = [_kernel(x[i : i + 512], x).sum(1) for i in range(0, len(x), 512)]
+    return np.concatenate(parts) - (np.einsum("nd,nd->n", x, x) / x.shape[1] + 1.0) ** 3
+
+
+def _reach(x: np.ndarray) -> torch.Tensor:
+    """Distance (n,) of each row of x (n, d) to its ``NEIGHBOURS``-th neighbour."""
+    points = torch.from_numpy(x)
+    parts = [  # a row itself is the first of its neighbours
+        calc_cdist_full(part, points).kthvalue(NEIGHBOURS + 1).values for part in points.split(512)
+    ]
+    return torch.cat(parts)
+
+
+class Reference:
+    """Features of the films that samples are compared with.
+
+    What depends on them alone goes with the square of their number, and is computed once.
+    """
+
+    def __init__(self, features: np.ndarray) -> None:
+        """Features (m, d); raises ValueError unless m >= 2 and all are finite."""
+        (self.features,) = _features(features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @cached_property
+    def kernel_sums(self) -> np.ndarray:
+        """For each film the sum (m,) of its kernels with all others."""
+        return _kernel_sums(self.features)
+
+    @cached_property
+    def reach(self) -> torch.Tensor:
+        """Distance (m,) of each film to its ``NEIGHBOURS``-th neighbour."""
+        return _reach(self.features)
+
+
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Fréchet distance of the normal distributions fitted to features (n, d) and (m, d).
 
@@ -153,33 +197,27 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     return max(0.0, float(shift @ shift + (a * a).sum() + (b * b).sum() - 2.0 * cross))
 
 
-def kernel_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+def kernel_distance(sample: np.ndarray, reference: Reference) -> tuple[float, float]:
     """Unbiased squared kernel distance (KID) of features (n, d), (m, d), and its standard error.
 
     Kernel (x.y / d + 1)³ (Bińkowski et al. 2018). The error is the jackknife's, leaving out one
     image of either set at a time. Needs three images in each set. Can be below zero.
     """
-    x, y = _features(first, second)
+    x, y = _features(sample, reference.features)
     n, m = len(x), len(y)
     if min(n, m) < 3:
         raise ValueError(f"need three images in each set, got {n} and {m}")
-
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / a.shape[1] + 1.0) ** 3
-
-    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
-    np.fill_diagonal(xx, 0.0)
-    np.fill_diagonal(yy, 0.0)
+    xx, yy, xy = _kernel_sums(x), reference.kernel_sums, _kernel(x, y)
     sx, sy, sxy = xx.sum(), yy.sum(), xy.sum()
     value = sx / (n * (n - 1)) + sy / (m * (m - 1)) - 2 * sxy / (n * m)
     without_x = (
-        (sx - 2 * xx.sum(1)) / ((n - 1) * (n - 2))
+        (sx - 2 * xx) / ((n - 1) * (n - 2))
         + sy / (m * (m - 1))
         - 2 * (sxy - xy.sum(1)) / ((n - 1) * m)
     )
     without_y = (
         sx / (n * (n - 1))
-        + (sy - 2 * yy.sum(1)) / ((m - 1) * (m - 2))
+        + (sy - 2 * yy) / ((m - 1) * (m - 2))
         - 2 * (sxy - xy.sum(0)) / (n * (m - 1))
     )
     variance = (n - 1) * without_x.var() + (m - 1) * without_y.var()
@@ -210,17 +248,19 @@ def frechet_error(sample: np.ndarray, reference: np.ndarray) -> float:
     return float(np.sqrt((len(x) - 1) * np.var(left_out)))
 
 
-def precision_recall(sample: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+def precision_recall(sample: np.ndarray, reference: Reference) -> dict[str, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991), 0 to 1.
 
     Precision: share of the sample (n, d) within reach of the reference (m, d), a film's reach
     being the distance to its ``NEIGHBOURS``-th neighbour; recall: the same the other way round.
     """
-    x, y = (torch.from_numpy(s) for s in _features(sample, reference))
+    x, y = _features(sample, reference.features)
     if min(len(x), len(y)) <= NEIGHBOURS:
         raise ValueError(f"need more than {NEIGHBOURS} images in each set, got {len(x)}, {len(y)}")
-    precision, recall = calculate_precision_recall_full(x, y, NEIGHBOURS)
-    return {"precision": precision, "recall": recall}
+    apart = calc_cdist_full(torch.from_numpy(x), torch.from_numpy(y))
+    precision = (apart <= reference.reach).any(1).double().mean()
+    recall = (apart <= _reach(x)[:, None]).any(0).double().mean()
+    return {"precision": float(precision), "recall": float(recall)}
 
 
 def _thin(features: np.ndarray, n: int) -> np.ndarray:
@@ -229,7 +269,7 @@ def _thin(features: np.ndarray, n: int) -> np.ndarray:
 
 
 def compare_sets(
-    sample: np.ndarray, reference: np.ndarray, real: np.ndarray | None
+    sample: np.ndarray, reference: Reference, real: np.ndarray | None
 ) -> dict[str, Any]:
     """Distances of a sample to reference films, beside those of other real films.
 
@@ -245,15 +285,15 @@ def compare_sets(
     if n < 3 or len(reference) < 3:
         return result
     drawn = _thin(sample, n)
-    result["frechet"] = frechet_distance(drawn, reference)
-    result["frechet_error"] = frechet_error(drawn, reference)
+    result["frechet"] = frechet_distance(drawn, reference.features)
+    result["frechet_error"] = frechet_error(drawn, reference.features)
     result["kid"], result["kid_error"] = kernel_distance(drawn, reference)
     enough = min(n, len(reference)) > NEIGHBOURS
     if enough:
         result |= precision_recall(drawn, reference)
     if real is not None:
         films = _thin(real, n)
-        result["floor"] = frechet_distance(films, reference)
+        result["floor"] = frechet_distance(films, reference.features)
         result["kid_floor"] = kernel_distance(films, reference)[0]
         if enough:
             shares = precision_recall(films, reference)

@@ -286,24 +286,23 @@ def _frechet(found: Features, tables: Mapping[str, pd.DataFrame]) -> dict[str, A
 
     The floor is the test films themselves (row ``ruler``) against the same reference.
     """
-    features, reference, classes = found.rows, found.training, found.classes
     result: dict[str, Any] = {
         "name": distances.distance_name(found.backbone),
         "backbone": found.backbone,
         "reference": "training films, nominal views, of the same prompt class",
         "floor": "test films of the same class against the same reference, same number of images",
-        "rows": {},
+        "rows": {row: {} for row in tables},
     }
-    for row, table in tables.items():
-        result["rows"][row] = {}
-        for group in ["all", *sorted({int(c) for c in classes})]:
-            pick = slice(None) if group == "all" else table["prompt_class"].to_numpy() == group
-            against = reference if group == "all" else reference[classes == group]
-            real = None
-            if "ruler" in tables:
-                test = tables["ruler"]["prompt_class"].to_numpy()
-                real = features["ruler"][slice(None) if group == "all" else test == group]
-            compared = distances.compare_sets(features[row][pick], against, real)
+    for group in ["all", *sorted({int(c) for c in found.classes})]:
+        every = group == "all"
+        training = found.training if every else found.training[found.classes == group]
+        reference = distances.Reference(training)
+        drawn = {
+            row: found.rows[row] if every else found.rows[row][table["prompt_class"] == group]
+            for row, table in tables.items()
+        }
+        for row, features in drawn.items():
+            compared = distances.compare_sets(features, reference, drawn.get("ruler"))
             result["rows"][row][str(group)] = compared
     return result
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import linalg
 from torch import nn
+from torch_fidelity.metric_prc import calculate_precision_recall_full
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
@@ -56,15 +57,15 @@ def test_frechet_closed_forms():
 def test_kernel_distance_agrees_with_torchmetrics():
     x, y = sets(40, 40)  # it takes both sets to be of one size
     expected = float(poly_mmd(torch.from_numpy(x), torch.from_numpy(y)))
-    assert d.kernel_distance(x, y)[0] == pytest.approx(expected, rel=1e-9)
+    assert d.kernel_distance(x, d.Reference(y))[0] == pytest.approx(expected, rel=1e-9)
 
 
 def test_kernel_jackknife_is_the_brute_force_one():
     x, y = sets(8, 9, 4)
-    values_x = [d.kernel_distance(np.delete(x, i, 0), y)[0] for i in range(8)]
-    values_y = [d.kernel_distance(x, np.delete(y, i, 0))[0] for i in range(9)]
+    values_x = [d.kernel_distance(np.delete(x, i, 0), d.Reference(y))[0] for i in range(8)]
+    values_y = [d.kernel_distance(x, d.Reference(np.delete(y, i, 0)))[0] for i in range(9)]
     expected = np.sqrt(7 * np.var(values_x) + 8 * np.var(values_y))
-    assert d.kernel_distance(x, y)[1] == pytest.approx(expected, rel=1e-9)
+    assert d.kernel_distance(x, d.Reference(y))[1] == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_error_of_a_frechet_distance_is_its_spread_over_samples():
@@ -92,18 +93,20 @@ def test_precision_and_recall_are_the_brute_force_ones():
         inside = [(np.linalg.norm(those - z, axis=1) <= reach).any() for z in these]
         return np.mean(inside)
 
-    found = d.precision_recall(x, y)
+    found = d.precision_recall(x, d.Reference(y))
+    peer = calculate_precision_recall_full(torch.from_numpy(x), torch.from_numpy(y), d.NEIGHBOURS)
+    assert (found["precision"], found["recall"]) == pytest.approx(peer, rel=1e-6)
     assert found["precision"] == pytest.approx(covered(x, y), rel=1e-3)
     assert found["recall"] == pytest.approx(covered(y, x), rel=1e-3)
     assert 0 < found["precision"] < 1 and found["precision"] != found["recall"]
-    collapsed = d.precision_recall(y[:1] + 1e-6 * x, y)  # one film over and over
+    collapsed = d.precision_recall(y[:1] + 1e-6 * x, d.Reference(y))  # one film over and over
     assert collapsed["precision"] == 1 and collapsed["recall"] < 0.1
 
 
 def test_kernel_distance_is_unbiased_where_frechet_is_not():
     rng = np.random.default_rng(3)
     pairs = [(rng.normal(size=(20, 100)), rng.normal(size=(20, 100))) for _ in range(40)]
-    kernels = np.array([d.kernel_distance(x, y)[0] for x, y in pairs])
+    kernels = np.array([d.kernel_distance(x, d.Reference(y))[0] for x, y in pairs])
     assert abs(kernels.mean()) < 3 * kernels.std() / np.sqrt(len(kernels))
     assert d.frechet_distance(*pairs[0]) > 50, "half of the total variance is bias at n = 20"
 
@@ -123,15 +126,16 @@ def test_bad_features_are_refused(x, y, words):
 
 def test_sample_and_floor_use_the_same_number_of_images():
     x, y = sets(60, 70)
+    reference = d.Reference(y)
     real = x[:25] + 0.1
-    got = d.compare_sets(x, y, real)
+    got = d.compare_sets(x, reference, real)
     assert (got["n"], got["n_reference"]) == (25, 70)
     assert got["floor"] == pytest.approx(d.frechet_distance(real, y))
-    assert got["kid_floor"] == pytest.approx(d.kernel_distance(real, y)[0])
-    few = d.compare_sets(x[:2], y, real)
+    assert got["kid_floor"] == pytest.approx(d.kernel_distance(real, reference)[0])
+    few = d.compare_sets(x[:2], reference, real)
     assert few["frechet"] is None and few["n"] == 2
-    assert got["precision_floor"] == pytest.approx(d.precision_recall(real, y)["precision"])
-    alone = d.compare_sets(x, y, None)
+    assert got["precision_floor"] == pytest.approx(d.precision_recall(real, reference)["precision"])
+    alone = d.compare_sets(x, reference, None)
     assert alone["n"] == 60 and alone["floor"] is None
 
 
