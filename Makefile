@@ -22,6 +22,7 @@ help: ## this text
 	echo "  make benchmark             how fast everything is on this machine, into results/benchmarks/"
 	echo "  make gpu-check             attention, the full-size step and the benchmark on one GPU (8 minutes); none: says so"
 	echo "  make test | make lint      the tests | formatting, linting, shell scripts"
+	echo "  make endurance             a pipeline on a real Slurm, stopped 24 times at random (long; not among the tests)"
 	echo "  make env                   only the environment (python 3.11 or 3.12, about 8 GB, a few minutes)"
 	echo "  make format | make lock    rewrite the code's layout | resolve pyproject.toml into requirements.lock"
 	echo
@@ -37,10 +38,12 @@ ruler: ## ingest real films and measure them
 	@FILMS="$(FILMS)" RULER="$(RULER)" bash sbatch/ruler.sh $(ARGS)
 
 benchmark: ## how fast everything is here
-	@"$(PYTHON_OF_ENV)" -m jobs.benchmark $(ARGS)
+	@python="$(PYTHON_OF_ENV)"
+	"$$python" -m jobs.benchmark $(ARGS)
 
 gpu-check: ## what can only be tried on a GPU, in one report
-	@"$(PYTHON_OF_ENV)" -m jobs.gpu_check $(ARGS)
+	@python="$(PYTHON_OF_ENV)"
+	"$$python" -m jobs.gpu_check $(ARGS)
 
 film-ruler: ## networks that find and measure hips in whole films
 	@bash sbatch/film_ruler.sh $(ARGS)
@@ -49,16 +52,20 @@ lab-ruler: ## the same networks on films of your own, cross-validated by dog
 	@FILMS="$(FILMS)" RULER="$(RULER)" bash sbatch/lab_ruler.sh $(ARGS)
 
 measure: ## angles of whole films
-	@"$(PYTHON_OF_ENV)" -m jobs.measure $(FILMS) $(ARGS)
+	@python="$(PYTHON_OF_ENV)"
+	"$$python" -m jobs.measure $(FILMS) $(ARGS)
 
 status: ## stages, images seen, speed
-	@"$(PYTHON_OF_ENV)" -m jobs.status $(ARGS)
+	@python="$(PYTHON_OF_ENV)"
+	"$$python" -m jobs.status $(ARGS)
 
 test: lint ## lint and every test
-	@"$(PYTHON_OF_ENV)" -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@python="$(PYTHON_OF_ENV)"
+	"$$python" -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 endurance: ## a pipeline on a real Slurm, stopped 24 times at random
-	@"$(PYTHON_OF_ENV)" -m pytest -m endurance --capture=no $(ARGS)
+	@python="$(PYTHON_OF_ENV)"
+	"$$python" -m pytest -m endurance --capture=no $(ARGS)
 
 lint: ## layout, linter, shell scripts
 	@python="$(PYTHON_OF_ENV)"

@@ -24,6 +24,7 @@ from typing import IO, Any
 import yaml
 
 from hpc_hipgen.config import GENERATORS, LLCMS, ConfigError, Experiment, parse_experiment
+from hpc_hipgen.config.reading import read_yaml
 
 FEW_STEPS = (*LLCMS, "lcm_lora")
 """Students: a row of the report for each number of steps of `sampling.llcm_steps`."""
@@ -48,7 +49,7 @@ class Run:
         path = self.folder / "config.yaml"
         if not path.is_file():
             raise ConfigError(f"{self.folder}: not a run folder (no config.yaml)")
-        self.config: Experiment = parse_experiment(yaml.safe_load(path.read_text()), str(path))
+        self.config: Experiment = parse_experiment(read_yaml(path), str(path))
 
     @classmethod
     def create(cls, folder: Path | str, config: Experiment) -> Run:

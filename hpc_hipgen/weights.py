@@ -68,7 +68,7 @@ CATALOGUE = (
     Weights(
         "clip-vit-large-patch14",
         "openai/clip-vit-large-patch14",
-        "CLIP ViT-L/14 alone, text and image; no experiment here reads it yet",
+        "CLIP ViT-L/14, text and image: `clip.pretrained` of configs/unclip.yaml takes it",
         revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
         files=("config.json", "model.safetensors", "preprocessor_config.json", *_TOKENIZER),
         sha256={

@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from hpc_hipgen.arguments import documented_parser
-from hpc_hipgen.cluster.site import Site, load_site, slurm_answers
+from hpc_hipgen.cluster.site import ROOT, Site, load_site, slurm_answers
 from hpc_hipgen.config import (
     ConfigError,
     Experiment,
@@ -84,7 +84,9 @@ def _launch(options: argparse.Namespace) -> int:
     check_inputs(config, options.experiment, done)
     check_films(config, done)
     if options.dry_run:
-        return dry_run(folder, f"experiment {config.name}", graph, site, slurm)
+        stale = outdated(graph, options.redo) if options.redo else set()
+        what = f"experiment {config.name}"
+        return dry_run(folder, what, graph, site, slurm, set(done) - stale)
     run = run or Run.create(folder, config)
     if options.redo:
         forget(run, graph, options.redo)
@@ -100,6 +102,9 @@ def _experiment(options: argparse.Namespace, site: Site) -> tuple[Experiment, Pa
             raise ConfigError(f"{given}: a run keeps its settings; give a file of configs/ instead")
         return Run(folder).config, folder
     if not given.endswith((".yaml", ".yml")):
+        near = ROOT / "configs" / f"{Path(given).name}.yaml"
+        if near.is_file():
+            raise ConfigError(f"{given}: no run of that name; did you mean configs/{near.name}?")
         raise ConfigError(f"{given}: no file of configs/, and no run ({folder} has no config.yaml)")
     config = load_experiment(given, options.settings, options.smoke)
     return config, site.run_folder(options.run or config.name)
@@ -150,8 +155,8 @@ def check_ranks(config: Experiment, graph: list[Stage], site: Site, slurm: bool)
             )
 
 
-def forget(run: Run, graph: list[Stage], name: str) -> None:
-    """Unmarks a stage and all that depend on it; artefacts of arrays are removed.
+def outdated(graph: list[Stage], name: str) -> set[str]:
+    """A stage and all that depend on it.
 
     Raises:
         ConfigError: for a stage of training, whose checkpoints would make it end at once.
@@ -162,6 +167,12 @@ def forget(run: Run, graph: list[Stage], name: str) -> None:
             stale.add(stage.name)
     if any(stage.startswith("train-") for stage in stale):
         raise ConfigError(f"--redo {name}: would train again; start another run with --run NAME")
+    return stale
+
+
+def forget(run: Run, graph: list[Stage], name: str) -> None:
+    """Unmarks a stage and all that depend on it; artefacts of arrays are removed."""
+    stale = outdated(graph, name)
     for stage in graph:
         if stage.name not in stale:
             continue
@@ -220,19 +231,21 @@ def execute_cells(
     return execute(run, graph, site, slurm, f"Table: {shown(table)}")
 
 
-def dry_run(folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool) -> int:
+def dry_run(
+    folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool, done: Container[str]
+) -> int:
     """Prints the graph, what each stage asks for and, for Slurm, the scripts; writes nothing.
 
-    Where a Slurm answers it is asked whether it would take them.
+    `done` are the stages that need nothing more. Where a Slurm answers it is asked whether it would
+    take them.
 
     Raises:
         ConfigError: a line for each stage that Slurm refuses.
     """
-    run = Run(folder) if (folder / "config.yaml").is_file() else None
     print(f"{what}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
     for stage in graph:
         need = site.of(stage.name, stage.kind)
-        state = "done" if run and stage.done(run) else "to do"
+        state = "done" if stage.name in done else "to do"
         ask = f"{need.nodes} x {need.gpus} GPU, {need.cpus} CPUs a process, {need.hours:g} h"
         waits = f"  after {', '.join(stage.after)}" if stage.after else ""
         print(f"  {stage.name:32} {state:6}{ask if slurm else ''}{waits}")

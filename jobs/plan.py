@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         models = [options.model] if options.model else _plannable(config)
         if not 0 < options.utilisation <= 1 or options.gpus < 1:
             raise ConfigError("--utilisation must be within 0 and 1, --gpus at least 1")
+        rates = (options.memory, options.tflops, options.images_per_second or 1)
+        if min(rates) <= 0:
+            raise ConfigError("--memory, --tflops and --images-per-second must be above 0")
         if not models:
             raise ConfigError(f"{options.config}: trains neither stable_diffusion nor llcm")
         for model in models:

@@ -40,6 +40,7 @@ What is made is set by `seed` and `data` of RUN/config.yaml:
                   heads as a fraction of it, crops of each training film
   even_angles     share of the training phantoms whose angles are even over 58 to 122 degrees
   jitter          share of the full jitter (4 degrees, 3 % of the width, 5 % zoom) of those crops
+  warp            degrees by which the angles of a crop with jitter differ from its film's (0: not)
   deidentify      mask text that is burned into films, in any colour and place (default: true)
   keep_markers    but leave the L or R of a side (default: true)
 and by `evaluation`:

@@ -6,7 +6,7 @@
 #SBATCH --time=01:00:00
 #SBATCH --output=slurm-%x-%j.out
 #
-# Only the teacher: as llcm.sh, without the LLCM. Arguments are settings, as there.
+# Only the teacher: as llcm.sh, without the LLCM and the digits baseline. Arguments are settings, as there.
 #
 #   bash sbatch/stable_diffusion.sh        sbatch sbatch/stable_diffusion.sh
 set -euo pipefail

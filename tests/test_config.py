@@ -14,6 +14,7 @@ from hpc_hipgen.config import (
     load_experiment,
     parse_experiment,
 )
+from hpc_hipgen.run import Run
 
 ROOT = Path(__file__).parents[1]
 STEPS = {"images": 8, "batch": 4, "lr": 1e-3}
@@ -211,6 +212,21 @@ def test_settings_of_the_command_line(tmp_path, tiny_settings):
     ):
         with pytest.raises(ConfigError, match=words):
             load_experiment(path, [override])
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("name: h\u00fcfte".encode("latin-1"))
+    (tmp_path / "folder.yaml").mkdir()
+    for name, words in (("latin", "not valid YAML"), ("folder", "cannot be read")):
+        with pytest.raises(ConfigError, match=words) as error:
+            load_experiment(tmp_path / f"{name}.yaml")
+        assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_damaged_run_is_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        Run(tmp_path)
 
 
 @pytest.mark.parametrize("content, words", [("- 1", "a mapping"), ("a: [", "not valid YAML")])

@@ -6,18 +6,25 @@ of stage asks the scheduler for; unknown keys and values out of range are refuse
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
-from hpc_hipgen.config import ConfigError, Section
+from hpc_hipgen.config import TRAINED, ConfigError, Section
+from hpc_hipgen.config.reading import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+
+STAGES = (
+    *("prepare", "cross_validate", "sample", "evaluate", "report"),
+    *(f"train-{model}" for model in TRAINED),
+)
+"""Names of the stages of all experiments; those of sweeps and of `jobs.utility` have their own."""
 SITES = ROOT / "configs" / "site"
 Kind = Literal["cpu", "gpu", "train"]
 """cpu: no accelerator; gpu: one process on one GPU; train: one process per GPU on whole nodes."""
@@ -106,17 +113,28 @@ def load_site(name: str | None = None) -> Site:
         known = ", ".join(sorted(p.stem for p in SITES.glob("*.yaml")))
         raise ConfigError(f"site '{name}': no file {path}; the sites here are {known}")
     try:
-        site = Site.model_validate(yaml.safe_load(path.read_text()) or {})
-        for stage in site.stages:
-            site.of(stage, "cpu")
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        site = Site.model_validate(read_yaml(path) or {})
     except ValidationError as error:
         raise ConfigError("\n".join(_problem(path, e) for e in error.errors())) from None
+    for stage in site.stages:
+        _check_stage(site, stage, path)
     return site
 
 
-def _problem(path: Path, error: Any) -> str:
+def _check_stage(site: Site, stage: str, path: Path) -> None:
+    """Raises ConfigError when a stage has another name than any experiment's, or a wrong entry."""
+    if stage not in STAGES and not stage.startswith(("sweep-", "utility-")):
+        near = difflib.get_close_matches(stage, STAGES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(STAGES)}"
+        raise ConfigError(f"{path}: stages: no experiment has a stage '{stage}'{hint}")
+    try:
+        site.of(stage, "cpu")
+    except ValidationError as error:
+        where = f"{path}: stages.{stage}"
+        raise ConfigError("\n".join(_problem(where, e) for e in error.errors())) from None
+
+
+def _problem(path: Path | str, error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key '{key}'"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -55,6 +55,9 @@ class Plateau(Section):
     factor: float = Field(0.1, gt=0, lt=1)  # of the rate from then on
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Training(Section):
     """One training run. Everything is counted in training images seen (the one clock)."""
 
@@ -66,7 +69,7 @@ class Training(Section):
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
     plateau: Plateau = Plateau()
     warmup_images: int = Field(0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)  # gradient norm
     ema_images: float = Field(0.0, ge=0)  # time constant of the weight average; 0: no average

@@ -40,13 +40,20 @@ def load_experiment(
     return parse_experiment(tree, str(path))
 
 
-def _read_tree(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; raises ConfigError when it cannot be read."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; the experiments are in configs/") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
     return tree

@@ -2,8 +2,9 @@ import shutil
 
 import pytest
 
-from hpc_hipgen.cluster.site import SITES, Resources, Site, load_site
-from hpc_hipgen.config import ConfigError
+from hpc_hipgen.cluster.site import ROOT, SITES, STAGES, Resources, Site, load_site
+from hpc_hipgen.config import ConfigError, load_experiment
+from hpc_hipgen.pipeline import stages
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in SITES.glob("*.yaml")))
@@ -30,7 +31,9 @@ def test_a_kind_that_is_not_named_asks_for_defaults():
         ("executer: slurm", "unknown key 'executer'"),
         ("resources: {gpu: {gpus: -1}}", "resources.gpu.gpus"),
         ("resources: {fpga: {gpus: 1}}", "resources.fpga"),
-        ("stages: {report: {hour: 3}}", "unknown key 'hour'"),
+        ("stages: {report: {hour: 3}}", "stages.report: unknown key 'hour'"),
+        ("stages: {train-stable_difusion: {hours: 3}}", "did you mean train-stable_diffusion"),
+        ("stages: {everything: {hours: 3}}", "no experiment has a stage 'everything'; there are"),
         ("resources: [", "not valid YAML"),
     ],
 )
@@ -41,6 +44,11 @@ def test_a_bad_site_is_one_clear_line(tmp_path, text, message):
         load_site(str(path))
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_stages_of_every_experiment_may_stand_in_a_site(path):
+    assert {stage.name for stage in stages(load_experiment(path))} <= set(STAGES)
 
 
 def test_an_unknown_site_names_those_there_are():

@@ -307,6 +307,27 @@ def test_redo_forgets_a_stage_and_what_follows(run):
         launch.forget(run, graph, "prepare")
 
 
+def test_a_dry_run_shows_what_redo_would_do_again(run, capsys):
+    complete(run)
+    again = [str(run.folder), "--site", "local", "--dry-run", "--redo"]
+    assert launch.main([*again, "evaluate"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    states = {line.split()[0]: "to do" in line for line in lines}
+    assert [name for name, todo in states.items() if todo] == ["evaluate", "report"]
+    assert launch.main([*again, "prepare"]) == 2
+    assert "another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, hint", [("llcm", "configs/llcm.yaml"), ("nothing", "no file of configs/")]
+)
+def test_an_experiment_without_its_ending_is_recognised(tmp_path, monkeypatch, capsys, given, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site.yaml").write_text(f"{{results: {tmp_path}}}")
+    assert launch.main([given, "--site", "site.yaml"]) == 2
+    assert hint in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", ["launch", "status", "prepare", "evaluate"])
 def test_help_is_light(module):
     code = (
