@@ -164,8 +164,8 @@ class Reference:
     """
 
     def __init__(self, features: np.ndarray) -> None:
-        """Features (m, d); raises ValueError unless m >= 2 and all are finite."""
-        (self.features,) = _features(features)
+        """Features (m, d) of any number of films: each distance says itself how many it needs."""
+        self.features = np.asarray(features, dtype=np.float64)
 
     def __len__(self) -> int:
         return len(self.features)

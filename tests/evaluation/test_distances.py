@@ -135,6 +135,8 @@ def test_sample_and_floor_use_the_same_number_of_images():
     few = d.compare_sets(x[:2], reference, real)
     assert few["frechet"] is None and few["n"] == 2
     assert got["precision_floor"] == pytest.approx(d.precision_recall(real, reference)["precision"])
+    lonely = d.compare_sets(x, d.Reference(y[:1]), real)
+    assert lonely["frechet"] is None and lonely["n_reference"] == 1
     alone = d.compare_sets(x, reference, None)
     assert alone["n"] == 60 and alone["floor"] is None
 
