@@ -85,8 +85,7 @@ def _launch(options: argparse.Namespace) -> int:
     check_films(config, done)
     if options.dry_run:
         stale = outdated(graph, options.redo) if options.redo else set()
-        what = f"experiment {config.name}"
-        return dry_run(folder, what, graph, site, slurm, set(done) - stale)
+        return dry_run(folder, f"experiment {config.name}", graph, site, slurm, stale)
     run = run or Run.create(folder, config)
     if options.redo:
         forget(run, graph, options.redo)
@@ -232,20 +231,22 @@ def execute_cells(
 
 
 def dry_run(
-    folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool, done: Container[str]
+    folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool, stale: Container[str] = ()
 ) -> int:
     """Prints the graph, what each stage asks for and, for Slurm, the scripts; writes nothing.
 
-    `done` are the stages that need nothing more. Where a Slurm answers it is asked whether it would
+    `stale` are stages that would be done again. Where a Slurm answers it is asked whether it would
     take them.
 
     Raises:
         ConfigError: a line for each stage that Slurm refuses.
     """
+    run = Run(folder) if (folder / "config.yaml").is_file() else None
     print(f"{what}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
     for stage in graph:
         need = site.of(stage.name, stage.kind)
-        state = "done" if stage.name in done else "to do"
+        done = run and stage.name not in stale and stage.done(run)
+        state = "done" if done else "to do"
         ask = f"{need.nodes} x {need.gpus} GPU, {need.cpus} CPUs a process, {need.hours:g} h"
         waits = f"  after {', '.join(stage.after)}" if stage.after else ""
         print(f"  {stage.name:32} {state:6}{ask if slurm else ''}{waits}")

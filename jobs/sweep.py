@@ -182,10 +182,9 @@ def _sweep(options: argparse.Namespace) -> int:
     graph = sweeps.graph(options.name)
     slurm = site.uses_slurm()
     if options.dry_run:
-        done = [stage.name for stage in graph if stage.done(run)]
         for cell in sweep.cells:
             print(f"  {cell.name}")
-        return dry_run(run.folder, f"sweep {sweep.name}", graph, site, slurm, done)
+        return dry_run(run.folder, f"sweep {sweep.name}", graph, site, slurm)
     sweeps.save(run, sweep)
     table = sweeps.sweep_folder(run, sweep.name) / "table.csv"
     note = f"{len(sweep.cells)} cells, captions of the split {sweep.split}"

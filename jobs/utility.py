@@ -212,10 +212,9 @@ def _utility(options: argparse.Namespace) -> int:
     graph, slurm = utility.graph(options.name), site.uses_slurm()
     cells = utility.cells(settings)
     if options.dry_run:
-        done = [stage.name for stage in graph if stage.done(run)]
         for cell in cells:
             print(f"  {cell.name}")
-        return dry_run(run.folder, f"utility {options.name}", graph, site, slurm, done)
+        return dry_run(run.folder, f"utility {options.name}", graph, site, slurm)
     utility.save(run, options.name, settings)
     table = utility.utility_folder(run, options.name) / "table.csv"
     return execute_cells(run, graph, site, slurm, table, f"{len(cells)} rulers, {settings.row}")

@@ -13,10 +13,10 @@ import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from hpc_hipgen.config import TRAINED, ConfigError, Section
-from hpc_hipgen.config.reading import read_yaml
+from hpc_hipgen.config.reading import parse_settings, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,10 +112,7 @@ def load_site(name: str | None = None) -> Site:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in SITES.glob("*.yaml")))
         raise ConfigError(f"site '{name}': no file {path}; the sites here are {known}")
-    try:
-        site = Site.model_validate(read_yaml(path) or {})
-    except ValidationError as error:
-        raise ConfigError("\n".join(_problem(path, e) for e in error.errors())) from None
+    site = parse_settings(Site, read_yaml(path) or {}, str(path))
     for stage in site.stages:
         _check_stage(site, stage, path)
     return site
@@ -127,15 +124,4 @@ def _check_stage(site: Site, stage: str, path: Path) -> None:
         near = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(STAGES)}"
         raise ConfigError(f"{path}: stages: no experiment has a stage '{stage}'{hint}")
-    try:
-        site.of(stage, "cpu")
-    except ValidationError as error:
-        where = f"{path}: stages.{stage}"
-        raise ConfigError("\n".join(_problem(where, e) for e in error.errors())) from None
-
-
-def _problem(path: Path | str, error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{path}: unknown key '{key}'"
-    return f"{path}: {key}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
+    parse_settings(Resources, site.stages[stage], f"{path}: stages.{stage}")

@@ -44,8 +44,6 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file; raises ConfigError when it cannot be read."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; the experiments are in configs/") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -53,6 +51,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; the experiments are in configs/")
     tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
