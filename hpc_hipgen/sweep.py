@@ -73,7 +73,9 @@ class Grid(Section):
 
     @field_validator("*")
     @classmethod
-    def _different(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _different(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:  # only what was given
+        if not value:
+            raise ValueError("no value is given; leave it out for the run's own")
         if len(set(value)) < len(value):
             raise ValueError("a value is given twice")
         return value

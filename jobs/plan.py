@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     try:
         config = load_experiment(options.config, options.settings)
-        models = [options.model] if options.model else _plannable(config)
+        models = _plannable(config)
+        if options.model and options.model not in models:
+            raise ConfigError(f"{options.config}: does not train {options.model}")
         if not 0 < options.utilisation <= 1 or options.gpus < 1:
             raise ConfigError("--utilisation must be within 0 and 1, --gpus at least 1")
         rates = (options.memory, options.tflops, options.images_per_second or 1)
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError("--memory, --tflops and --images-per-second must be above 0")
         if not models:
             raise ConfigError(f"{options.config}: trains neither stable_diffusion nor llcm")
-        for model in models:
+        for model in [options.model] if options.model else models:
             print(report(config, model, options))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

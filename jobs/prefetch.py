@@ -71,11 +71,10 @@ def wanted(arguments: list[str]) -> list[Weights]:
 
 def _named(experiment: str) -> list[str]:
     """Last parts of the paths of weights in an experiment that lie in a folder `weights`."""
-    config = load_experiment(experiment)
-    sections = (config.autoencoder, config.stable_diffusion, config.stable_diffusion_caption)
-    paths = [section.pretrained for section in sections if section]
-    paths.append(config.evaluation.inception)
-    return list(dict.fromkeys(p.name for p in paths if p and p.parent.name == "weights"))
+    parts = load_experiment(experiment).model_dump().values()
+    sections = [part.values() for part in parts if isinstance(part, dict)]
+    paths = [value for section in sections for value in section if isinstance(value, Path)]
+    return list(dict.fromkeys(path.name for path in paths if path.parent.name == "weights"))
 
 
 def weights_folder(link: Path) -> Path:

@@ -6,7 +6,7 @@
 #SBATCH --time=01:00:00
 #SBATCH --output=slurm-%x-%j.out
 #
-# Only the teacher: as llcm.sh, without the LLCM and the digits baseline. Arguments are settings, as there.
+# Only the teacher: as llcm.sh, without every other generator of the experiment. Arguments are settings, as there.
 #
 #   bash sbatch/stable_diffusion.sh        sbatch sbatch/stable_diffusion.sh
 set -euo pipefail
@@ -19,4 +19,6 @@ cd "$here/.."
 # shellcheck source=sbatch/common.sh
 . sbatch/common.sh
 
-launch "${CONFIG:-configs/llcm.yaml}" name=stable_diffusion stable_diffusion_caption=null llcm=null "$@"
+others=(stable_diffusion_caption llcm llcm_paper llcm_ddim lora lcm_lora dreambooth
+  discrete_vae dall_e clip prior unclip)
+launch "${CONFIG:-configs/llcm.yaml}" name=stable_diffusion "${others[@]/%/=null}" "$@"

@@ -126,7 +126,8 @@ def test_the_default_experiment_has_all_models():
         ("autoencoder", None, "autoencoder: needed by stable_diffusion"),
         ("autoencoder.training", None, "give either pretrained (a folder) or training"),
         ("data.source", "films", "data.films: a folder is needed"),
-        ("data.films", "/films", "data.films: given, but"),
+        ("data.films", "/films", "x.yaml: data.films: given, but"),
+        ("data", {"warp": 5, "views": 1}, "data.warp: given, but the one view"),
         ("name", "a b", "name: "),
         ("llcm.skip", 30, "llcm.skip: 30 does not divide"),
         ("llcm.guidance", [6, 2], "llcm.guidance: 0 <= w_min <= w_max"),
@@ -134,6 +135,8 @@ def test_the_default_experiment_has_all_models():
         ("sampling.llcm_steps", [2, 2], "sampling.llcm_steps: different numbers"),
         ("sampling.llcm_steps", [], "sampling.llcm_steps: different numbers"),
         ("sampling.steps", 1000, "sampling.steps: "),
+        ("ruler.channels", [], "ruler.channels: "),
+        ("stable_diffusion.unet.block_out_channels", [0, 32], "block_out_channels.0: "),
         ("ruler.channels", [8, 12], "ruler.channels: 12 is not a multiple of 8"),
         (
             "ruler.channels",
@@ -214,6 +217,18 @@ def test_settings_of_the_command_line(tmp_path, tiny_settings):
             load_experiment(path, [override])
 
 
+def test_a_mistake_is_blamed_on_who_made_it(tmp_path, tiny_settings):
+    path = tmp_path / "tiny.yaml"
+    tiny_settings["ruler"]["training"]["lr"] = -1
+    path.write_text(yaml.safe_dump(tiny_settings))
+    overrides = ["llcm.slip=1", "data={warp: 5, views: 1}", "seed=4"]
+    with pytest.raises(ConfigError) as error:
+        load_experiment(path, overrides)
+    assert sorted(line[: line.index(": ")] for line in str(error.value).splitlines()) == sorted(
+        [str(path), "'llcm.slip=1'", "'data={warp"]
+    )
+
+
 def test_what_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("name: h\u00fcfte".encode("latin-1"))
     (tmp_path / "folder.yaml").mkdir()
@@ -229,7 +244,14 @@ def test_a_damaged_run_is_one_line(tmp_path):
         Run(tmp_path)
 
 
-@pytest.mark.parametrize("content, words", [("- 1", "a mapping"), ("a: [", "not valid YAML")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("- 1", "a mapping"),
+        ("a: [", "not valid YAML"),
+        ("a: {b: 1, c: 2, b: 3}", "key 'b' is given twice in .* line 1"),
+    ],
+)
 def test_files_that_are_no_experiment(tmp_path, content, words):
     path = tmp_path / "x.yaml"
     path.write_text(content)

@@ -64,6 +64,9 @@ def test_arguments_are_settings(tmp_path):
     assert bash("sbatch/llcm.sh", "--dry-run", "data.tests=3").returncode == 2
     done = bash("sbatch/stable_diffusion.sh", "--dry-run")
     assert "train-stable_diffusion" in done.stdout and "train-llcm" not in done.stdout
+    done = bash("sbatch/stable_diffusion.sh", "--dry-run", CONFIG="configs/compare.yaml")
+    trained = {x.split()[0] for x in done.stdout.splitlines() if "train-" in x.split()[0]}
+    assert trained == {"train-ruler", "train-autoencoder", "train-stable_diffusion"}
     done = bash("sbatch/dall_e.sh", "--dry-run")
     assert "train-discrete_vae" in done.stdout and "train-autoencoder" not in done.stdout
     done = bash("sbatch/unclip.sh", "--dry-run")

@@ -10,6 +10,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import yaml
 
 from hpc_hipgen import weights
 from hpc_hipgen.config import ConfigError
@@ -274,6 +275,16 @@ def test_weights_elsewhere_are_linked(command, tmp_path, monkeypatch, capsys):
 def test_what_an_experiment_names_is_in_the_catalogue(name, capsys):
     found = prefetch.wanted([str(weights.Path(__file__).parents[1] / "configs" / f"{name}.yaml")])
     assert [w.name for w in found] == [weights.CATALOGUE[0].name, weights.CATALOGUE[2].name]
+
+
+def test_every_path_below_weights_is_seen(tmp_path, tiny_settings):
+    tiny_settings["lora"] = {"training": tiny_settings["llcm"]["training"], "base": "weights/sd"}
+    tiny_settings["autoencoder"] = {"pretrained": "weights/vae"}
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings))
+    with pytest.raises(ConfigError, match="vae: not known here"):
+        prefetch.wanted([str(path)])
+    assert prefetch._named(str(path)) == ["vae", "sd"]
 
 
 def test_an_experiment_without_weights_fetches_nothing(capsys):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
@@ -25,6 +26,10 @@ GENERATORS = ("stable_diffusion", "stable_diffusion_caption", *ADAPTED, "dall_e"
 
 TRAINED = (*FIRST_STAGES, *GENERATORS)
 """Sections of an experiment that are models, in the order of their training."""
+
+
+Channels = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+"""Of the levels of a network, at least one."""
 
 
 class ConfigError(ValueError):

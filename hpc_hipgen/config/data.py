@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from hpc_hipgen.config.base import Section
+from hpc_hipgen.config.base import Channels, Section
 
 
 class Data(Section):
@@ -42,6 +42,8 @@ class Data(Section):
             raise ValueError("data.films: a folder is needed when data.source is 'films'")
         if self.source == "phantom" and (self.films or self.landmarks):
             raise ValueError("data.films: given, but data.source is 'phantom', which ignores it")
+        if self.warp and self.views == 1:
+            raise ValueError("data.warp: given, but the one view of data.views is the nominal one")
         if self.source == "films" and self.even_angles:
             raise ValueError("data.even_angles: given, but films have the angles that they have")
         return self
@@ -96,7 +98,7 @@ class Training(Section):
 class Ruler(Section):
     """The landmark network that measures the angles."""
 
-    channels: tuple[int, ...] = (16, 32, 64, 96)
+    channels: Channels = (16, 32, 64, 96)
     pretrained: Path | None = None  # <run>/ruler/export of another run: nothing is trained
     training: Training
 
@@ -106,8 +108,8 @@ class FilmRuler(Section):
 
     dogs: int = Field(6000, gt=0)  # drawn, a film and a close-up of one hip each
     held_out: int = Field(200, ge=10)  # films that calibrate the uncertainty; as many test it
-    finder: tuple[int, ...] = (8, 16, 32, 64, 64)  # channels of the levels
-    hip: tuple[int, ...] = (16, 32, 64, 96, 96)
+    finder: Channels = (8, 16, 32, 64, 64)  # channels of the levels
+    hip: Channels = (16, 32, 64, 96, 96)
     pretrained: Path | None = None  # <run>/film_ruler/export of another run: nothing is trained
     training: Training | None = None
 
@@ -137,7 +139,7 @@ class Autoencoder(Section):
     """The KL autoencoder (diffusers AutoencoderKL); trained from scratch unless `pretrained`."""
 
     pretrained: Path | None = None
-    block_out_channels: tuple[int, ...] = (16, 32, 64)  # stride 2 ** (levels - 1)
+    block_out_channels: Channels = (16, 32, 64)  # stride 2 ** (levels - 1)
     layers_per_block: int = Field(1, ge=1)
     latent_channels: int = Field(4, ge=1)
     kl_weight: float = Field(1e-6, ge=0)
@@ -160,7 +162,7 @@ class DiscreteVAE(Section):
     """The autoencoder of DALL-E, whose latents are entries of a codebook."""
 
     pretrained: Path | None = None  # <run>/discrete_vae/export of another run
-    block_out_channels: tuple[int, ...] = (16, 32, 32, 64)  # stride 2 ** (levels - 1)
+    block_out_channels: Channels = (16, 32, 32, 64)  # stride 2 ** (levels - 1)
     layers_per_block: int = Field(1, ge=1)
     codes: int = Field(512, ge=2)  # entries of the codebook
     code_width: int = Field(32, ge=1)  # channels of an entry

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hpc_hipgen.config.base import Section
+from hpc_hipgen.config.base import Channels, Section
 from hpc_hipgen.config.data import Training
 
 
@@ -23,7 +23,7 @@ class Text(Section):
 class UNet(Section):
     """Shape of the diffusers UNet2DConditionModel when none is given."""
 
-    block_out_channels: tuple[int, ...] = (64, 128, 128)
+    block_out_channels: Channels = (64, 128, 128)
     attention: tuple[bool, ...] = (False, True, True)  # cross-attention at each level
     layers_per_block: int = Field(1, ge=1)
     head_dim: int = Field(32, gt=0)

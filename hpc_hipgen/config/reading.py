@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,13 +37,28 @@ def load_experiment(
         common = NO_MODELS if tree.get("ruler") else ()
         tree = merged(tree, {k: v for k, v in over.items() if k in common or tree.get(k)})
         tree["name"] = f"{tree.get('name')}-smoke"
-    return parse_experiment(tree, str(path))
+    return parse_settings(Experiment, tree, str(path), overrides or [])
+
+
+class _OneValueAKey(yaml.SafeLoader):
+    """Refuses a key that is written twice, of which YAML takes the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key.value}' is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return node
 
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file; raises ConfigError when it cannot be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _OneValueAKey)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -77,16 +92,30 @@ def parse_experiment(tree: dict[str, Any], origin: str) -> Experiment:
 Settings = TypeVar("Settings", bound=Section)
 
 
-def parse_settings(kind: type[Settings], tree: dict[str, Any], origin: str) -> Settings:
+def parse_settings(
+    kind: type[Settings], tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()
+) -> Settings:
     """Checks a tree of plain values against a group of settings.
 
     Raises:
-        ConfigError: one problem a line, each with `origin` and its key.
+        ConfigError: one problem a line, each with its key and where that came from: the one of
+            `overrides`, which are in the tree already, or else `origin`.
     """
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_problem(origin, e) for e in error.errors())) from None
+        found = [_problem(e) for e in error.errors()]
+        lines = [f"{_origin(key, overrides) or origin}: {text}" for key, text in found]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _origin(key: str, overrides: Sequence[str]) -> str | None:
+    """The last override that set `key` or a section that it lies in."""
+    for override in reversed(overrides):
+        given = override.partition("=")[0]
+        if key == given or key.startswith(given + "."):
+            return f"'{override}'"
+    return None
 
 
 def settings_tree(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -96,15 +125,19 @@ def settings_tree(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, A
     return tree
 
 
-def _problem(origin: str, error: Any) -> str:
+def _problem(error: Any) -> tuple[str, str]:
+    """The key of a problem, and what is said about it."""
     key = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        return f"{origin}: unknown key '{key}'"
+        return key, f"unknown key '{key}'"
     if error["type"] == "missing":
-        return f"{origin}: key '{key}' is missing"
+        return key, f"key '{key}' is missing"
     shown = "" if error["type"] == "value_error" else f" (got {error['input']!r})"
-    return f"{origin}: {key + ': ' if key else ''}{message}{shown}"
+    # checks of a whole section name the key themselves
+    named = not key or message.startswith(f"{key}.")
+    text = f"{'' if named else key + ': '}{message}{shown}"
+    return text.partition(":")[0], text
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

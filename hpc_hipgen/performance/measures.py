@@ -35,14 +35,15 @@ WORKING_IMPORTS = {
 class Trained:
     """A model of a run with its engine, ready to take optimizer steps."""
 
-    def __init__(self, run: Run, model: str) -> None:
+    def __init__(self, run: Run, model: str, probe: bool = True) -> None:
+        """`probe`: with the measurement loss, where the settings ask for one."""
         from hpc_hipgen.training.engine import build_engine, init_distributed, place
         from hpc_hipgen.training.schedule import LearningRate
-        from jobs.train import task_of
+        from jobs.train import measured_task, task_of
 
         init_distributed()
         self.run, self.model = run, model
-        self.task = task_of(run, model)
+        self.task = (measured_task if probe else task_of)(run, model)
         self.training = getattr(run.config, model).training
         for average in self.task.averages.values():
             place(average.module)
@@ -101,7 +102,7 @@ def against_diffusers(run: Run, repeats: int) -> list[Line]:
     from hpc_hipgen.generators.stable_diffusion import load_parts
     from hpc_hipgen.performance.recipe import DiffusersRecipe
 
-    ours = Trained(run, "llcm")
+    ours = Trained(run, "llcm", probe=False)  # which the documented step has none of
     theirs = DiffusersRecipe(load_parts(run.path("stable_diffusion", "export")), run.config.llcm)
     films, batch = ours.task.films, ours.training.batch
     chosen = [i % len(films) for i in range(batch)]

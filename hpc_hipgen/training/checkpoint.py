@@ -24,16 +24,13 @@ from hpc_hipgen.run import (
 )
 from hpc_hipgen.training import portable
 from hpc_hipgen.training.engine import rank
+from hpc_hipgen.training.outcome import CheckpointError
 from hpc_hipgen.training.schedule import LearningRate
 from hpc_hipgen.training.task import Task
 
 KEEP = 2
 STATE, AVERAGES = "state.pt", "averages.pt"
 _COMPLETE = "complete.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the ones before it are kept."""
 
 
 def save(engine: Any, task: Task, rate: LearningRate, folder: Path, images: int) -> None:

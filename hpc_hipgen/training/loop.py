@@ -26,13 +26,10 @@ from hpc_hipgen.training.engine import (
     world_size,
 )
 from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted, StopRequest
+from hpc_hipgen.training.outcome import NonFiniteLossError
 from hpc_hipgen.training.record import Listener, Record
 from hpc_hipgen.training.schedule import LearningRate
 from hpc_hipgen.training.task import ReadsAhead, Task
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss, or its gradient, is not a number; nothing was applied to the weights."""
 
 
 def train(

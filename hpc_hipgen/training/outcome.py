@@ -7,6 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpc_hipgen.run import disk_full, full_disk_advice
+from hpc_hipgen.training.interruption import Interrupted
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the ones before it are kept."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss, or its gradient, is not a number; nothing was applied to the weights."""
 
 
 def exit_status(work: Callable[[], None], folder: Path) -> int:
@@ -17,10 +26,6 @@ def exit_status(work: Callable[[], None], folder: Path) -> int:
         written, a full disk below `folder`). 2: a mistake of the user (ValueError). 130: it was
         asked to stop and has saved.
     """
-    from hpc_hipgen.training.checkpoint import CheckpointError
-    from hpc_hipgen.training.interruption import Interrupted
-    from hpc_hipgen.training.loop import NonFiniteLossError
-
     try:
         work()
     except ValueError as error:

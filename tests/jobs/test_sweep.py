@@ -72,6 +72,7 @@ def test_what_a_student_cannot_do_is_left_out_and_said(run):
     ("arguments", "words"),
     [
         (["step=4"], "sweep: unknown key 'step'"),
+        (["steps=[]"], "steps: no value is given"),
         (["steps=0"], "steps lie within 1..999"),
         (["steps=[2,2]"], "given twice"),
         (["guidance=0.5"], "guidance scales are 1 or more"),

@@ -17,7 +17,8 @@ from toy_task import SETTINGS, ToyTask, lines, losses, toy_train
 from hpc_hipgen.config import Training
 from hpc_hipgen.training.checkpoint import AVERAGES, STATE, complete_checkpoints
 from hpc_hipgen.training.interruption import Interrupted
-from hpc_hipgen.training.loop import NonFiniteLossError, train
+from hpc_hipgen.training.loop import train
+from hpc_hipgen.training.outcome import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,10 +5,8 @@ import signal
 
 import pytest
 
-from hpc_hipgen.training.checkpoint import CheckpointError
 from hpc_hipgen.training.interruption import Interrupted
-from hpc_hipgen.training.loop import NonFiniteLossError
-from hpc_hipgen.training.outcome import exit_status
+from hpc_hipgen.training.outcome import CheckpointError, NonFiniteLossError, exit_status
 
 
 def ends(error, folder):
