@@ -1,5 +1,6 @@
 """The shell scripts: clean, and the same thing through make, bash and sbatch."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -130,6 +131,23 @@ def test_environment_throws_away_nothing_of_others(tmp_path):
     )
     assert done.returncode == 2 and "was not made by this script" in done.stderr
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_packages_are_compiled_once(tmp_path):
+    environment = tmp_path / "env"
+    package = environment / "lib" / "package.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("x = 1\n")
+    (environment / "bin").mkdir()
+    (environment / "bin" / "python").symlink_to(sys.executable)
+    lock = (ROOT / "requirements.lock").read_bytes()
+    marker = environment / "hpc_hipgen.complete"  # of an environment that is there already
+    marker.write_text(hashlib.sha256(lock).hexdigest()[:12])
+    variables = {"HIPGEN_PYTHON": "", "HIPGEN_ENV": str(environment), "HOME": str(tmp_path)}
+    first, second = (bash("sbatch/environment.sh", **variables) for _ in range(2))
+    assert first.stdout.strip() == second.stdout.strip() == str(environment / "bin" / "python")
+    assert "compiling" in first.stderr and second.stderr == ""
+    assert list(package.parent.glob("__pycache__/package.*.pyc"))
 
 
 def test_the_lab_ruler_takes_films_and_a_trained_ruler(tmp_path):
