@@ -61,7 +61,7 @@ status: ## stages, images seen, speed
 
 test: lint ## lint and every test
 	@python="$(PYTHON_OF_ENV)"
-	"$$python" -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	"$$python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 endurance: ## a pipeline on a real Slurm, stopped 24 times at random
 	@python="$(PYTHON_OF_ENV)"

@@ -6,6 +6,13 @@ import pytest
 # Tiny tensors gain nothing from threads, and lose much where other work runs beside the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first: begun last, one of them keeps a lone worker busy."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.parent.name != "slurm", item.path not in slow))
+
+
 STEPS = {"images": 8, "batch": 4, "lr": 1e-3}
 TINY = {
     "name": "tiny",
