@@ -33,6 +33,7 @@ _SECRET = re.compile(
     r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(_|\d|$)", re.I
 )
 _SHORTEST = 6  # characters; what is shorter would blank out ordinary words
+LAUNCHES = "launches.jsonl"
 _CODE = (".py", ".sh", ".yaml", ".yml", ".toml", ".j2")
 
 
@@ -58,11 +59,7 @@ def record_launch(run: Run, command: list[str], site: Site | None = None) -> Non
     variables = dict(os.environ) | (site.env if site else {})
     folder = run.path("provenance")
     folder.mkdir(exist_ok=True)
-    changes = redact(_changes(), variables)
-    name = None
-    if changes:
-        name = f"uncommitted-{hashlib.sha256(changes.encode()).hexdigest()[:12]}.diff"
-        write_atomic(folder / name, changes)
+    code = _code(folder, variables)
     packages = sorted({f"{d.name}=={d.version}" for d in metadata.distributions()}, key=str.lower)
     write_atomic(folder / "packages.txt", "\n".join(packages) + "\n")
     if site:
@@ -73,13 +70,53 @@ def record_launch(run: Run, command: list[str], site: Site | None = None) -> Non
     line = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [redact(word, variables) for word in command],
-        "commit": _git("rev-parse", "HEAD").strip(),
-        "uncommitted_changes": name,
+        **code,
         "python": sys.version.split()[0],
         "host": platform.node(),
     }
-    with (folder / "launches.jsonl").open("a") as file:
+    with (folder / LAUNCHES).open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def record_start(run: Run, stage: str) -> None:
+    """Adds a line to provenance/jobs.jsonl: which code a job of a launched run works with.
+
+    A job takes the code as it is when it starts, maybe days after the launch: if it has changed,
+    the job says so.
+    """
+    folder = run.path("provenance")
+    if not (folder / LAUNCHES).is_file():
+        return
+    code = _code(folder, os.environ)
+    line = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "stage": stage,
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "host": platform.node(),
+        **code,
+    }
+    with (folder / "jobs.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    launched = json.loads((folder / LAUNCHES).read_text().splitlines()[-1])
+    if any(launched.get(key) != value for key, value in code.items()):
+        before, now = (str(of["commit"])[:9] or "no commit" for of in (launched, code))
+        print(
+            f"warning: {stage} works with other code than was there at its launch ({before}, now "
+            f"{now}, or other uncommitted changes); provenance/jobs.jsonl says which",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _code(folder: Path, variables: Mapping[str, str]) -> dict[str, str | None]:
+    """The commit, and the name in `folder` of what differs from it."""
+    changes = redact(_changes(), variables)
+    name = None
+    if changes:
+        name = f"uncommitted-{hashlib.sha256(changes.encode()).hexdigest()[:12]}.diff"
+        write_atomic(folder / name, changes)
+    return {"commit": _git("rev-parse", "HEAD").strip(), "uncommitted_changes": name}
 
 
 def _changes() -> str:

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -36,6 +37,14 @@ def row_model(row: str) -> tuple[str, int | None]:
     return (model, int(steps)) if model in FEW_STEPS and steps.isdecimal() else (row, None)
 
 
+HOW = re.compile(
+    r"\.training\.(micro_batch|zero_stage|workers|compile|checkpoint_images|keep_images"
+    r"|log_images)$"
+    r"|^(sampling|evaluation)\.batch$|^logging\b"
+)
+"""Settings of how a run is executed: at most the last bits of what it makes depend on them."""
+
+
 class Run:
     """One run folder. Cheap to make: reads config.yaml and nothing else."""
 
@@ -52,8 +61,11 @@ class Run:
         self.config: Experiment = parse_experiment(read_yaml(path), str(path))
 
     @classmethod
-    def create(cls, folder: Path | str, config: Experiment) -> Run:
+    def create(cls, folder: Path | str, config: Experiment, write: bool = True) -> Run:
         """Makes the run folder, or opens it when it was made with the same settings.
+
+        Those that say how to execute it and not what to make (`HOW`) may change: after a GPU that
+        was too small, say. Without `write` a run that exists is only opened.
 
         Raises:
             ConfigError: when the folder belongs to other settings; names the first ones.
@@ -65,11 +77,14 @@ class Run:
             # parsed, so that a run from before a setting existed has that setting's default
             stored = cls(folder).config.model_dump(mode="json")
             changed = list(_differences(stored, tree))
-            if changed:
+            if other := [line for key, line in changed if not HOW.search(key)]:
                 raise ConfigError(
-                    f"{folder} was made with other settings ({'; '.join(changed[:3])}). "
+                    f"{folder} was made with other settings ({'; '.join(other[:3])}). "
                     "Choose another run with --run NAME, or remove the folder."
                 )
+            if changed and write:
+                print(f"{folder}: changed, {'; '.join(line for _, line in changed)}")
+                write_atomic(path, yaml.safe_dump(tree, sort_keys=False))
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(path, yaml.safe_dump(tree, sort_keys=False))
@@ -276,9 +291,10 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Keys that differ, and how, in words."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(n for n in new if n not in old)]:
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
-        yield f"{key}: {old!r} there, {new!r} now"
+        yield key, f"{key}: {old!r} there, {new!r} now"

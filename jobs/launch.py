@@ -72,7 +72,8 @@ def _launch(options: argparse.Namespace) -> int:
     if options.redo and options.redo not in [s.name for s in graph]:
         names = ", ".join(s.name for s in graph)
         raise ConfigError(f"--redo {options.redo}: no such stage; this experiment has {names}")
-    run = Run.create(folder, config) if (folder / "config.yaml").is_file() else None
+    there = (folder / "config.yaml").is_file()
+    run = Run.create(folder, config, write=False) if there else None
     done = [stage.name for stage in graph if run and stage.done(run)]
     if run and len(done) == len(graph) and not (options.redo or options.dry_run):
         print(f"{shown(folder)}: everything is done. {report_line(run)}")
@@ -86,7 +87,7 @@ def _launch(options: argparse.Namespace) -> int:
     if options.dry_run:
         stale = outdated(graph, options.redo) if options.redo else set()
         return dry_run(folder, f"experiment {config.name}", graph, site, slurm, stale)
-    run = run or Run.create(folder, config)
+    run = Run.create(folder, config)
     if options.redo:
         forget(run, graph, options.redo)
     return execute(run, graph, site, slurm)
@@ -254,7 +255,10 @@ def dry_run(
         return 0
     from hpc_hipgen.cluster.slurm import describe, refusals
 
-    print(describe(folder.resolve(), graph, site), flush=True)
+    missing = {s.name: s.missing(run) for s in graph if run and s.name not in stale and s.items}
+    sizes = {name: min(len(m), site.array_tasks) for name, m in missing.items() if m}
+    graph = [s for s in graph if not run or s.name in stale or not s.done(run)]
+    print(describe(folder.resolve(), graph, site, sizes), flush=True)
     if not slurm_answers():
         print("No Slurm answers here: it was not asked whether it would take these scripts.")
         return 0

@@ -114,3 +114,18 @@ def sampled_run(folder, tree):
         train.train(run, model)
     sample.sample_items(run, report_items(run))
     return run
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says once why tests of a real Slurm were skipped, and the figures that tests recorded.
+
+    From the reports, which come from every worker of pytest-xdist.
+    """
+    skipped = (report.longrepr for report in terminalreporter.stats.get("skipped", []))
+    reasons = {reason[2] for reason in skipped if isinstance(reason, tuple)}
+    for reason in sorted(reason for reason in reasons if "no Slurm" in reason):
+        terminalreporter.write_line(f"tests/slurm: {reason}")
+    for report in terminalreporter.stats.get("passed", []):
+        for name, text in report.user_properties:
+            if name == "figure":
+                terminalreporter.write_line(text)

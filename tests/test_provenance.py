@@ -9,7 +9,7 @@ import yaml
 from hpc_hipgen import provenance
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.config import parse_experiment
-from hpc_hipgen.provenance import is_secret, record_launch, redact
+from hpc_hipgen.provenance import is_secret, record_launch, record_start, redact
 from hpc_hipgen.run import Run
 
 
@@ -88,6 +88,24 @@ def test_every_launch_keeps_its_own_changes(run, clone):
     for name in set(names[1:]):
         assert run.path("provenance", name).is_file()
     assert "pytest==" in run.path("provenance", "packages.txt").read_text()
+
+
+def test_a_job_says_when_the_code_has_changed_since_the_launch(run, clone, monkeypatch, capsys):
+    record_start(run, "train-llcm")
+    assert not run.path("provenance").exists(), "the run was not launched"
+    record_launch(run, ["launch"])
+    record_start(run, "train-llcm")
+    assert "warning" not in capsys.readouterr().err
+    (clone / "a.py").write_text("changed\n")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    record_start(run, "train-llcm")
+    assert "train-llcm works with other code than was there" in capsys.readouterr().err
+    jobs = run.path("provenance", "jobs.jsonl").read_text().splitlines()
+    one, two = map(json.loads, jobs)
+    assert one["uncommitted_changes"] is None and one["job"] is None
+    assert (two["stage"], two["job"], two["restarts"]) == ("train-llcm", "17", 2)
+    assert run.path("provenance", two["uncommitted_changes"]).is_file()
 
 
 def test_without_git_there_is_a_record_all_the_same(run, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from typing import Any
 from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.pipeline import Item, Stage
+from hpc_hipgen.provenance import record_start
 from hpc_hipgen.run import Run, clean_abandoned, disk_full, full_disk_advice, lock, write_atomic
 from hpc_hipgen.training.interruption import GO_ON_LATER, STOP, Interrupted
 
@@ -34,7 +36,12 @@ LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
 
 _LOCK_SECONDS = 10.0  # more than a job of a killed launcher needs to notice and end
 
-_REQUEUE_SECONDS = 60.0  # within which Slurm ends the ranks of a job that is queued again
+_OWN_LOCK_SECONDS = 300.0
+"""How long a lock of an earlier start of the same job is waited for: on NFS the lock of a node that
+died is held until its lease runs out, and Slurm starts the job elsewhere before that."""
+
+_REQUEUE_SECONDS = 90.0  # within which Slurm ends the ranks of a job that is queued again
+_REQUEUE_PATIENCE = 60.0  # for a controller that does not take the requeue
 
 
 @dataclass
@@ -42,7 +49,9 @@ class StageCall:
     """One job: a whole stage, or some items of an array stage.
 
     `items` are given where they are known at submission; otherwise the job takes every n-th of
-    them, from the k-th on, when it starts (`share` = (k, n)).
+    them, from the k-th on, when it starts (`share` = (k, n)). On Slurm a task of an array that
+    fails by no fault of the user's is put back `retries` times: a node may be to blame, and the
+    other tasks wait for nothing.
     """
 
     stage: Stage
@@ -50,6 +59,7 @@ class StageCall:
     items: list[Item] | None = None
     share: tuple[int, int] = (0, 1)
     requeued: int = field(default=0)
+    retries: int = 0
 
     def __call__(self) -> None:
         """Runs the stage and marks it done.
@@ -71,18 +81,30 @@ class StageCall:
             failed = logs / f"failed{part}.json"
             failed.unlink(missing_ok=True)
             clean_abandoned(logs, failed.name)
+            if self.share[0] == 0:  # of an array, its first task speaks for all
+                record_start(run, self.stage.name)
             try:
-                info = self._call(run)
+                with _stopped_by_sigterm():
+                    info = self._call(run)
             except Exception as error:
-                if isinstance(error, Interrupted) and _on_slurm():
-                    if error.signal == GO_ON_LATER or _preempted():
-                        _queue_again()
+                if isinstance(error, Interrupted):
+                    if _on_slurm() and (error.signal == GO_ON_LATER or _preempted()):
+                        error = _queue_again()
+                elif self._again_after(error):
+                    traceback.print_exc()
+                    print(f"{self.stage.name}: put back, to be tried again", flush=True)
+                    error = _queue_again()
                 with contextlib.suppress(OSError):  # a full disk must not hide what happened
                     write_atomic(failed, json.dumps(_failure(error, run), indent=1))
-                raise
+                raise error
             if self.stage.items is None and run.done(self.stage.name) is None:
                 run.mark_done(self.stage.name, **(info if isinstance(info, dict) else {}))
         _ignore_signals()
+
+    def _again_after(self, error: Exception) -> bool:
+        if self.stage.items is None or not _on_slurm() or isinstance(error, ValueError):
+            return False
+        return int(os.environ.get("SLURM_RESTART_COUNT", "0")) < self.retries
 
     def checkpoint(self) -> Any:
         """What submitit queues again after the time limit or preemption: the same call.
@@ -134,16 +156,46 @@ def _preempted() -> bool:
     return bool(number) and re.search(r" PreemptTime=\d", said) is not None
 
 
-def _queue_again() -> None:
+def _queue_again() -> Exception:
     """Hands the saved job back to Slurm under its own id, and ends.
 
     The signal that training swallowed until its state was saved is raised once more, now that
     submitit's handler is back in place: that one counts time-outs and calls `scontrol requeue`.
+    A controller that does not take it is asked again for a while.
 
-    Raises:
-        UncompletedJobError: of submitit, when the job has timed out too often.
+    Returns:
+        Why it could not: submitit's UncompletedJobError when the job has timed out too often.
     """
-    signal.raise_signal(GO_ON_LATER)
+    until = time.monotonic() + _REQUEUE_PATIENCE
+    while True:
+        try:
+            signal.raise_signal(GO_ON_LATER)
+        except subprocess.SubprocessError as error:
+            if time.monotonic() > until:
+                return error
+            time.sleep(5)
+        except Exception as error:
+            return error
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """In a job of Slurm, SIGTERM ends the stage wherever it is; submitit would overhear it.
+
+    Artefacts are atomic. Training has a handler of its own, which saves first.
+    """
+    if not _on_slurm():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted("stopped by SIGTERM; start again to go on", STOP)
+
+    before = signal.signal(STOP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(STOP, before)
 
 
 def _ignore_signals() -> None:
@@ -201,18 +253,23 @@ def running(run: Run, stage: str) -> list[dict[str, Any]]:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Holds `path` against a second process; waits a little for one that is about to end."""
+    job = os.environ.get("SLURM_JOB_ID")
     with path.open("a+") as file:
-        until = time.monotonic() + _LOCK_SECONDS
+        began = time.monotonic()
         while lock(file) is False:  # None, on a file system without locks: nothing to hold
-            if time.monotonic() > until:
-                file.seek(0)
+            file.seek(0)
+            holder = file.read()
+            own = job and json.loads(holder or "{}").get("job") == job
+            if time.monotonic() - began > (_OWN_LOCK_SECONDS if own else _LOCK_SECONDS):
                 raise RuntimeError(
-                    f"{path.parent.name} is being worked on already: {file.read() or path}"
+                    f"{path.parent.name} is being worked on already: {holder or path}"
                 )
             time.sleep(0.2)
         file.seek(0)
         file.truncate()
         who = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+        if job:
+            who["job"] = job
         file.write(json.dumps(who))
         file.flush()
         yield

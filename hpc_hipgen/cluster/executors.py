@@ -16,6 +16,7 @@ from typing import Any
 import submitit
 
 from hpc_hipgen.cluster.site import Kind, Resources, Site
+from hpc_hipgen.config import ConfigError
 from hpc_hipgen.provenance import is_secret
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,13 +31,14 @@ _INHERITED = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
 
 
 @contextmanager
-def clean_environment() -> Iterator[None]:
+def clean_environment(kept: Sequence[str] = ()) -> Iterator[None]:
     """Hides the variables of an enclosing job while another one is submitted from inside it.
 
     Each of SLURM_MEM_PER_*, SLURM_NTASKS, SLURM_ARRAY_*, SLURM_CPU_BIND ... would change or break
-    the new job. SLURM_CONF stays: it says which cluster this is.
+    the new job. SLURM_CONF stays: it says which cluster this is. So do those in `kept`.
     """
-    hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k != "SLURM_CONF"}
+    stay = ("SLURM_CONF", *kept)
+    hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k not in stay}
     for name in hidden:
         del os.environ[name]
     try:
@@ -45,26 +47,37 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(hidden)
 
 
+def users_own(need: Resources) -> list[str]:
+    """Variables by which a user tells sbatch what the site does not: SBATCH_ACCOUNT and the like.
+
+    What the site says holds; sbatch would prefer the variable.
+    """
+    keys = ("partition", "account", "qos", "constraint")
+    left_open = [key for key in keys if not getattr(need, key)]
+    return [f"SBATCH_{key.upper()}" for key in (*left_open, "reservation")]
+
+
 @contextmanager
-def job_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """The environment that a new job inherits: `variables`, and none of an enclosing job."""
+def job_environment(variables: Mapping[str, str], kept: Sequence[str] = ()) -> Iterator[None]:
+    """What a new job inherits: `variables`, and nothing of an enclosing job, but for `kept`."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
-        with clean_environment():
+        with clean_environment(kept):
             yield
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
-def submission_environment(site: Site) -> AbstractContextManager[None]:
+def submission_environment(site: Site, need: Resources) -> AbstractContextManager[None]:
     """The environment of sbatch, which hands it on to the job.
 
     It has the secret variables of the site: those must not stand in the script, which stays in the
     run folder.
     """
-    return job_environment({key: value for key, value in site.env.items() if is_secret(key)})
+    secrets = {key: value for key, value in site.env.items() if is_secret(key)}
+    return job_environment(secrets, users_own(need))
 
 
 def job_variables(site: Site) -> dict[str, str]:
@@ -116,8 +129,9 @@ def slurm_parameters(
         "array_parallelism": site.array_parallel,
         "stderr_to_stdout": True,
         "setup": [*site.setup, *exports],
-        # srun does not inherit --cpus-per-task since 22.05
-        "srun_args": [f"--cpus-per-task={need.cpus}", "--kill-on-bad-exit=1"],
+        # srun does not inherit --cpus-per-task since 22.05; rank 0 exports when the others have
+        # ended, for which some sites would have srun end it
+        "srun_args": [f"--cpus-per-task={need.cpus}", "--kill-on-bad-exit=1", "--wait=0"],
         "additional_parameters": extra,
         "wckey": None,
     }
@@ -158,9 +172,12 @@ def sbatch_script(parameters: dict[str, Any], tasks: int = 1, folder: Path = Pat
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def refusal(script: str) -> str | None:
-    """Why Slurm would not take this script, or None: `sbatch --test-only`, nothing is submitted."""
-    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, clean_environment():
+def refusal(script: str, kept: Sequence[str] = ()) -> str | None:
+    """Why Slurm would not take this script, or None: `sbatch --test-only`, nothing is submitted.
+
+    `kept`: see `clean_environment`.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, clean_environment(kept):
         file.write(script)
         file.flush()
         try:
@@ -220,13 +237,20 @@ def local_processes(kind: Kind) -> int:
 
 
 def queued_jobs() -> dict[str, str]:
-    """Job id to state (PENDING, RUNNING ...) of this user's jobs; empty where there is no Slurm."""
+    """Job id to state (PENDING, RUNNING ...) of this user's jobs.
+
+    Raises:
+        ConfigError: when the queue is not known: a busy controller must not look like an empty one.
+    """
     try:
         listed = subprocess.run(
-            ["squeue", "-h", "--me", "-o", "%F %T"], capture_output=True, text=True, timeout=30
+            ["squeue", "-h", "--me", "-o", "%F %T"], capture_output=True, text=True, timeout=60
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"squeue does not answer, so nothing was submitted: {error}") from None
+    if listed.returncode:
+        said = " ".join(listed.stderr.split()) or f"exit status {listed.returncode}"
+        raise ConfigError(f"squeue does not answer, so nothing was submitted: {said}")
     rows = [line.split() for line in listed.stdout.splitlines()]
     # an array has a line for its waiting tasks and one for each that runs: running wins
     return dict(sorted((row for row in rows if len(row) == 2), key=lambda row: row[1] == "RUNNING"))

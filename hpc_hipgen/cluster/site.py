@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hpc_hipgen.config import TRAINED, ConfigError, Section
 from hpc_hipgen.config.reading import parse_settings, read_yaml
@@ -65,7 +65,19 @@ class Site(Section):
     array_parallel: int = Field(1, ge=1)  # of these, at once
     signal_seconds: int = Field(120, ge=10)  # warning before the time limit
     requeues: int = Field(20, ge=0)  # times that a job cut off by its time limit may go on
-    results: Path | None = None  # parent of the run folders; default: results/ of the clone
+    retries: int = Field(1, ge=0)  # times that a task of an array is started again after a failure
+    # parent of the run folders, ~ and $VARIABLES in it understood; default: results/ of the clone
+    results: Path | None = None
+
+    @field_validator("results")
+    @classmethod
+    def _expanded(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        path = os.path.expanduser(os.path.expandvars(value))
+        if "$" in path:
+            raise ValueError(f"{path}: this variable is not set here")
+        return Path(path)
 
     def of(self, stage: str, kind: Kind) -> Resources:
         """The resources of a stage: those of its kind, changed by its own entry."""

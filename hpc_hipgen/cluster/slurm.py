@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hpc_hipgen.cluster.calls import StageCall, stage_logs, submitted
@@ -17,19 +20,45 @@ from hpc_hipgen.cluster.executors import (
     slurm_parameters,
     submission_environment,
     submission_folder,
+    users_own,
 )
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Stage
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run, lock, write_atomic
 
 
 def submit_stages(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:
     """Submits what is neither done nor in the queue; returns the job id of each stage that waits.
 
     Raises:
-        ConfigError: when Slurm refuses a job; those submitted before it are cancelled.
+        ConfigError: when Slurm refuses a job; those submitted before it are cancelled. When the
+            queue is not known, or another launch of this run is at it: then nothing is submitted.
     """
+    with _alone(run):
+        return _submit_missing(run, graph, site)
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Keeps a second launch of the run out: each would not see what the other submits.
+
+    Raises:
+        ConfigError: when there is one.
+    """
+    path = run.path("logs", "launch.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        if lock(file) is False:
+            file.seek(0)
+            raise ConfigError(f"{run.folder}: is being submitted already, by {file.read()}")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _submit_missing(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:
     ids: dict[str, str] = {}
     mine: dict[str, list[StageCall]] = {}
     queued = queued_jobs()
@@ -74,7 +103,7 @@ def calls_of(
     items = stage.missing(run)
     if items is None:  # known only when earlier stages have run: shares are taken then
         n = len(followed) if followed else site.array_tasks
-        return [StageCall(stage, folder, None, (k, n)) for k in range(n)]
+        return [StageCall(stage, folder, None, (k, n), retries=site.retries) for k in range(n)]
     if followed:
         made = [set(call.items or ()) for call in followed]
         others = [item for item in items if not any(item in share for share in made)]
@@ -85,17 +114,27 @@ def calls_of(
     else:
         n = min(site.array_tasks, len(items))
         shares = [items[k::n] for k in range(n)]
-    return [StageCall(stage, folder, s, (k, len(shares))) for k, s in enumerate(shares)]
+    return [
+        StageCall(stage, folder, s, (k, len(shares)), retries=site.retries)
+        for k, s in enumerate(shares)
+    ]
 
 
-def describe(run_folder: Path, graph: list[Stage], site: Site) -> str:
-    """Every script that would be submitted, dependencies by stage name."""
+def describe(
+    run_folder: Path, graph: list[Stage], site: Site, sizes: Mapping[str, int] | None = None
+) -> str:
+    """Every script that would be submitted, dependencies by stage name.
+
+    `sizes`: tasks of the arrays of which that is known; others have as many as the site allows.
+    """
+    names = {stage.name for stage in graph}
     texts = []
     for stage in graph:
         need = site.of(stage.name, stage.kind)
-        tasks = site.array_tasks if stage.items else 1
+        tasks = (sizes or {}).get(stage.name, site.array_tasks) if stage.items else 1
         follows = stage.follows if tasks > 1 else None
-        after = [f"<{name}>" for name in stage.after if name != follows]
+        follows = follows if follows in names else None  # it is done
+        after = [f"<{name}>" for name in stage.after if name != follows and name in names]
         each = f"<{follows}>" if follows else None
         parameters = slurm_parameters(stage.name, need, site, after, each)
         script = sbatch_script(parameters, tasks, run_folder / "logs" / stage.name)
@@ -107,8 +146,11 @@ def refusals(graph: list[Stage], site: Site) -> dict[str, str]:
     """The stages whose scripts Slurm would not take, and why; dependencies are left out."""
     found = {}
     for stage in graph:
-        parameters = slurm_parameters(stage.name, site.of(stage.name, stage.kind), site)
-        why = refusal(sbatch_script(parameters, site.array_tasks if stage.items else 1))
+        need = site.of(stage.name, stage.kind)
+        script = sbatch_script(
+            slurm_parameters(stage.name, need, site), site.array_tasks if stage.items else 1
+        )
+        why = refusal(script, users_own(need))
         if why:
             found[stage.name] = why
     return found
@@ -129,7 +171,7 @@ def _submit(
         failed.unlink()
     need = site.of(stage.name, stage.kind)
     parameters = slurm_parameters(f"{run.config.name}:{stage.name}", need, site, after, follows)
-    with submission_environment(site):
+    with submission_environment(site, need):
         executor = slurm_executor(folder, site, parameters)
         job = executor.submit_array(calls)[0] if len(calls) > 1 else executor.submit(calls[0])
     record = {"job": job.job_id.split("_")[0], "log": str(folder), "time": time.time()}

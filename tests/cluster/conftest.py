@@ -53,7 +53,7 @@ def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "slurm"
     commands = {
         "sbatch": SBATCH,
-        "squeue": '#!/bin/bash\ncat "$FAKE_SLURM/queue" 2> /dev/null\n',
+        "squeue": '#!/bin/bash\ncat "$FAKE_SLURM/queue" 2> /dev/null || true\n',
         "scancel": '#!/bin/bash\necho "$@" >> "$FAKE_SLURM/cancelled"\n',
         "sinfo": "#!/bin/bash\necho cpu\n",
         "srun": "#!/bin/bash\nexit 1\n",

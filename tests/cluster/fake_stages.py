@@ -52,6 +52,11 @@ def interrupted(run: Run, number: int) -> None:
     raise Interrupted("saved at 64 images", signal.Signals(number))
 
 
+def terminated(run: Run) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
 def slow(run: Run) -> None:
     write_atomic(run.path("slow.pid"), str(os.getpid()))
     print("slow is working")

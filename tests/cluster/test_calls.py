@@ -10,6 +10,7 @@ import pytest
 from hpc_hipgen.cluster import calls, rendezvous
 from hpc_hipgen.cluster.calls import StageCall, failures, running, stage_logs
 from hpc_hipgen.pipeline import Stage
+from hpc_hipgen.run import lock
 from hpc_hipgen.training.interruption import Interrupted
 
 
@@ -126,6 +127,72 @@ def test_a_saved_job_queues_itself_again_only_where_slurm_asked_for_it(
     assert [f["error"] for f in failures(run, "stopped")] == (
         [] if again else ["saved at 64 images"]
     )
+
+
+def on_slurm(monkeypatch, number="101"):
+    monkeypatch.setenv("SLURM_JOB_ID", number)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(rendezvous, "export", rendezvous.Rendezvous)
+
+
+def test_sigterm_stops_a_stage_that_does_not_listen_for_it(
+    run, fake_stages, fake_slurm, monkeypatch
+):
+    on_slurm(monkeypatch)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as submitit overhears it
+    try:
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            StageCall(Stage("ended", "fake_stages:terminated", "cpu"), str(run.folder))()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (failure,) = failures(run, "ended")
+    assert "start again to go on" in failure["error"] and run.done("ended") is None
+
+
+@pytest.mark.parametrize("refusals", [2, 1000])
+def test_a_requeue_that_the_controller_does_not_take_is_tried_again(
+    run, fake_stages, fake_slurm, monkeypatch, refusals
+):
+    on_slurm(monkeypatch)
+    monkeypatch.setattr(calls, "_REQUEUE_PATIENCE", 0.2)
+    monkeypatch.setattr(calls.time, "sleep", lambda seconds, inner=time.sleep: inner(0.01))
+    asked = []
+
+    def requeue(number, frame):
+        asked.append(number)
+        if len(asked) <= refusals:
+            raise subprocess.CalledProcessError(1, "scontrol requeue")
+        raise SystemExit(-1)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    stage = Stage("late", "fake_stages:interrupted", "train", arguments=(int(signal.SIGUSR2),))
+    try:
+        with pytest.raises(SystemExit if refusals == 2 else subprocess.CalledProcessError):
+            StageCall(stage, str(run.folder))()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert len(asked) == 3 if refusals == 2 else len(asked) > 3
+    said = [failure["error"] for failure in failures(run, "late")]
+    assert said == [] if refusals == 2 else "scontrol requeue" in said[0]
+
+
+def test_the_lock_of_an_earlier_start_of_the_same_job_is_waited_for(
+    run, fake_stages, fake_slurm, monkeypatch
+):
+    """On NFS the lock of a node that died outlives it for a while."""
+    monkeypatch.setattr(calls, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(calls, "_OWN_LOCK_SECONDS", 1.5)
+    call = StageCall(fake_stages.GRAPH[0], str(run.folder))
+    for holder, waited in (("101", True), ("102", False)):
+        with (stage_logs(run, "first") / "running").open("w") as dead:
+            assert lock(dead)
+            dead.write(json.dumps({"job": holder}))
+            dead.flush()
+            on_slurm(monkeypatch)
+            began = time.monotonic()
+            with pytest.raises(RuntimeError, match="worked on already"):
+                call()
+            assert (time.monotonic() - began > 1) == waited
 
 
 def test_the_requeued_call_is_the_same_call(run, fake_stages):

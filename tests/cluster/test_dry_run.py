@@ -68,3 +68,15 @@ def test_without_an_answering_slurm_the_scripts_are_shown_all_the_same(dry_run, 
     said = capsys.readouterr().out
     assert "#SBATCH --partition=a100" in said and "was not asked" in said
     assert not (fake_slurm / "tested").exists()
+
+
+def test_only_what_is_left_of_a_run_is_shown(run, tmp_path, fake_slurm, capsys):
+    site = tmp_path / "site.yaml"
+    site.write_text(yaml.safe_dump({"executor": "slurm"}))
+    run.mark_done("prepare")
+    assert launch.main([str(run.folder), "--site", str(site), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "##### prepare" not in said and "<prepare>" not in said
+    first = said.partition("##### train-ruler\n")[2].partition("#####")[0]
+    assert "#SBATCH --job-name=train-ruler" in first and "--dependency" not in first
+    assert f"Slurm would take all {len(stages(run.config)) - 1} scripts" in said

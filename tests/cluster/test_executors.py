@@ -51,6 +51,7 @@ def test_a_training_job_has_a_process_per_gpu():
         assert f"#SBATCH {option}" in lines
     assert not any("gpus-per-task" in line or "wckey" in line for line in lines)
     assert "--cpus-per-task=8" in lines[-1]  # srun does not inherit it
+    assert "--wait=0" in lines[-1]  # rank 0 exports when the others have ended
     assert """bash -c 'trap "" USR2; exec "$0" "$@"' """ + sys.executable in lines[-1]
 
 

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,19 @@ def test_a_bad_site_is_one_clear_line(tmp_path, text, message):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_stages_of_every_experiment_may_stand_in_a_site(path):
     assert {stage.name for stage in stages(load_experiment(path))} <= set(STAGES)
+
+
+def test_runs_may_lie_on_a_scratch_disk(tmp_path, monkeypatch):
+    path = tmp_path / "site.yaml"
+    path.write_text("results: $HIPGEN_SCRATCH/runs")
+    monkeypatch.setenv("HIPGEN_SCRATCH", str(tmp_path))
+    assert load_site(str(path)).runs() == tmp_path / "runs"
+    path.write_text("results: ~/runs")
+    assert load_site(str(path)).runs() == Path.home() / "runs"
+    monkeypatch.delenv("HIPGEN_SCRATCH")
+    path.write_text("results: $HIPGEN_SCRATCH/runs")
+    with pytest.raises(ConfigError, match="HIPGEN_SCRATCH/runs: this variable is not set here"):
+        load_site(str(path))
 
 
 def test_an_unknown_site_names_those_there_are():

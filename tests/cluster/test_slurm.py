@@ -1,14 +1,16 @@
 import copy
 import os
+import subprocess
 from unittest.mock import patch
 
 import pytest
 
-from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.cluster import executors
+from hpc_hipgen.cluster.site import Resources, Site
 from hpc_hipgen.cluster.slurm import calls_of, describe, submit_stages
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.pipeline import score_items, stages
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run, lock, write_atomic
 from tests.conftest import TINY
 
 SITE = Site(executor="slurm", array_tasks=2, array_parallel=2)
@@ -38,6 +40,43 @@ def test_what_is_done_or_queued_is_not_submitted_again(run, fake_stages, fake_sl
     assert "--dependency" not in (fake_slurm / "104.sh").read_text()
     said = capsys.readouterr().out.splitlines()
     assert "done before" in said[0] and "queue already" in said[1] and "[2 tasks]" in said[2]
+
+
+@pytest.mark.parametrize("squeue", ["echo down >&2; exit 1", "exec sleep 60"])
+def test_a_queue_that_is_not_known_is_no_empty_queue(
+    run, fake_stages, fake_slurm, monkeypatch, squeue
+):
+    (fake_slurm / "bin" / "squeue").write_text(f"#!/bin/bash\n{squeue}\n")
+    inner = subprocess.run
+    monkeypatch.setattr(
+        executors.subprocess, "run", lambda *a, **k: inner(*a, **k | {"timeout": 0.5})
+    )
+    with pytest.raises(ConfigError, match=r"squeue does not answer, so nothing was .*(down|timed)"):
+        submit_stages(run, fake_stages.GRAPH, SITE)
+    assert not (fake_slurm / "number").exists()
+
+
+def test_a_run_is_not_submitted_by_two_at_once(run, fake_stages, fake_slurm):
+    run.path("logs").mkdir()
+    with run.path("logs", "launch.lock").open("w") as other:
+        assert lock(other)
+        other.write("process 7 on login1")
+        other.flush()
+        with pytest.raises(ConfigError, match="being submitted already, by process 7 on login1"):
+            submit_stages(run, fake_stages.GRAPH, SITE)
+    assert not (fake_slurm / "number").exists()
+    assert len(submit_stages(run, fake_stages.GRAPH, SITE)) == 3
+
+
+def test_what_a_user_tells_sbatch_holds_where_the_site_says_nothing(
+    run, fake_stages, fake_slurm, monkeypatch
+):
+    for name in ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_RESERVATION", "SBATCH_TIMELIMIT"):
+        monkeypatch.setenv(name, "own")
+    site = SITE.model_copy(update={"resources": {"cpu": Resources(partition="cpu")}})
+    submit_stages(run, fake_stages.GRAPH[:1], site)
+    told = sorted((fake_slurm / "environment").read_text().split())
+    assert told == ["SBATCH_ACCOUNT=own", "SBATCH_RESERVATION=own"]
 
 
 def test_a_refused_job_cancels_those_before_it(run, fake_stages, fake_slurm):

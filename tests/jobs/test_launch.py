@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from hpc_hipgen.cluster.site import Site
-from hpc_hipgen.config import Experiment
+from hpc_hipgen.config import Experiment, load_experiment
 from hpc_hipgen.pipeline import sample_shard, score_shard, stages
 from hpc_hipgen.run import Run
 from jobs import launch, prepare
@@ -236,6 +236,19 @@ def test_a_batch_that_the_gpus_cannot_share_is_refused(tmp_path):
 def test_a_run_keeps_its_settings(experiment, run, capsys):
     assert launch.main([str(experiment), "--run", str(run.folder), "seed=3"]) == 2
     assert "other settings (seed: 0 there, 3 now)" in capsys.readouterr().err
+
+
+def test_how_a_run_is_executed_may_change(experiment, run, capsys):
+    again = [str(experiment), "--run", str(run.folder)]
+    more = ["ruler.training.micro_batch=4", "ruler.training.zero_stage=0", "sampling.batch=2"]
+    assert launch.main([*again, *more, "ruler.training.lr=0.5", "--dry-run"]) == 2
+    assert "settings (ruler.training.lr" in capsys.readouterr().err
+    assert launch.main([*again, *more, "--dry-run"]) == 0
+    assert Run(run.folder).config == run.config
+    changed = Run.create(run.folder, load_experiment(experiment, more))
+    assert "ruler.training.micro_batch: None there, 4 now" in capsys.readouterr().out
+    assert changed.config.ruler.training.micro_batch == 4
+    assert Run(run.folder).config == changed.config
 
 
 def test_dry_run_writes_nothing(experiment, tmp_path, capsys):

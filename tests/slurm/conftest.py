@@ -16,8 +16,6 @@ from debian import Unavailable  # noqa: E402
 from slurm_cluster import Cluster, running_cluster  # noqa: E402
 from slurm_runs import new_run, on  # noqa: E402
 
-_unavailable: list[str] = []
-
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
@@ -26,13 +24,7 @@ def cluster() -> Iterator[Cluster]:
         with running_cluster() as found:
             yield found
     except Unavailable as error:
-        _unavailable.append(str(error))
         pytest.skip(f"no Slurm here: {error}")
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    for reason in _unavailable:
-        terminalreporter.write_line(f"tests/slurm was skipped: {reason}")
 
 
 @pytest.fixture

@@ -105,6 +105,7 @@ class Cluster:
             f"--log-file={self.folder}/munge/log",
         )
         wait_until((self.folder / "munge" / "socket").exists, "munged")
+        self._before_the_controller()
         self._daemon("slurmctld", "-D", "-f", str(self.configuration))
         for node in GPUS:
             self._daemon("slurmd", "-D", "-f", str(self.configuration), "-N", node, name=node)
@@ -174,6 +175,9 @@ class Cluster:
         finally:
             self.configuration.write_text(before)
             self.call("scontrol", "reconfigure")
+
+    def _before_the_controller(self) -> None:
+        """Starts what the controller needs."""
 
     def _configure(self) -> None:
         """Writes slurm.conf and gres.conf, with ports that are free now."""
@@ -291,7 +295,7 @@ def _abandoned(line: str) -> bool:
 
 
 @contextmanager
-def running_cluster() -> Iterator[Cluster]:
+def running_cluster(kind: type[Cluster] = Cluster) -> Iterator[Cluster]:
     """A cluster that is up; nothing of it is left afterwards.
 
     Raises:
@@ -301,7 +305,7 @@ def running_cluster() -> Iterator[Cluster]:
     # short, for the names of sockets, and open to all, which munged wants
     folder = Path(tempfile.mkdtemp(prefix="hipgen-slurm-", dir="/tmp"))
     folder.chmod(0o755)
-    cluster = Cluster(folder)
+    cluster = kind(folder)
     try:
         with names_resolved(folder):
             try:

@@ -80,6 +80,10 @@ def all_items(run: Run) -> list[Item]:
     return ITEMS
 
 
+def first_items(run: Run) -> list[Item]:
+    return ITEMS[:4]
+
+
 def item_file(run: Run, item: Item) -> Path:
     return run.path("items", f"{item[1]:03d}")
 

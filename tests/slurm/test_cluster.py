@@ -2,16 +2,20 @@
 
 import os
 
+import pytest
 from slurm_cluster import GPUS, HOSTS
 
 from hpc_hipgen.cluster.executors import queued_jobs
 from hpc_hipgen.cluster.site import load_site, slurm_answers
+from hpc_hipgen.config import ConfigError
 
 
 def test_only_those_who_name_the_cluster_get_it(cluster):
     """Slurm's commands are installed now; a launch elsewhere still runs on its own machine."""
     assert "SLURM_CONF" not in os.environ
-    assert not slurm_answers() and not load_site("auto").uses_slurm() and queued_jobs() == {}
+    assert not slurm_answers() and not load_site("auto").uses_slurm()
+    with pytest.raises(ConfigError, match="squeue does not answer"):
+        queued_jobs()
 
 
 def test_in_a_test_it_answers(slurm):

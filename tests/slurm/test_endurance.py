@@ -25,12 +25,15 @@ pytestmark = pytest.mark.endurance
 KINDS = {"kill": 20, "preempt": 3, "limit": 1}
 KILLS_OF_A_STAGE = 5
 """At most: else the longest stage would get nearly all."""
-MODELS = ("ruler", "autoencoder", "stable_diffusion", "llcm")
+MODELS = {"ruler": 12_000, "autoencoder": 12_000, "stable_diffusion": 4000, "llcm": 4000}
+"""Training images of each: minutes, with time for a few kills."""
 SPOT = {"partition": "spot", "gpus": 2, "gres": "gpu:a100:{n}", "cpus": 1, "mem_gb": 8, "hours": 1}
 SITE = {
     # everything with optimizer steps runs where it can be preempted
     "resources": site_with().model_dump(exclude_unset=True)["resources"]
     | {"train": SPOT, "gpu": SPOT | {"gpus": 1}},
+    # two ranks, which share their state by ZeRO: small batches would otherwise have one
+    "stages": {"train-stable_diffusion": {"gpus": 2}, "train-llcm": {"gpus": 2}},
     "requeues": 10,
 }
 RESULTS = ("*/export/**/*.safetensors", "samples/**/*.tar", "evaluation/**/*.parquet")
@@ -41,8 +44,8 @@ SEED = int(os.environ.get("HIPGEN_ENDURANCE_SEED", "1"))
 def config(tiny_settings):
     """The tiny experiment with minutes of training and many checkpoints."""
     tree = copy.deepcopy(tiny_settings)
-    for model in MODELS:
-        tree[model]["training"] |= {"images": 4000, "checkpoint_images": 160, "log_images": 8}
+    for model, images in MODELS.items():
+        tree[model]["training"] |= {"images": images, "checkpoint_images": 160, "log_images": 8}
     tree["stable_diffusion"]["training"]["zero_stage"] = 2
     return parse_experiment(tree, "endurance")
 
@@ -172,6 +175,8 @@ def test_a_disturbed_pipeline_ends_with_the_bytes_of_an_undisturbed_one(cluster,
             print(f"{time.strftime('%T')} {kind:7} {stage}", flush=True)
             hit[kind] += 1
             killed[stage] += kind == "kill"
+            if stage == "train-llcm":
+                assert cluster.job(submitted(rough.run, stage)["job"])["NumTasks"] == "2"
         rough.finish()
     assert hit == KINDS
     assert all(killed[f"train-{model}"] for model in MODELS), killed
