@@ -29,6 +29,9 @@ COMMANDS = {
                                              "8", "--steps", "4", "--no-checkpointing"],
     "full-size step, 32 images": ["-m", "hpc_hipgen.performance.full_size", "--images", "32",
                                   "--steps", "4", "--no-checkpointing", "--profile"],
+    "full-size step, 32 images, the same bits every time": [
+        "-m", "hpc_hipgen.performance.full_size", "--images", "32", "--steps", "4",
+        "--no-checkpointing", "llcm.training.deterministic=true"],
     "benchmark": ["-m", "jobs.benchmark", "--only", "training", "--repeats", "3"],
     "against diffusers": ["-m", "jobs.benchmark", "--against", "diffusers", "--repeats", "3"],
 }  # fmt: skip

@@ -7,7 +7,8 @@
   model       stable_diffusion, stable_diffusion_caption, llcm, llcm_paper, llcm_ddim, lora,
               lcm_lora, dreambooth, unclip; default: all that the run has
   checkpoint  export, or images seen of a kept checkpoint (RUN/MODEL/checkpoints), whose weight
-              average is used; default: export
+              average is used; default: export. The last two are kept, and more with
+              `keep_images` in a model's training
   solver      ddim, leapfrog, paper: for the teachers; a student has its own. `python -m
               jobs.solvers` compares them, and others, with what they should arrive at
   steps       default: those of the run's own rows

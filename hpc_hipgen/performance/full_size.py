@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +29,7 @@ from hpc_hipgen.performance.hardware import peak_tflops
 from hpc_hipgen.performance.plan import GIB, make_plan, unet_shape
 from hpc_hipgen.performance.timing import profile_of, seconds_of
 from hpc_hipgen.training.average import WeightAverage
+from hpc_hipgen.training.batches import Batches
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import build_engine, init_distributed, place, uses_bf16
 from hpc_hipgen.training.loop import optimizer_step
@@ -89,26 +91,33 @@ def used_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def check(images: int, steps: int, checkpointing: bool, profiled: bool = False) -> dict[str, float]:
+def check(
+    images: int,
+    steps: int,
+    checkpointing: bool,
+    profiled: bool = False,
+    settings: Sequence[str] = (),
+) -> dict[str, float]:
     """Takes the steps; returns bytes predicted and seen, and the speed.
 
-    `profiled`: prints where the time of one more step goes.
+    `profiled`: prints where the time of one more step goes. `settings`: changes to the experiment.
     """
     changed = [
         f"llcm.training.batch={images}",
         "llcm.training.micro_batch=null",
         f"llcm.gradient_checkpointing={str(checkpointing).lower()}",
         "data.views=64",
+        *settings,
     ]
     config = load_experiment(CONFIG, changed)
     plan = make_plan(config, "llcm", like_gpu=torch.cuda.is_available())
     init_distributed()
     base = used_bytes()
     task, training = FullSize(config), config.llcm.training
-    engine = build_engine(task.module, training)
+    engine, source = build_engine(task.module, training), Batches(task, training, 0)
 
     def step(i: int) -> None:
-        optimizer_step(engine, task, training, i * images, 0, "llcm")
+        optimizer_step(engine, task, training, i * images, source, "llcm")
 
     seconds = [seconds_of(lambda i=i: step(i)) for i in range(steps)]
     if profiled:
@@ -141,8 +150,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--profile", action="store_true", help="print where the time of a step goes"
     )
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
+    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help="settings to change")
     options = parser.parse_args(arguments)
-    found = check(options.images, options.steps, not options.no_checkpointing, options.profile)
+    found = check(
+        options.images,
+        options.steps,
+        not options.no_checkpointing,
+        options.profile,
+        options.settings,
+    )
     off = found["predicted"] / found["seen"] - 1
     print(
         f"memory: {found['predicted'] / GIB:.2f} GiB predicted, {found['seen'] / GIB:.2f} GiB seen "

@@ -53,11 +53,11 @@ class Trained:
 
     def step(self) -> None:
         """One optimizer step, as the training loop takes it."""
+        from hpc_hipgen.training.batches import Batches
         from hpc_hipgen.training.loop import optimizer_step
 
-        optimizer_step(
-            self.engine, self.task, self.training, self.images, self.run.config.seed, self.model
-        )
+        source = Batches(self.task, self.training, self.run.config.seed)
+        optimizer_step(self.engine, self.task, self.training, self.images, source, self.model)
         self.images += self.training.batch
 
 

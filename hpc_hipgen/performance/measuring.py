@@ -36,7 +36,7 @@ def measuring(ruler_folder: Path, repeats: int) -> list[dict[str, Any]]:
             (size, suffix): _write(out, drawn, size, suffix) for size in SIZES for suffix in FORMATS
         }
         actions = {
-            f"{size} {suffix}": lambda f=files: measure_files(f, ruler, out, BATCH, False)
+            f"{size} {suffix}": lambda f=files: measure_files(f, ruler, out, BATCH, False, [])
             for (size, suffix), files in sets.items()
         }
         turns = turn_by_turn(actions, repeats)

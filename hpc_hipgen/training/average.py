@@ -24,10 +24,16 @@ def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
         yield
 
 
+RESOLUTION = 20
+"""Times that an average is updated at least within its time constant."""
+
+
 class WeightAverage:
     """A copy of a module that follows its weights: average += (1 - decay) (weights - average)."""
 
-    def __init__(self, source: nn.Module, decay: float, warmup: bool = False) -> None:
+    def __init__(
+        self, source: nn.Module, decay: float, warmup: bool = False, every: int = 1
+    ) -> None:
         """Starts as a copy of `source`, which must not be partitioned yet.
 
         Args:
@@ -35,18 +41,22 @@ class WeightAverage:
             decay: per optimizer step, in [0, 1).
             warmup: lower the decay at the start to (1 + step) / (10 + step), so that the first
                 weights do not weigh long.
+            every: optimizer steps of which only the last is taken, for all of them, once it is
+                eight times as old.
         """
         self.source = source
         self.decay = decay
         self.warmup = warmup
+        self.every = every
         self.steps = 0
         self.module = copy.deepcopy(source).requires_grad_(False).eval()
 
     @classmethod
     def for_export(cls, source: nn.Module, training: Training) -> WeightAverage:
         """The average that a run exports: time constant `ema_images`, or 0: the last weights."""
-        decay = 1 - training.batch / training.ema_images if training.ema_images else 0.0
-        return cls(source, max(0.0, decay), warmup=True)
+        steps = training.ema_images / training.batch  # of its time constant
+        every = max(1, min(8, int(steps / RESOLUTION)))  # it reads and writes all weights
+        return cls(source, max(0.0, 1 - 1 / steps) if steps else 0.0, warmup=True, every=every)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -55,10 +65,15 @@ class WeightAverage:
         if self.warmup:
             decay = min(decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
+        every = self.every if self.steps > 8 * self.every else 1  # a young one follows each step
+        if self.steps % every:
+            return
         sources = list(self.source.parameters())
         targets = list(self.module.parameters())
         with gathered(sources):
-            torch._foreach_lerp_([t.data for t in targets], [s.data for s in sources], 1 - decay)
+            torch._foreach_lerp_(
+                [t.data for t in targets], [s.data for s in sources], 1 - decay**every
+            )
         for target, source in zip(self.module.buffers(), self.source.buffers(), strict=True):
             target.copy_(source)
 

@@ -33,8 +33,17 @@ STATE, AVERAGES = "state.pt", "averages.pt"
 _COMPLETE = "complete.json"
 
 
-def save(engine: Any, task: Task, rate: LearningRate, folder: Path, images: int) -> None:
+def save(
+    engine: Any,
+    task: Task,
+    rate: LearningRate,
+    folder: Path,
+    images: int,
+    keep: int | None = None,
+) -> None:
     """Writes the checkpoint of the moment at which `images` were seen; called by every rank.
+
+    The last `KEEP` are kept, and the first one after every multiple of `keep` images.
 
     Raises:
         CheckpointError: on every rank, when rank 0 could not write it.
@@ -44,7 +53,7 @@ def save(engine: Any, task: Task, rate: LearningRate, folder: Path, images: int)
     if rank() == 0:
         averages = {name: average.state_dict() for name, average in task.averages.items()}
         try:
-            _write(folder, images, {STATE: state, AVERAGES: averages})
+            _write(folder, images, {STATE: state, AVERAGES: averages}, keep)
         except (OSError, RuntimeError) as error:  # torch wraps some errors of a disk
             problem = _why(folder, images, error)
     if problem := _from_rank_0(problem):
@@ -115,7 +124,7 @@ def _newest_sound(folder: Path) -> str | None:
     return None
 
 
-def _write(folder: Path, images: int, contents: dict[str, Any]) -> None:
+def _write(folder: Path, images: int, contents: dict[str, Any], keep: int | None = None) -> None:
     final = folder / f"{images:010d}"
     with atomic_folder(final) as temporary:
         for name, content in contents.items():
@@ -125,7 +134,12 @@ def _write(folder: Path, images: int, contents: dict[str, Any]) -> None:
         files = {n: [(temporary / n).stat().st_size, sha256_of(temporary / n)] for n in contents}
         write_atomic(temporary / _COMPLETE, json.dumps({"images": images, "files": files}))
     # a later one than this was damaged, or training would have gone on from it
-    kept = [path for path in complete_checkpoints(folder) if path.name <= final.name][:KEEP]
+    complete = [path for path in complete_checkpoints(folder) if path.name <= final.name]
+    kept = complete[:KEEP]
+    if keep:
+        first = {int(path.name) // keep: path for path in complete}  # the newest comes first
+        first.pop(0, None)
+        kept += first.values()
     for old in _candidates(folder):
         if old not in kept:
             remove_folder(old)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.training import checkpoint
-from hpc_hipgen.training.clock import ImageRandom, data_order
+from hpc_hipgen.training.batches import Batches, batches
 from hpc_hipgen.training.engine import (
     build_engine,
     device,
@@ -29,7 +29,7 @@ from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted, StopReque
 from hpc_hipgen.training.outcome import NonFiniteLossError
 from hpc_hipgen.training.record import Listener, Record
 from hpc_hipgen.training.schedule import LearningRate
-from hpc_hipgen.training.task import ReadsAhead, Task
+from hpc_hipgen.training.task import Task
 
 
 def train(
@@ -67,10 +67,11 @@ def train(
     total = math.ceil(training.images / training.batch) * training.batch
     began, saved = time.monotonic(), images
     loss = math.nan
+    source = batches(task, training, seed, images, total)
     try:
         while images < total:
             lr = _set_learning_rate(engine, rate.at(images))
-            values = optimizer_step(engine, task, training, images, seed, title)
+            values = optimizer_step(engine, task, training, images, source, title)
             images += training.batch
             loss = values["loss"]
             rate.observe(loss, training.batch)
@@ -79,7 +80,7 @@ def train(
             asked = stop.agreed(device())
             due = images - saved >= training.checkpoint_images
             if due or asked or (images >= total and images > saved):
-                checkpoint.save(engine, task, rate, checkpoints, images)
+                checkpoint.save(engine, task, rate, checkpoints, images, training.keep_images)
                 saved = images
             if asked == GO_ON_LATER or (asked and images < total):
                 raise Interrupted(
@@ -87,6 +88,7 @@ def train(
                 )
     finally:
         stop.close()
+        source.close()
         if record:
             record.close()
         engine.destroy()
@@ -106,7 +108,12 @@ def _set_learning_rate(engine: Any, lr: float) -> float:
 
 
 def optimizer_step(
-    engine: Any, task: Task, training: Training, images: int, seed: int, title: str
+    engine: Any,
+    task: Task,
+    training: Training,
+    images: int,
+    source: Batches,
+    title: str,
 ) -> dict[str, float]:
     """One optimizer step at the clock time `images`; returns the means over the whole batch."""
     size = micro_batch(training)
@@ -114,14 +121,10 @@ def optimizer_step(
     first = images + rank() * share
     sums: dict[str, Tensor] = {}
     for offset in range(0, share, size):
-        clock = np.arange(first + offset, first + offset + size)
-        indices = data_order(seed, int(clock[0]), size, task.size)
-        batch = task.batch(indices, ImageRandom(seed, clock))
-        if isinstance(task, ReadsAhead):  # while the network works on this batch
-            after = offset + size if offset + size < share else training.batch
-            task.ahead(data_order(seed, first + after, size, task.size))
+        after = offset + size if offset + size < share else training.batch
+        batch = source.at(first + offset, first + after)
         losses, scalars = engine(**place_batch(batch))
-        _check_finite(losses, task, indices, images, title)
+        _check_finite(losses, task, source.items(first + offset), images, title)
         engine.backward(losses.mean())
         if not step(engine, training):
             raise NonFiniteLossError(_not_finite("gradient", images, title))
@@ -146,7 +149,11 @@ def _check_finite(losses: Tensor, task: Task, indices: np.ndarray, images: int, 
     if not flag.item():
         return
     names = [n for n, b in zip(task.describe(indices), bad.tolist(), strict=True) if b]
-    where = f", on {', '.join(names)}" if names else ", on another rank"
+    if world_size() > 1:
+        everywhere: list[list[str]] = [[]] * world_size()
+        torch.distributed.all_gather_object(everywhere, names)
+        names = [name for rank_names in everywhere for name in rank_names]
+    where = f", on {', '.join(names)}"
     raise NonFiniteLossError(_not_finite("loss", images, title, where))
 
 

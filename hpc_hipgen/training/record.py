@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from hpc_hipgen.config import Training
 from hpc_hipgen.run import write_atomic
 
@@ -61,6 +63,8 @@ class Record:
         means = {name: sum(v) / len(v) for name, v in self.values.items()}
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         line = {"images": images, **means, "images_per_second": rate, "memory_gib": memory}
+        if torch.cuda.is_available():
+            line["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         with self.path.open("a") as file:
             rounded = {k: v if k == "images" else float(f"{v:.6g}") for k, v in line.items()}
             file.write(json.dumps(rounded) + "\n")

@@ -155,7 +155,9 @@ def straight(tiny_run, tmp_path_factory):
     """Averages and losses of an undisturbed run in fp32, and its settings."""
     task = make_task(tiny_run, tiny_run.config.model_dump(mode="json"), train_text=True)
     folder = tmp_path_factory.mktemp("straight") / "sd"
-    training = Training(images=12, batch=4, lr=1e-3, precision="fp32", log_images=4)
+    training = Training(
+        images=12, batch=4, lr=1e-3, precision="fp32", log_images=4, deterministic=True
+    )
     train(task, training, folder, seed=3, title="sd")
     return averages(task), losses(folder), training
 

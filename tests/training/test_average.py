@@ -1,9 +1,11 @@
 """Moving averages of weights."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from hpc_hipgen.config import Training
 from hpc_hipgen.training.average import WeightAverage
 
 
@@ -38,6 +40,20 @@ def test_warmup_forgets_the_first_weights():
     assert follow(slow, [1.0] * 50) > 90
     assert follow(warm, [1.0] * 50) == pytest.approx(1, abs=1e-3)
     assert warm.steps == 50
+
+
+def test_an_average_that_looks_seldom_is_nearly_the_same():
+    rng = np.random.default_rng(0)
+    weights = np.sin(np.arange(2001) / 300) + 0.1 * rng.standard_normal(2001)
+    settings = {"images": 16_008, "batch": 8, "lr": 1e-3, "ema_images": 1600}
+    seldom = WeightAverage.for_export(linear(0.0), Training(**settings))
+    always = WeightAverage(linear(0.0), seldom.decay, warmup=True)
+    assert seldom.every == 8 and seldom.decay == 1 - 8 / 1600
+    assert follow(seldom, weights[:5]) == follow(always, weights[:5]), "a young one misses nothing"
+    ends = [follow(average, weights[5:]) for average in (seldom, always)]
+    assert abs(ends[0] - ends[1]) < 0.02
+    short = Training(**settings | {"ema_images": 160})
+    assert WeightAverage.for_export(linear(0.0), short).every == 1
 
 
 def test_it_takes_no_gradients_and_follows_buffers():

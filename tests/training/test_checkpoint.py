@@ -5,7 +5,7 @@ import json
 import pytest
 from toy_task import ToyTask, toy_train
 
-from hpc_hipgen.training.checkpoint import AVERAGES, KEEP, STATE, complete_checkpoints
+from hpc_hipgen.training.checkpoint import AVERAGES, KEEP, STATE, _write, complete_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +18,12 @@ def folder(tmp_path_factory):
 def test_the_last_ones_are_kept_and_nothing_partial_is_left(folder):
     assert [path.name for path in complete_checkpoints(folder)] == ["0000000096", "0000000064"]
     assert len(list(folder.iterdir())) == KEEP == 2
+
+
+def test_one_after_every_so_many_images_is_kept_too(tmp_path):
+    for images in range(30, 400, 30):
+        _write(tmp_path, images, {"state.pt": {}}, keep=100)
+    assert [int(path.name) for path in complete_checkpoints(tmp_path)] == [390, 360, 300, 210, 120]
 
 
 def test_the_marker_lists_every_file(folder):

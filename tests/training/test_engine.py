@@ -1,5 +1,7 @@
 """DeepSpeed's settings, and what each rank holds."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,31 @@ def test_bf16_is_autocast_over_fp32_weights_and_gradients(stage):
     assert torch.allclose(
         (layer.weight - first).abs(), torch.tensor(1e-3, device=first.device), rtol=1e-2
     )
+    built.destroy()
+
+
+@pytest.mark.parametrize("clip", [0.1, 1e9])
+def test_a_step_is_that_of_torch_with_clipped_gradients(clip):
+    engine.init_distributed()
+    settings = training(precision="fp32", zero_stage=0, clip=clip, weight_decay=0.1)
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 8)
+    theirs = copy.deepcopy(layer)
+    built = engine.build_engine(layer, settings)
+    optimizer = torch.optim.AdamW(
+        theirs.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay
+    )
+    for _ in range(5):
+        x = torch.randn(16, 8)
+        built.backward(built(x.to(engine.device())).square().sum())
+        assert engine.step(built, settings)
+        theirs(x).square().sum().backward()
+        norm = nn.utils.clip_grad_norm_(theirs.parameters(), clip)
+        assert (norm > clip) == (clip < 1)
+        optimizer.step()
+        optimizer.zero_grad()
+    for ours, torchs in zip(layer.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(ours.cpu(), torchs, rtol=1e-5, atol=1e-6)
     built.destroy()
 
 

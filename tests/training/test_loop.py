@@ -1,6 +1,7 @@
 """The training loop on a toy: resuming to the bit, ranks, ZeRO stages, and what stops it."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from toy_task import SETTINGS, ToyTask, lines, losses, toy_train
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.training.checkpoint import AVERAGES, STATE, complete_checkpoints
+from hpc_hipgen.training.clock import data_order
 from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import train
 from hpc_hipgen.training.outcome import NonFiniteLossError
@@ -93,6 +95,18 @@ def same_after(one, other, settings):
     count = sum(len(list(a.module.parameters())) for a in one.averages.values())
     pairs = list(zip(one.state(), other.state(), strict=True))[-count:]
     return all(torch.equal(a, b) and a.numel() for a, b in pairs)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_batches_made_ahead_by_other_processes_change_no_bit(whole, tmp_path, micro_batch):
+    settings = {"micro_batch": micro_batch}
+    here = whole[0] if micro_batch is None else toy_train(tmp_path / "here" / "toy", **settings)
+    folder = tmp_path / "toy"
+    with pytest.raises(OSError):
+        toy_train(folder, ToyTask(at={48: "crash"}), workers=2, **settings)
+    resumed = toy_train(folder, ToyTask(first_weights=99), workers=2, **settings)
+    assert same(resumed, here)
+    assert not multiprocessing.active_children()
 
 
 def test_two_stops_are_no_worse_than_one(whole, tmp_path):
@@ -258,6 +272,14 @@ def test_two_ranks_see_the_losses_of_one(whole, tmp_path):
         for name, average in whole[0].averages.items():
             for key, value in average.module.state_dict().items():
                 assert torch.allclose(averages[name]["module"][key], value, atol=1e-5), (name, key)
+
+
+@pytest.mark.slow
+def test_a_bad_image_of_another_rank_is_named_too(tmp_path):
+    bad = [int(data_order(7, 4, 1, 20)[0])]  # the second rank has images 4 to 7 of the first batch
+    ranks_train(2, [(tmp_path / "toy", {"bad": bad})])
+    said = (tmp_path / "toy" / "error.txt").read_text()
+    assert f"at 0 images seen, on item-{bad[0]};" in said
 
 
 def stored(folder):

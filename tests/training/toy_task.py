@@ -19,6 +19,7 @@ from hpc_hipgen.config import Training
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import train
+from hpc_hipgen.training.outcome import NonFiniteLossError
 
 SETTINGS = {
     "images": 96,
@@ -102,6 +103,11 @@ if __name__ == "__main__":
         stop = settings.pop("stop", None)
         try:
             # other first weights than a test's own process has: they must not matter on a resume
-            toy_train(folder, ToyTask(settings.pop("first_weights", 0), {stop: "stop"}), **settings)
+            task = ToyTask(
+                settings.pop("first_weights", 0), {stop: "stop"}, settings.pop("bad", ())
+            )
+            toy_train(folder, task, **settings)
         except Interrupted:
             assert stop is not None
+        except NonFiniteLossError as error:
+            (Path(folder) / "error.txt").write_text(str(error))
