@@ -78,8 +78,15 @@ class Training(Section):
     # auto: bf16 where the hardware computes in it, else fp32: emulated, it is ten times slower
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1  # with several ranks; one alone has nothing to share
+    # processes that make batches ahead: for small networks on a GPU, which wait for the host
+    workers: int = Field(0, ge=0)
+    deterministic: bool = (
+        False  # on a GPU the same bits every time, slower; on a CPU they always are
+    )
     compile: bool = False  # torch.compile: minutes at the start, for long runs on GPUs
-    checkpoint_images: int = Field(2_000, gt=0)  # between two checkpoints
+    checkpoint_images: int = Field(2_000, gt=0)  # between two checkpoints, of which two are kept
+    # and, for sweeps over checkpoints, the first one after every multiple of this
+    keep_images: int | None = Field(None, gt=0)
     log_images: int = Field(512, gt=0)  # between two lines of metrics.jsonl
 
     @model_validator(mode="after")
@@ -166,9 +173,11 @@ class DiscreteVAE(Section):
     layers_per_block: int = Field(1, ge=1)
     codes: int = Field(512, ge=2)  # entries of the codebook
     code_width: int = Field(32, ge=1)  # channels of an entry
-    # Of the Gumbel-softmax: from the first to the second over `anneal`, a share of the run.
+    # Of the Gumbel-softmax: from the first to the second over `anneal`, a share of the run, after
+    # which the decoder sees single entries.
     temperature: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.0625)
-    anneal: float = Field(0.75, gt=0, le=1)
+    anneal: float = Field(0.5, gt=0, le=1)
+    noise: float = Field(0.0, ge=0)  # of Gumbel's distribution; 1: the entries are drawn
     kl_weight: float = Field(0.0, ge=0)  # of the divergence from even use of the codebook
     hip_weight: float = Field(4.0, ge=0)  # extra weight of the pixels around the hips
     window: int | None = Field(None, ge=16)  # as of the autoencoder

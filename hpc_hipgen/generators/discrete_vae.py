@@ -3,7 +3,12 @@
 The encoder gives a distribution over the entries of a codebook at each place of a grid. In
 training the decoder sees a Gumbel-softmax of it (arXiv 1611.01144, 1611.00712), a mixture of
 entries that becomes a single one as the temperature falls; afterwards it sees the most probable
-entry, and its number is the image's token there.
+entry, and its number is the image's token there. So it does in the last part of the training
+already, where gradients pass as if it were the mixture (straight through).
+
+DALL-E draws entries by adding Gumbel noise all along. With that a small network spends its training
+on being robust to draws that are never made afterwards: half of the noise-free one's codes were
+used, and angles came back flattened (docs/log.md). `noise` has it; by default there is none.
 """
 
 from __future__ import annotations
@@ -106,6 +111,12 @@ def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor
     return F.softmax((logits + noise) / temperature[:, None, None, None], dim=1)
 
 
+def straight_through(shares: Tensor, hard: Tensor) -> Tensor:
+    """Shares (b, k, h, w), one-hot at the largest where `hard` (b,); the gradient is unchanged."""
+    one_hot = torch.zeros_like(shares).scatter_(1, shares.argmax(1, keepdim=True), 1.0)
+    return torch.where(hard[:, None, None, None], one_hot + shares - shares.detach(), shares)
+
+
 def divergence_from_even(logits: Tensor) -> Tensor:
     """KL(softmax(logits) || uniform), summed over the places: logits (b, k, h, w) to (b,)."""
     log_share = F.log_softmax(logits, dim=1)
@@ -132,11 +143,14 @@ class DiscreteLoss(nn.Module):
         self.register_buffer("counts", counts, persistent=False)
 
     def forward(
-        self, pixels: Tensor, noise: Tensor, temperature: Tensor, weight: Tensor
+        self, pixels: Tensor, noise: Tensor, temperature: Tensor, hard: Tensor, weight: Tensor
     ) -> tuple[Tensor, dict]:
-        """Per-image losses of pixels (b, 3, n, n) with weight (b, 1, n, n) and Gumbel noise."""
+        """Per-image losses of pixels (b, 3, n, n) with weight (b, 1, n, n) and Gumbel noise.
+
+        `hard` (b,): whether the decoder sees single entries.
+        """
         logits = self.autoencoder.logits(pixels)
-        shares = gumbel_softmax(logits, noise, temperature)
+        shares = straight_through(gumbel_softmax(logits, noise, temperature), hard)
         # squared, as in the autoencoder of latent diffusion: an edge in the wrong place weighs most
         error = (self.autoencoder.decode(shares).float() - pixels).square()
         divergence = divergence_from_even(logits)
@@ -175,12 +189,20 @@ class DiscreteVAETask:
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Pixels and focus of the views or of a window of each, Gumbel noise and temperature."""
         pixels, weight = training_windows(self.films, self.section, indices, random)
+        clock, section = torch.tensor(random.clock), self.section
         return {
             "pixels": pixels,
-            "noise": gumbel_noise(random.uniform("gumbel", *self.shape)),
-            "temperature": temperature_at(torch.tensor(random.clock), self.section),
+            "noise": self._noise(random),
+            "temperature": temperature_at(clock, section),
+            "hard": clock >= section.anneal * section.training.images,
             "weight": weight,
         }
+
+    def _noise(self, random: ImageRandom) -> Tensor:
+        """Noise for the logits, (b, codes, h, w), or zeros that fit them."""
+        if not self.section.noise:
+            return torch.zeros(len(random.clock), 1, 1, 1)
+        return self.section.noise * gumbel_noise(random.uniform("gumbel", *self.shape))
 
     def ahead(self, indices: np.ndarray) -> None:
         """Begins to decode the views of the next batch."""

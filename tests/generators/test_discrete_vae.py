@@ -20,6 +20,7 @@ from hpc_hipgen.generators.discrete_vae import (
     gumbel_softmax,
     perplexity,
     round_trip,
+    straight_through,
     temperature_at,
 )
 from hpc_hipgen.radiograph.layouts import read_pairs
@@ -66,6 +67,19 @@ def test_warm_shares_are_even_and_each_image_has_its_temperature():
     assert torch.allclose(shares[1], ((logits + noise)[1] / 0.5).softmax(0))
 
 
+def test_single_entries_have_the_gradient_of_their_mixture():
+    logits = torch.randn(2, 5, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    shares = gumbel_softmax(logits, torch.zeros(2, 1, 1, 1), torch.ones(2))
+    mixed = straight_through(shares, torch.tensor([True, False]))
+    entries = torch.nn.functional.one_hot(logits[0].argmax(0), 5).movedim(-1, 0)
+    assert torch.allclose(mixed[0], entries.float(), atol=1e-6)
+    assert torch.equal(mixed[1], shares[1])
+    values = torch.arange(5.0)[None, :, None, None]
+    (straight,) = torch.autograd.grad((mixed * values).sum(), logits, retain_graph=True)
+    (plain,) = torch.autograd.grad((shares * values).sum(), logits)
+    assert torch.allclose(straight, plain)
+
+
 def test_the_temperature_is_a_function_of_the_clock():
     training = {"images": 1000, "batch": 10, "lr": 1e-3}
     section = DiscreteVAE(temperature=(1.0, 0.25), anneal=0.5, training=training)
@@ -103,29 +117,32 @@ def test_codes_and_shares_decode_alike(autoencoder):
 def test_the_loss_weighs_the_focus_and_counts_the_codes(autoencoder):
     loss = DiscreteLoss(autoencoder, kl_weight=0.0)
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
-    noise, cold = torch.zeros(2, 12, 8, 8), torch.full((2,), 1e-5)
+    noise, warm = torch.zeros(2, 1, 1, 1), torch.ones(2)
+    hard = torch.ones(2, dtype=torch.bool)
     weight = torch.zeros(2, 1, 32, 32)
     weight[..., 5, 7] = 9.0
     with torch.no_grad():
         codes = autoencoder.logits(pixels).argmax(1)
         error = (autoencoder.decode_codes(codes) - pixels).square()
-        losses, scalars = loss(pixels, noise, cold, weight)
+        losses, scalars = loss(pixels, noise, warm, hard, weight)
         assert torch.allclose(losses, error[..., 5, 7].mean(1), rtol=1e-3)
         assert scalars["mse"].item() == pytest.approx(error.mean().item(), rel=1e-3)
         assert scalars["codes_used"] == len(codes.unique())
         counts = torch.bincount(codes.flatten(), minlength=12).float()
         assert torch.allclose(scalars["code_perplexity"], perplexity(counts))
-        loss(pixels, noise, cold, weight)
+        loss(pixels, noise, warm, hard, weight)
         assert torch.allclose(loss.counts, counts * (1 + math.exp(-2 / USAGE_IMAGES)))
         loss.kl_weight = 0.5
         divergence = divergence_from_even(autoencoder.logits(pixels))
-        assert torch.allclose(loss(pixels, noise, cold, weight)[0], losses + 0.5 * divergence)
+        assert torch.allclose(loss(pixels, noise, warm, hard, weight)[0], losses + 0.5 * divergence)
 
 
-def test_the_codebook_and_the_encoder_are_trained(autoencoder):
+@pytest.mark.parametrize("hard", [False, True])
+def test_the_codebook_and_the_encoder_are_trained(autoencoder, hard):
     loss = DiscreteLoss(autoencoder, kl_weight=1e-4)
+    pixels, warm = torch.rand(2, 3, 32, 32), torch.ones(2)
     losses, _ = loss(
-        torch.rand(2, 3, 32, 32), draws(2, 12, 8, 8), torch.ones(2), torch.ones(2, 1, 32, 32)
+        pixels, draws(2, 12, 8, 8), warm, torch.tensor([hard] * 2), torch.ones(2, 1, 32, 32)
     )
     losses.mean().backward()
     assert all(p.grad.abs().sum() > 0 for p in autoencoder.parameters())
@@ -140,8 +157,16 @@ def test_batches_follow_the_clock(token_run):
         for indices, clock in (([5, 2], [0, 1]), ([2], [1]))
     )
     assert all(torch.equal(one[name][1:], two[name]) for name in one)
-    assert one["noise"].shape == (2, 16, 4, 4) and one["pixels"].shape == (2, 3, 16, 16)
+    assert not one["noise"].any() and one["pixels"].shape == (2, 3, 16, 16)
     assert one["temperature"][0] == 1 and one["temperature"][1] < 1
+    section = token_run.config.discrete_vae
+    end = section.anneal * section.training.images
+    late = task.batch(np.array([2, 2]), ImageRandom(3, np.array([math.ceil(end) - 1, end])))
+    assert late["hard"].tolist() == [False, True]
+    noisy = section.model_copy(update={"noise": 1.0})
+    noisy = token_run.config.model_copy(update={"discrete_vae": noisy})
+    noise = DiscreteVAETask(noisy, films).batch(np.array([2]), ImageRandom(3, [1]))["noise"]
+    assert noise.shape == (1, 16, 4, 4) and noise.std() > 0.5
     assert task.describe(np.array([0])) == [films.ids[0]]
     again = DiscreteVAETask(token_run.config, films)
     pairs = zip(task.module.parameters(), again.module.parameters(), strict=True)
