@@ -13,14 +13,17 @@ photograph, a black image or a film with one hip only is refused with the reason
 
 Written to the --out folder:
   measurements.csv    a line a film: angles and FCI bands of the patient's left and right hip
-                      (at the image's right and left), uncertainties, landmarks in pixels
+                      (at the image's right and left, unless DICOM's PatientOrientation says
+                      otherwise: patient_at_right, sides_from), uncertainties, landmarks in pixels
   measurements.json   the same with what is known of the ruler
   overlays/           a picture a film with the circles, rim points and angles (--no-overlays: none)
 
 How to read a line: patient_left 101.3, uncertainty_left 1.8 says that the angle of the left hip is
 101.3 degrees and that 95 % of drawn hips that looked so clear were within 1.8 degrees; real films
 may be less kind. fci_left is the band A to E in which the angle falls, no FCI grade. Where status
-is `refused`, the reason says what was missed; `unreadable` are files that are damaged or no images.
+is `uncertain`, one of both hips is known to no better than 12 degrees, and the reason says which:
+look at its circle and rim point in the overlay before you use its angle. Where it is `refused`, the
+reason says what was missed; `unreadable` are files that are damaged or no images.
 
 The ruler (--ruler) is a folder that `bash sbatch/film_ruler.sh` makes or, from films of your own,
 `sbatch/lab_ruler.sh`; without one, that of results/reference/film_ruler. --check writes nothing; it
@@ -59,16 +62,22 @@ SHIPPED_RULER = Path(__file__).parents[1] / "results" / "reference" / "film_rule
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the head of the module for the exit status."""
     given = _parse(arguments)
+    lines: list[dict[str, Any]] = []
     try:
+        given.ruler = given.ruler or (OWN_RULER if OWN_RULER.is_dir() else SHIPPED_RULER)
         if given.check:
             return _check(_ruler(given.ruler))
-        files = find_films(given.films)
+        files = find_films(given.films, given.out)
         known = _annotated(given.landmarks, files) if given.landmarks else {}
         ruler = _ruler(given.ruler)
-        lines = measure_files(files, ruler, given.out, given.batch, not given.no_overlays)
+        print(f"{len(files)} files, measured with the ruler of {given.ruler}", file=sys.stderr)
+        measure_files(files, ruler, given.out, given.batch, not given.no_overlays, lines)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted after {len(lines)} of {len(files)} files", file=sys.stderr)
+        return _finish(lines, given, known, ruler.lab_films) or 130
     return _finish(lines, given, known, ruler.lab_films)
 
 
@@ -101,20 +110,23 @@ def _check(ruler: FilmRuler) -> int:
     return 0 if good else 1
 
 
-def find_films(given: Sequence[str]) -> list[Path]:
+def find_films(given: Sequence[str], out: Path) -> list[Path]:
     """Files that arguments name, each once: files, folders with all below, globs.
+
+    Of a folder: what has the suffix of a film or is DICOM without one, but nothing below `out`,
+    where an earlier call may have drawn its overlays.
 
     Raises:
         ValueError: naming the argument that names nothing.
     """
-    from hpc_hipgen.radiograph.films import FILM_SUFFIXES
+    from hpc_hipgen.radiograph.films import FILM_SUFFIXES, is_film_name
 
     found: dict[Path, Path] = {}
     for name in given:
         path = Path(name)
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in FILM_SUFFIXES)
-            paths = [p for p in below if p.is_file()]
+            below = (p for p in sorted(path.rglob("*")) if not _is_below(p, out))
+            paths = [p for p in below if p.is_file() and is_film_name(p)]
             if not paths:
                 raise ValueError(f"{name}: no films in this folder ({', '.join(FILM_SUFFIXES)})")
         elif path.exists():
@@ -128,14 +140,16 @@ def find_films(given: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def _ruler(folder: Path | None) -> FilmRuler:
-    """The ruler of `folder`, or else the user's own, or else the one that is there anyway."""
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _ruler(folder: Path) -> FilmRuler:
+    """The ruler of a folder."""
     from hpc_hipgen.evaluation.film_ruler import load_film_ruler
 
-    if folder:
-        return load_film_ruler(folder)
     try:
-        return load_film_ruler(OWN_RULER if OWN_RULER.is_dir() else SHIPPED_RULER)
+        return load_film_ruler(folder)
     except ValueError as error:
         raise ValueError(f"{error}; `bash sbatch/film_ruler.sh` makes one") from None
 
@@ -159,16 +173,20 @@ def _annotated(table: Path, files: Sequence[Path]) -> dict[str, Landmarks]:
 
 
 def measure_files(
-    files: Sequence[Path], ruler: FilmRuler, out: Path, batch: int, overlays: bool
-) -> list[dict[str, Any]]:
-    """A line for each file, in their order; pictures go to out/overlays.
+    files: Sequence[Path],
+    ruler: FilmRuler,
+    out: Path,
+    batch: int,
+    overlays: bool,
+    lines: list[dict[str, Any]],
+) -> None:
+    """Adds a line for each file to `lines`, in their order; pictures go to out/overlays.
 
     Reading and drawing share a few threads, while this one measures batch after batch.
     """
     from hpc_hipgen.progress import progress
 
     names = _overlay_names(files)
-    lines: list[dict[str, Any]] = []
     workers = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
         pictures: list[Future[None]] = []
@@ -182,7 +200,6 @@ def measure_files(
                     pictures.pop(0).result()
         for picture in pictures:
             picture.result()
-    return lines
 
 
 Measured = tuple[Path, "SpacedFilm | None", "FilmMeasurement | None", dict[str, Any]]
@@ -214,8 +231,10 @@ def _read(path: Path) -> SpacedFilm | str:
     from hpc_hipgen.radiograph.films import read_spaced_film
 
     try:
-        return read_spaced_film(path)
-    except (ValueError, OSError, MemoryError) as error:
+        film = read_spaced_film(path)
+        film.square()  # whatever it raises, it is this file that cannot be read
+        return film
+    except Exception as error:
         return str(error).removeprefix(f"{path}: ") or type(error).__name__
 
 
@@ -242,9 +261,10 @@ def _finish(
 ) -> int:
     """Writes the tables, says how it went; returns the exit status."""
     from hpc_hipgen.evaluation import film_report
-    from hpc_hipgen.run import write_atomic
+    from hpc_hipgen.run import sha256_of, write_atomic
 
-    about: dict[str, Any] = {"ruler": str(given.ruler)}
+    weights = given.ruler / "model.safetensors"
+    about: dict[str, Any] = {"ruler": str(given.ruler), "ruler_sha256": sha256_of(weights)}
     text: list[str] = []
     if known:
         text, about["against_landmarks"] = film_report.compare(lines, known)
@@ -255,10 +275,10 @@ def _finish(
         if line["status"] != film_report.MEASURED:
             print(f"{line['film']}: {line['status']}: {line['reason']}", file=sys.stderr)
     print(*text, sep="\n", end="\n" if text else "")
-    print(
-        f"{count[film_report.MEASURED]} films measured, {count[film_report.REFUSED]} refused, "
-        f"{count[film_report.UNREADABLE]} unreadable: {given.out / 'measurements.csv'}"
-    )
+    statuses = (film_report.UNCERTAIN, film_report.REFUSED, film_report.UNREADABLE)
+    others = ", ".join(f"{count[status]} {status}" for status in statuses)
+    table = given.out / "measurements.csv"
+    print(f"{count[film_report.MEASURED]} films measured, {others}: {table}")
     return 1 if count[film_report.UNREADABLE] else 0
 
 

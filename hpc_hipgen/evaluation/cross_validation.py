@@ -77,7 +77,8 @@ def summary(hips: Sequence[Hip], folds: int, limit: float, seed: int = 0) -> dic
     Args:
         hips: two a film, the left one first.
         folds: their number.
-        limit: uncertainty in degrees above which a ruler refuses.
+        limit: uncertainty in degrees above which a ruler calls a hip uncertain, and refuses a film
+            with two such hips.
         seed: of the bootstrap.
 
     Returns:
@@ -101,7 +102,7 @@ def summary(hips: Sequence[Hip], folds: int, limit: float, seed: int = 0) -> dic
         ],
         "within": float((errors <= stated).mean()) if len(errors) else None,
         "stretch": factor,
-        "refused_by_stretch": int((measured & (doubts.max(1) > limit)).sum()),
+        "refused_by_stretch": int((measured & (doubts.min(1) > limit)).sum()),
     }
 
 

@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from hpc_hipgen.evaluation.film_ruler import FilmMeasurement
 from hpc_hipgen.radiograph.films import SpacedFilm
-from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Angles, Landmarks, fci_grade
+from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Landmarks, fci_grade
 from hpc_hipgen.tables import csv_text
 
-MEASURED, REFUSED, UNREADABLE = "measured", "refused", "unreadable"
+MEASURED, UNCERTAIN, REFUSED, UNREADABLE = "measured", "uncertain", "refused", "unreadable"
 
 CAVEAT = (
     "Measured by software trained on {}. The uncertainty is that of 95 % of hips on "
@@ -26,7 +26,8 @@ CAVEAT = (
 
 COLUMNS = (
     "film", "status", "reason", "patient_left", "patient_right", "uncertainty_left",
-    "uncertainty_right", "fci_left", "fci_right", "presence", "inverted", "width", "height",
+    "uncertainty_right", "fci_left", "fci_right", "patient_at_right", "sides_from", "presence",
+    "inverted", "width", "height",
     "pixel_height_mm", "pixel_width_mm", *LANDMARK_COLUMNS,
 )  # fmt: skip
 
@@ -39,15 +40,19 @@ def film_line(name: str, film: SpacedFilm, found: FilmMeasurement) -> dict[str, 
     """One line, `COLUMNS`, of a film; angles in degrees, landmarks in pixels of the file.
 
     None where there is no value; the film was measured with square pixels (`SpacedFilm.square`).
+    The patient's left hip is at the image's right unless the file says otherwise.
     """
-    angles = Angles(found.image_left, found.image_right)
-    right, left = (float(value) for value in found.uncertainty)  # the patient's, see `Angles`
+    hips = [(found.image_left, found.uncertainty[0]), (found.image_right, found.uncertainty[1])]
+    mirrored = film.patient_at_right == "right"
+    left, right = hips if mirrored else hips[::-1]
     line: dict[str, Any] = dict.fromkeys(COLUMNS)
     height, width = film.image.shape
     line |= {
         "film": name,
-        "status": REFUSED if found.reason else MEASURED,
-        "reason": found.reason,
+        "status": REFUSED if found.reason else UNCERTAIN if found.warning else MEASURED,
+        "reason": found.reason or found.warning,
+        "patient_at_right": "right" if mirrored else "left",
+        "sides_from": "PatientOrientation" if film.patient_at_right else "assumed",
         "presence": round(found.presence, 3),
         "inverted": found.inverted,
         "width": width,
@@ -57,12 +62,9 @@ def film_line(name: str, film: SpacedFilm, found: FilmMeasurement) -> dict[str, 
         line["pixel_height_mm"], line["pixel_width_mm"] = film.spacing
     if found.reason:
         return line
-    for side, angle, doubt in (
-        ("left", angles.patient_left, left),
-        ("right", angles.patient_right, right),
-    ):
+    for side, (angle, doubt) in (("left", left), ("right", right)):
         line[f"patient_{side}"] = round(angle, 2)
-        line[f"uncertainty_{side}"] = round(doubt, 2)
+        line[f"uncertainty_{side}"] = round(float(doubt), 2)
         line[f"fci_{side}"] = fci_grade(angle)
     marks = found.landmarks.copy()
     marks[:, [1, 4]] = (marks[:, [1, 4]] + 0.5) / film.aspect - 0.5
@@ -123,11 +125,12 @@ def overlay(image: np.ndarray, line: Mapping[str, Any], found: FilmMeasurement) 
 
 
 def _angles(line: Mapping[str, Any]) -> str:
-    """Both angles in the order of the image: the patient's right is at its left."""
+    """Both angles in the order of the image: the patient's right is at its left, or left."""
+    order = ("left", "right") if line["patient_at_right"] == "right" else ("right", "left")
     parts = [
         f"{side[0].upper()} {line[f'patient_{side}']:.1f} ± {line[f'uncertainty_{side}']:.1f}° "
         f"(band {line[f'fci_{side}']})"
-        for side in ("right", "left")
+        for side in order
     ]
     return "      ".join(parts)
 
@@ -164,7 +167,9 @@ def compare(
             continue
         angles = known[line["film"]].norberg_angles()
         for side in ("left", "right"):
-            true, angle = getattr(angles, f"patient_{side}"), line[f"patient_{side}"]
+            at_right = side == line["patient_at_right"]
+            true = angles.image_right if at_right else angles.image_left
+            angle = line[f"patient_{side}"]
             row = f"{line['film']:{width}}  {side:5}  {true:9.1f}"
             if angle is None:
                 missed += 1

@@ -50,7 +50,7 @@ HOPELESS = 0.02
 """Presence by the finder alone below which no close-up is looked at."""
 
 MAX_UNCERTAINTY = 12.0
-"""Degrees above which a hip is refused."""
+"""Degrees above which a hip is called uncertain; a film with two such hips is refused."""
 
 SETTINGS = "film_ruler.json"
 
@@ -71,7 +71,8 @@ class FilmMeasurement:
     nothing was found. `uncertainty` (2,): half width in degrees of the 95 % interval of each angle
     on phantoms, told from `features` (2, 2), see `view_features`. `presence` in 0..1, by both
     networks, of the weaker hip. `inverted`: the film's polarity is reversed. `unsure`: it is
-    refused for its uncertainty alone; there are two hips.
+    refused for its uncertainty alone; there are two hips. `warning`: one of two hips that are
+    measured is uncertain.
     """
 
     image_left: float
@@ -83,6 +84,7 @@ class FilmMeasurement:
     inverted: bool = False
     reason: str = ""
     unsure: bool = False
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class FilmRuler:
         max_uncertainty: float = MAX_UNCERTAINTY,
         lab_films: int = 0,
     ) -> None:
-        """Refuses hips below `min_presence` (0..1) or above `max_uncertainty` (degrees).
+        """Refuses hips below `min_presence` (0..1), and two above `max_uncertainty` (degrees).
 
         `lab_films`: how many films the networks have seen besides drawings.
         """
@@ -171,17 +173,19 @@ class FilmRuler:
         """Landmarks (v, 2, 5), doubt (v, 2) and presence (2,) over the views of each film."""
         matrices = close_up_matrices(heads, MASTER)
         masters = _close_ups(films, matrices)
-        plain = _view_matrices(np.full((len(masters), 2), (MASTER - 1) / 2), _VIEWS[:1])
-        rows, _, _ = self._look(masters, plain)
-        found = _to_film(rows[0, :, :2].reshape(-1, 2, 2), matrices)
-        moved = np.abs(rows[0, :, :2] - (MASTER - 1) / 2).max(1).reshape(-1, 2).max(1)
+        first = self._look_straight(masters)
+        found = _to_film(first[0][0, :, :2].reshape(-1, 2, 2), matrices)
+        moved = np.abs(first[0][0, :, :2] - (MASTER - 1) / 2).max(1).reshape(-1, 2).max(1)
         again = moved > 0.06 * _PIXELS_PER_D
         if again.any():
             matrices[again] = close_up_matrices(found[again], MASTER)
             chosen = [film for film, redo in zip(films, again, strict=True) if redo]
-            masters[np.repeat(again, 2)] = _close_ups(chosen, matrices[again])
-            rows[0, np.repeat(again, 2), :2] = (MASTER - 1) / 2
-        rows, doubt, presence = self._look(masters, _view_matrices(rows[0, :, :2], _VIEWS))
+            both = np.repeat(again, 2)
+            masters[both] = _close_ups(chosen, matrices[again])
+            for part, new in zip(first, self._look_straight(masters[both]), strict=True):
+                part[:, both] = new
+        others = self._look(masters, _view_matrices(first[0][0, :, :2], _VIEWS[1:]))
+        rows, doubt, presence = map(np.concatenate, zip(first, others, strict=True))
         count = len(films)
         rows = rows.reshape(len(_VIEWS), count, 2, 5)
         doubt, presence = (a.reshape(len(_VIEWS), count, 2) for a in (doubt, presence))
@@ -189,6 +193,11 @@ class FilmRuler:
             (_rows_to_film(rows[:, i], matrices[i]), doubt[:, i], np.median(presence[:, i], 0))
             for i in range(count)
         ]
+
+    def _look_straight(self, masters: np.ndarray) -> tuple[np.ndarray, ...]:
+        """`_look` at the middle of each close-up."""
+        centres = np.full((len(masters), 2), (MASTER - 1) / 2)
+        return self._look(masters, _view_matrices(centres, _VIEWS[:1]))
 
     def _look(self, masters: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, ...]:
         """Landmarks (v, b, 5) in pixels of the close-ups (b, n, n), doubts and presences (v, b)."""
@@ -219,18 +228,21 @@ class FilmRuler:
         features = view_features(rows, doubt)
         uncertainty = self.calibration.half_width(features)
         sure = expit((logit(seen) + logit(presence)) / 2)
-        reason, unsure = "", False
+        reason, unsure, warning = "", False, ""
         if sure.min() < self.min_presence:
             reason = f"no hip where one was expected ({SIDES[int(sure.argmin())]})"
         elif implausible := _implausible(middle):
             reason = f"the landmarks are not those of two hips ({implausible})"
+        elif uncertainty.min() > self.max_uncertainty:
+            reason, unsure = f"too uncertain (± {uncertainty.min():.0f} degrees or more)", True
         elif uncertainty.max() > self.max_uncertainty:
-            reason, unsure = f"too uncertain (± {uncertainty.max():.0f} degrees)", True
+            side = SIDES[int(uncertainty.argmax())]
+            warning = f"look at the landmarks: ± {uncertainty.max():.0f} degrees ({side})"
         angles = Landmarks.from_array(middle).norberg_angles()
         left, right = (np.nan, np.nan) if reason else (angles.image_left, angles.image_right)
         presence = float(sure.min())
         return FilmMeasurement(
-            left, right, uncertainty, features, presence, middle, inverted, reason, unsure
+            left, right, uncertainty, features, presence, middle, inverted, reason, unsure, warning
         )
 
 

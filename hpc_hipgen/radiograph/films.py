@@ -47,8 +47,9 @@ class SpacedFilm:
 
     `spacing`: height and width of a pixel in mm. `aspect`: height by width of a pixel. `colour`:
     (h, w) uint8, by how much the channels of a colour file differ; None of a grey one. What a DICOM
-    file says of itself: `burned_in`, its BurnedInAnnotation ("YES", "NO" or ""), and how many
-    `overlays` it has beside its pixels, which are left out.
+    file says of itself: `burned_in`, its BurnedInAnnotation ("YES", "NO" or ""), how many
+    `overlays` it has beside its pixels, which are left out, and the side of the `patient_at_right`
+    of the image ("left", "right", or "" where it does not say).
     """
 
     image: np.ndarray
@@ -57,6 +58,7 @@ class SpacedFilm:
     colour: np.ndarray | None = None
     burned_in: str = ""
     overlays: int = 0
+    patient_at_right: str = ""
 
     def square(self) -> np.ndarray:
         """The film stretched in height until its pixels are square: others change angles."""
@@ -150,6 +152,7 @@ def _read_dicom(path: Path) -> SpacedFilm:
         about = {
             "burned_in": str(dataset.get("BurnedInAnnotation") or "").upper(),
             "overlays": sum((group, 0x3000) in dataset for group in range(0x6000, 0x6020, 2)),
+            "patient_at_right": _side_at_right(dataset),
         }
         if photometric == "PALETTE COLOR":
             wide = apply_color_lut(pixels, dataset)
@@ -167,16 +170,47 @@ def _read_dicom(path: Path) -> SpacedFilm:
         raise ValueError(f"{path}: damaged, truncated or unsupported DICOM ({reason})") from None
 
 
+def _side_at_right(dataset: "Dataset") -> str:
+    """The patient's side at the image's right by PatientOrientation (PS3.3 C.7.6.1.1.1), or "".
+
+    Of a quadruped R means rostral, and its sides are LE and RT.
+    """
+    along_rows = str((dataset.get("PatientOrientation") or ["", ""])[0]).upper()
+    quadruped = str(dataset.get("AnatomicalOrientationType") or "").upper() == "QUADRUPED"
+    names = {"LE": "left", "RT": "right"} | ({} if quadruped else {"L": "left", "R": "right"})
+    return names.get(along_rows, "")
+
+
+def is_film_name(path: Path) -> bool:
+    """Whether a file of a folder is taken for a film: by its suffix, or as DICOM without one."""
+    if path.name.startswith("._") or path.name.upper() == "DICOMDIR":
+        return False  # what macOS leaves behind, and the index of a DICOM disc
+    if path.suffix.lower() in FILM_SUFFIXES:
+        return True
+    # DICOM files are named by identifiers, whose last part looks like a suffix
+    if path.suffix and not path.suffix[1:].isdigit():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, float]:
     """Spacing in mm and aspect of the pixels (PS3.3 10.7.1 and C.7.6.3.1.7); None where unknown."""
     for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         values = [float(v) for v in dataset.get(name) or ()]
         if len(values) == 2 and all(math.isfinite(v) and v > 0 for v in values):
-            return (values[0], values[1]), values[0] / values[1]
+            return (values[0], values[1]), _plausible(values[0] / values[1], name)
     ratio = [int(v) for v in dataset.get("PixelAspectRatio") or ()]
     if len(ratio) == 2 and min(ratio) > 0:
-        return None, ratio[0] / ratio[1]
+        return None, _plausible(ratio[0] / ratio[1], "PixelAspectRatio")
     return None, 1.0
+
+
+def _plausible(aspect: float, source: str) -> float:
+    """The aspect of a pixel; ValueError for one that no detector has, which would fill memory."""
+    if not 0.2 <= aspect <= 5:
+        raise ValueError(f"{source}: a pixel {aspect:.3g} times as high as wide")
+    return aspect
 
 
 def _displayed(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:

@@ -76,8 +76,9 @@ def _write(
     font = ImageFont.load_default(max(size, 6))
     ImageDraw.Draw(layer).text((float(at[0]), float(at[1])), text, 255, font=font, anchor=anchor)
     ink = np.asarray(layer, dtype=np.float32) / 255
-    if ink.max() > 0:  # legible on whatever lies below
-        level = min(255.0, max(level, float(np.percentile(film[ink > 0.3], 80)) + 50))
+    below = film[ink > 0.3]
+    if below.size:  # legible on whatever lies below; only a seam of it may lie within the film
+        level = min(255.0, max(level, float(np.percentile(below, 80)) + 50))
     return film * (1 - ink) + level * ink
 
 

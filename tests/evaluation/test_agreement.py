@@ -83,4 +83,8 @@ def test_stated_uncertainties_are_stretched_to_hold():
     assert stretch(few) == 1 and stretch(many) == pytest.approx(0.5), "few never narrow them"
     assert stretch(hips(4, error=6.0)) == pytest.approx(3)
     assert summary(hips(4, error=6.0), 2, limit=5.0)["refused_by_stretch"] == 4
+    one_sure = hips(4, error=6.0)
+    for hip in one_sure[::2]:
+        hip["after_uncertainty"] = 0.1
+    assert summary(one_sure, 2, limit=100.0)["refused_by_stretch"] == 0, "one sure hip is enough"
     assert stretch([]) == 1

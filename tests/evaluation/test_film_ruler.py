@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from films_with_markers import GREY, dot_ruler, dotted, marked_film
 
 from hpc_hipgen.evaluation.film_networks import FilmNetworks, cut, presence_logit
+from hpc_hipgen.evaluation.film_report import UNCERTAIN, film_line
 from hpc_hipgen.evaluation.film_ruler import (
     Calibration,
     FilmRuler,
@@ -20,6 +21,7 @@ from hpc_hipgen.evaluation.film_ruler import (
     save_film_ruler,
 )
 from hpc_hipgen.evaluation.film_ruler_training import _bend, _seen_at, calibrate, vary_close_ups
+from hpc_hipgen.radiograph.films import SpacedFilm
 from hpc_hipgen.training.clock import ImageRandom
 
 
@@ -83,7 +85,20 @@ def test_impossible_and_uncertain_landmarks_are_refused():
     good, _ = marked_film()
     found = dot_ruler(max_uncertainty=0.4).measure([good])[0]
     assert "too uncertain" in found.reason and found.unsure and not found.inverted
-    assert not dot_ruler().measure([good])[0].unsure
+    found = dot_ruler().measure([good])[0]
+    assert not found.unsure and not found.warning
+
+
+def test_one_uncertain_hip_of_two_is_measured_with_a_warning():
+    film, landmarks = marked_film()
+    sure, other = sorted(dot_ruler().measure([film])[0].uncertainty)
+    assert sure < other
+    found = dot_ruler(max_uncertainty=(sure + other) / 2).measure([film])[0]
+    assert not found.reason and found.warning.startswith("look at the landmarks")
+    assert found.image_left == pytest.approx(landmarks.norberg_angles().image_left, abs=0.7)
+    line = film_line("film.png", SpacedFilm(film), found)
+    assert line["status"] == UNCERTAIN and line["reason"] == found.warning
+    assert line["patient_right"] == round(found.image_left, 2)
 
 
 def test_calibration_covers_its_hips():

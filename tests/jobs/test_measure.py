@@ -18,6 +18,7 @@ from films_with_markers import dot_ruler, marked_film
 from hpc_hipgen.evaluation import film_check
 from hpc_hipgen.evaluation.film_ruler import load_film_ruler
 from hpc_hipgen.evaluation.film_ruler_training import film_ruler_error
+from hpc_hipgen.radiograph import films as films_module
 from hpc_hipgen.radiograph.geometry import Landmarks
 from jobs import measure
 
@@ -59,15 +60,56 @@ def test_a_folder_is_measured_whatever_is_in_it(films, capsys):
     assert rows["z.png"]["patient_left"] == ""
     stored = json.loads(Path("out/measurements.json").read_text())
     assert [film["status"] for film in stored["films"]].count("measured") == 2
-    assert "2 films measured, 1 refused, 1 unreadable" in capsys.readouterr().out
+    assert stored["ruler"] == str(measure.SHIPPED_RULER) and len(stored["ruler_sha256"]) == 64
+    assert "2 films measured, 0 uncertain, 1 refused, 1 unreadable" in capsys.readouterr().out
     with Image.open("out/overlays/a.png.png") as picture:
         assert picture.info["measured-by"] == "hpc_hipgen"
     assert not Path("out/overlays/z.png.png").exists()
 
 
 def test_globs_files_and_folders_name_a_film_once(films):
-    found = measure.find_films(["films/*.png", "films/a.png", "films/more"])
+    found = measure.find_films(["films/*.png", "films/a.png", "films/more"], Path("out"))
     assert [path.name for path in found] == ["a.png", "noise.png", "z.png", "b.tif"]
+
+
+def test_a_disc_of_dicom_is_read_and_pictures_of_an_earlier_call_are_not(films):
+    dicom = bytes(128) + b"DICM"
+    for name in ("IM0001", "1.2.840.7", "DICOMDIR", "._IM0001"):
+        (films / "more" / name).write_bytes(dicom)
+    (films / "more" / "notes").write_text("not a film")
+    assert measure.main(["films/a.png", "--out", "films/out"]) == 0
+    assert Path("films/out/overlays/a.png.png").is_file()
+    found = measure.find_films(["films"], Path("films/out"))
+    names = ["a.png", "1.2.840.7", "IM0001", "b.tif", "noise.png", "z.png"]
+    assert [path.name for path in found] == names
+
+
+def test_an_interruption_leaves_what_was_measured(films, monkeypatch, capsys):
+    inner = measure._read
+
+    def read(path):
+        if path.name == "noise.png":
+            raise KeyboardInterrupt
+        return inner(path)
+
+    monkeypatch.setattr(measure, "_read", read)
+    assert measure.main(["films", "--out", "out", "--batch", "1"]) == 130
+    assert set(table(Path("out"))) == {"a.png", "b.tif"}
+    assert "interrupted after 2 of 4 files" in capsys.readouterr().err
+
+
+def test_a_file_that_raises_whatever_it_likes_stops_nothing(films, monkeypatch):
+    inner = films_module.read_spaced_film
+
+    def read(path):
+        if path.name == "a.png":
+            raise TypeError("of a decoder")
+        return inner(path)
+
+    monkeypatch.setattr(films_module, "read_spaced_film", read)
+    assert measure.main(["films", "--out", "out"]) == 1
+    rows = table(Path("out"))
+    assert rows["a.png"]["reason"] == "of a decoder" and rows["b.tif"]["status"] == "measured"
 
 
 def test_refused_films_are_no_failure(films):
@@ -103,9 +145,37 @@ def test_errors_against_landmarks(films, capsys):
     assert json.loads(Path("out/measurements.json").read_text())["against_landmarks"]["hips"] == 2
 
 
-def test_pixels_that_are_not_square_change_no_angle(films):
-    film, landmarks = marked_film()
-    flat = np.asarray(Image.fromarray(film).resize((film.shape[1], film.shape[0] // 2)))
+@pytest.mark.parametrize(
+    ("orientation", "kind", "at_right"),
+    [
+        (["L", "F"], None, "left"),
+        (["R", "F"], None, "right"),
+        (["RT", "CD"], "QUADRUPED", "right"),
+        (["R", "CD"], "QUADRUPED", ""),
+        (None, None, ""),
+    ],
+)
+def test_sides_are_those_of_the_dicom_file(films, orientation, kind, at_right, capsys):
+    film, landmarks = marked_film(angles=(90.0, 108.0))
+    dataset = dicom(film)
+    dataset.PatientOrientation, dataset.AnatomicalOrientationType = orientation, kind
+    dataset.save_as("sided.dcm", enforce_file_format=True)
+    lines = ["image,side,head_x,head_y,head_radius,rim_x,rim_y"]
+    for side, hip in zip(("image_left", "image_right"), landmarks.to_array(), strict=True):
+        lines.append(f"sided.dcm,{side},{','.join(map(str, hip))}")
+    Path("landmarks.csv").write_text("\n".join(lines))
+    assert measure.main(["sided.dcm", "--out", "out", "--landmarks", "landmarks.csv"]) == 0
+    row = table(Path("out"))["sided.dcm"]
+    at_left, right = ("right", "left") if at_right != "right" else ("left", "right")
+    assert float(row[f"patient_{at_left}"]) == pytest.approx(90, abs=0.7)
+    assert float(row[f"patient_{right}"]) == pytest.approx(108, abs=0.7)
+    assert row["patient_at_right"] == right
+    assert row["sides_from"] == ("PatientOrientation" if at_right else "assumed")
+    assert "2 hips measured, 0 not; mean absolute error 0." in capsys.readouterr().out
+
+
+def dicom(pixels):
+    """A DICOM file of 8 bits, not yet written."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -113,12 +183,20 @@ def test_pixels_that_are_not_square_change_no_angle(films):
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=["flat"])
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.Rows, dataset.Columns = flat.shape
+    dataset.Rows, dataset.Columns = pixels.shape
     dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.PixelData = pixels.tobytes()
+    return dataset
+
+
+def test_pixels_that_are_not_square_change_no_angle(films):
+    film, landmarks = marked_film()
+    flat = np.asarray(Image.fromarray(film).resize((film.shape[1], film.shape[0] // 2)))
+    dataset = dicom(255 - flat)
     dataset.PhotometricInterpretation = "MONOCHROME1"
     dataset.PixelSpacing = [0.4, 0.2]
-    dataset.PixelData = (255 - flat).tobytes()
     dataset.save_as("flat.dcm", enforce_file_format=True)
     assert measure.main(["flat.dcm", "--out", "out"]) == 0
     row = table(Path("out"))["flat.dcm"]

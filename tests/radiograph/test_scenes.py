@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hpc_hipgen.radiograph.phantom_overlays import _write as write
 from hpc_hipgen.radiograph.scene_store import draw_scenes, read_scenes, write_scenes
 from hpc_hipgen.radiograph.scenes import (
     draw_close_up,
@@ -46,6 +47,13 @@ def test_wide_films_name_the_heads_that_they_show():
     heads = landmarks.to_array()[:, :2]
     beyond = ((heads < 0) | (heads > np.array(film.shape[::-1]))).any(1)
     assert not (heads_inside(landmarks, film.shape) & beyond).any()
+
+
+def test_a_mark_may_lie_half_outside_of_a_film():
+    film = np.full((60, 60), 100.0)
+    inside, outside = (write(film, "L", np.array([x, 30.0]), 12, 252, "mm") for x in (40, 62.5))
+    assert inside.max() == 252
+    assert 100 < outside.max() < 150, "nothing but a faint seam of it lies within"
 
 
 def test_looseness_does_not_tell_the_angle():
