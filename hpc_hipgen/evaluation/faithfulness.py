@@ -127,6 +127,51 @@ def faithfulness(asked: ArrayLike, measured: ArrayLike) -> dict[str, float | int
     }
 
 
+RESAMPLED = ("mae", "bias", "slope", "r2_identity")
+"""What `bootstrap_intervals` gives intervals of; r has Fisher's."""
+
+
+def bootstrap_intervals(
+    asked: ArrayLike,
+    measured: ArrayLike,
+    dogs: Sequence[str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """95 % percentile intervals of `RESAMPLED`, as of `faithfulness`: keys mae_low, mae_high, ...
+
+    asked, measured: (n,) degrees of images of `dogs` (n names). Dogs are resampled with all their
+    images, which are not independent. Refused images are left out. None with fewer than
+    `MIN_IMAGES` dogs, or where a statistic does not exist.
+    """
+    x, y = _pair(asked, measured)
+    keep = np.isfinite(y)
+    x, y = x[keep], y[keep]
+    names, of = np.unique(np.asarray(dogs, dtype=str)[keep], return_inverse=True)
+    missing = {f"{key}_{end}": None for key in RESAMPLED for end in ("low", "high")}
+    if len(names) < MIN_IMAGES or not _varies(x):
+        return missing
+    x0, error = x - x.mean(), y - x  # slope and R² do not mind the shift, rounding does
+    terms = np.stack([np.ones_like(x), x0, x0**2, error, np.abs(error), error**2, x0 * error])
+    sums = np.stack([np.bincount(of, term, len(names)) for term in terms], 1)
+    picks = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
+    n, sx, sxx, se, sa, see, sxe = sums[picks].sum(1).T
+    spread = np.maximum(sxx - sx**2 / n, 1e-12)
+    drawn = {
+        "mae": sa / n,
+        "bias": se / n,
+        "slope": 1 + (sxe - sx * se / n) / spread,
+        "r2_identity": 1 - see / spread,
+    }
+    ends = {key: np.quantile(values, [0.025, 0.975]) for key, values in drawn.items()}
+    return {
+        f"{key}_{end}": float(value)
+        for key, both in ends.items()
+        for end, value in zip(("low", "high"), both, strict=True)
+    }
+
+
 def constant_mean_baseline(train_mean: float, asked: ArrayLike) -> dict[str, float | int | None]:
     """The score of a generator that ignores the request and always draws the training mean.
 

@@ -30,8 +30,9 @@ GRID_FILMS = 6
 SHOWN_FILMS = 12
 GRID_PIXELS = 256  # larger films are shrunk for the page
 TABLE_1_COLUMNS = (
-    "row", "name", "source", "side", "r", "r_low", "r_high", "r2", "r2_identity", "mae", "bias",
-    "slope", "limit_low", "limit_high", "n", "failed", "permutation_null",
+    "row", "name", "source", "side", "r", "r_low", "r_high", "r2", "r2_identity", "r2_identity_low",
+    "r2_identity_high", "mae", "mae_low", "mae_high", "bias", "bias_low", "bias_high", "slope",
+    "slope_low", "slope_high", "limit_low", "limit_high", "n", "failed", "permutation_null",
 )  # fmt: skip
 
 

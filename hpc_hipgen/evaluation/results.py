@@ -16,6 +16,7 @@ from hpc_hipgen.evaluation.audit import audit
 from hpc_hipgen.evaluation.faithfulness import (
     PAPER_TABLE_1,
     PAPER_TEST_FILMS,
+    bootstrap_intervals,
     constant_mean_baseline,
     faithfulness,
     paired_bootstrap,
@@ -131,7 +132,8 @@ def collect(run: Run) -> Results:
         raise ValueError(f"{run.path('evaluation')}: nothing evaluated yet")
     manifest = _manifest(run)
     logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
-    scores = {row: _sides(table, run) for row, table in found.items()}
+    dogs = _dogs(manifest)
+    scores = {row: _sides(table, run, dogs) for row, table in found.items()}
     ruler, baseline = _ruler(scores, found), _baseline(found, manifest)
     means = {side: baseline[side]["mean"] for side in SIDES} if baseline else None
     features = _read_features(run, found)
@@ -160,12 +162,19 @@ def collect(run: Run) -> Results:
     return Results(found, missing, metrics, {k: v for k, v in logs.items() if v})
 
 
-def _sides(table: pd.DataFrame, run: Run) -> dict[str, dict[str, Any]]:
-    """Faithfulness of one row: both sides, each with its permutation null."""
+def _dogs(manifest: pd.DataFrame | None) -> dict[str, str]:
+    """The dog of each film; empty without a manifest."""
+    return {} if manifest is None else dict(zip(manifest["film"], manifest["dog"], strict=True))
+
+
+def _sides(table: pd.DataFrame, run: Run, dogs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Faithfulness of one row: both sides, each with intervals and its permutation null."""
     result = {}
+    names = [str(dogs.get(film, film)) for film in table["film"]]
     for side in SIDES:
         asked, measured = table[f"asked_{side}"], table[f"measured_{side}"]
         result[side] = faithfulness(asked, measured)
+        result[side] |= bootstrap_intervals(asked, measured, names, seed=run.config.seed)
         count = run.config.evaluation.permutations
         null = (
             permutation_null(asked, measured, permutations=count, seed=run.config.seed)
@@ -205,8 +214,7 @@ def _comparisons(
     """MAE of each generator minus the teacher's, on the same captions, bootstrap over dogs."""
     if TEACHER not in tables:
         return {}
-    dogs = {} if manifest is None else dict(zip(manifest["film"], manifest["dog"], strict=True))
-    result = {}
+    dogs, result = _dogs(manifest), {}
     for row, table in tables.items():
         if row in (*REAL_ROWS, TEACHER):
             continue

@@ -147,6 +147,33 @@ def test_paired_bootstrap_finds_a_difference_and_keeps_dogs_together():
     assert f.paired_bootstrap(asked[:3], first[:3], second[:3], dogs[:3])["low"] is None
 
 
+def test_bootstrap_intervals_are_those_of_a_plain_loop_over_dogs():
+    rng = np.random.default_rng(4)
+    dogs = [f"dog {i // 2}" for i in range(60)]
+    x = rng.normal(100, 7, 60)
+    y = 0.8 * x + 20 + np.repeat(rng.normal(0, 2, 30), 2) + rng.normal(0, 1, 60)
+    y[7] = np.nan
+    found = f.bootstrap_intervals(x, y, dogs, resamples=300, seed=2)
+    _, of = np.unique(np.array(dogs)[np.isfinite(y)], return_inverse=True)
+    kept_x, kept_y = x[np.isfinite(y)], y[np.isfinite(y)]
+    scores = []
+    for pick in np.random.default_rng(2).integers(0, 30, (300, 30)):
+        at = np.concatenate([np.flatnonzero(of == dog) for dog in pick])
+        scores.append(f.faithfulness(kept_x[at], kept_y[at]))
+    for key in f.RESAMPLED:
+        low, high = np.quantile([score[key] for score in scores], [0.025, 0.975])
+        assert found[f"{key}_low"] == pytest.approx(low, abs=1e-9)
+        assert found[f"{key}_high"] == pytest.approx(high, abs=1e-9)
+    each = f.bootstrap_intervals(x, y, [str(i) for i in range(60)], seed=2)
+    assert found["bias_high"] - found["bias_low"] > 1.15 * (each["bias_high"] - each["bias_low"])
+
+
+def test_intervals_need_dogs():
+    x = np.linspace(80, 110, 12)
+    assert set(f.bootstrap_intervals(x, x + 1, ["a", "b", "c"] * 4).values()) == {None}
+    assert set(f.bootstrap_intervals(np.full(12, 90.0), x, list("abcdefghijkl")).values()) == {None}
+
+
 def test_paper_rows():
     assert [(row.left, row.right) for row in f.PAPER_TABLE_1] == [
         (0.2026, 0.1458),
