@@ -69,6 +69,17 @@ def tunnel(port: int, host: str) -> list[str]:
     ]
 
 
+def listens_on(host: str) -> str:
+    """The address at which others reach `host`: on Debian a node's own name means its loopback."""
+    if host == "127.0.0.1":
+        return host
+    try:
+        alone = socket.gethostbyname(host).startswith("127.")
+    except OSError:
+        alone = True
+    return "0.0.0.0" if alone else host
+
+
 def serve(folder: Path) -> None:
     """Runs TensorBoard until a signal ends it.
 
@@ -79,7 +90,7 @@ def serve(folder: Path) -> None:
 
     host = socket.gethostname() if "SLURM_JOB_ID" in os.environ else "127.0.0.1"
     board = program.TensorBoard()
-    options = {"logdir": folder, "host": host, "port": 0, "load_fast": "false"}
+    options = {"logdir": folder, "host": listens_on(host), "port": 0, "load_fast": "false"}
     board.configure(argv=["tensorboard", *(f"--{key}={value}" for key, value in options.items())])
     try:
         url = board.launch()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import Field, field_validator
 
 from hpc_hipgen.config import TRAINED, ConfigError, Section
 from hpc_hipgen.config.reading import parse_settings, read_yaml
+from hpc_hipgen.provenance import is_secret
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,6 +70,18 @@ class Site(Section):
     retries: int = Field(1, ge=0)  # times that a task of an array is started again after a failure
     # parent of the run folders, ~ and $VARIABLES in it understood; default: results/ of the clone
     results: Path | None = None
+
+    @field_validator("setup")
+    @classmethod
+    def _no_secrets(cls, lines: list[str]) -> list[str]:
+        for line in lines:
+            for name in re.findall(r"(\w+)=", line):
+                if is_secret(name):
+                    raise ValueError(
+                        f"{name} would stand in the scripts of the run folder; write it under env, "
+                        "which reaches the jobs and no file"
+                    )
+        return lines
 
     @field_validator("results")
     @classmethod

@@ -35,6 +35,7 @@ def test_a_kind_that_is_not_named_asks_for_defaults():
         ("stages: {report: {hour: 3}}", "stages.report: unknown key 'hour'"),
         ("stages: {train-stable_difusion: {hours: 3}}", "did you mean train-stable_diffusion"),
         ("stages: {everything: {hours: 3}}", "no experiment has a stage 'everything'; there are"),
+        ("setup: ['export HF_TOKEN=abc']", "HF_TOKEN would stand in the scripts.*under env"),
         ("resources: [", "not valid YAML"),
     ],
 )

@@ -43,6 +43,25 @@ def test_the_tunnel_goes_through_the_login_node(monkeypatch):
     assert any("ada@hpc.example.org" in line for line in tensorboard.tunnel(4321, "node7"))
 
 
+@pytest.mark.parametrize(
+    ("host", "address", "listens"),
+    [
+        ("node7", "10.0.0.7", "node7"),
+        ("node7", "127.0.1.1", "0.0.0.0"),  # as in the /etc/hosts of Debian
+        ("node7", OSError("unknown"), "0.0.0.0"),
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_a_node_is_listened_on_where_others_reach_it(monkeypatch, host, address, listens):
+    def look_up(name):
+        if isinstance(address, OSError):
+            raise address
+        return address
+
+    monkeypatch.setattr(tensorboard.socket, "gethostbyname", look_up)
+    assert tensorboard.listens_on(host) == listens
+
+
 @pytest.mark.slow
 def test_the_script_serves_until_it_is_stopped(results):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
