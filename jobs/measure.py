@@ -21,9 +21,9 @@ Written to the --out folder:
 How to read a line: patient_left 101.3, uncertainty_left 1.8 says that the angle of the left hip is
 101.3 degrees and that 95 % of drawn hips that looked so clear were within 1.8 degrees; real films
 may be less kind. fci_left is the band A to E in which the angle falls, no FCI grade. Where status
-is `uncertain`, one of both hips is known to no better than 12 degrees, and the reason says which:
-look at its circle and rim point in the overlay before you use its angle. Where it is `refused`, the
-reason says what was missed; `unreadable` are files that are damaged or no images.
+is `uncertain`, a hip is known to no better than 12 degrees, and the reason says which: look at its
+circle and rim point in the overlay before you use its angle. Where it is `refused`, the reason says
+what was missed; `unreadable` are files that are damaged or no images.
 
 The ruler (--ruler) is a folder that `bash sbatch/film_ruler.sh` makes or, from films of your own,
 `sbatch/lab_ruler.sh`; without one, that of results/reference/film_ruler. --check writes nothing; it

@@ -49,8 +49,12 @@ anything in between would do for them, and films lie between."""
 HOPELESS = 0.02
 """Presence by the finder alone below which no close-up is looked at."""
 
-MAX_UNCERTAINTY = 12.0
-"""Degrees above which a hip is called uncertain; a film with two such hips is refused."""
+DOUBTFUL = 12.0
+"""Degrees above which a hip is called uncertain: measured, but to be looked at."""
+
+MAX_UNCERTAINTY = 30.0
+"""Degrees above which nothing is known of a hip; a film with two of these is refused. Pictures that
+are no films are told by the presence of hips: of those of `film_check` none needs this."""
 
 SETTINGS = "film_ruler.json"
 
@@ -71,7 +75,7 @@ class FilmMeasurement:
     nothing was found. `uncertainty` (2,): half width in degrees of the 95 % interval of each angle
     on phantoms, told from `features` (2, 2), see `view_features`. `presence` in 0..1, by both
     networks, of the weaker hip. `inverted`: the film's polarity is reversed. `unsure`: it is
-    refused for its uncertainty alone; there are two hips. `warning`: one of two hips that are
+    refused for its uncertainty alone; there are two hips. `warning`: which hip of those that are
     measured is uncertain.
     """
 
@@ -113,9 +117,12 @@ class FilmRuler:
         calibration: Calibration | None = None,
         min_presence: float = MIN_PRESENCE,
         max_uncertainty: float = MAX_UNCERTAINTY,
+        doubtful: float = DOUBTFUL,
         lab_films: int = 0,
     ) -> None:
         """Refuses hips below `min_presence` (0..1), and two above `max_uncertainty` (degrees).
+
+        A hip above `doubtful` degrees is measured with a warning.
 
         `lab_films`: how many films the networks have seen besides drawings.
         """
@@ -124,6 +131,7 @@ class FilmRuler:
         self.calibration = calibration or Calibration()
         self.min_presence = min_presence
         self.max_uncertainty = max_uncertainty
+        self.doubtful = doubtful
         self.lab_films = lab_films
 
     def measure(self, films: Sequence[np.ndarray]) -> list[FilmMeasurement]:
@@ -235,9 +243,9 @@ class FilmRuler:
             reason = f"the landmarks are not those of two hips ({implausible})"
         elif uncertainty.min() > self.max_uncertainty:
             reason, unsure = f"too uncertain (± {uncertainty.min():.0f} degrees or more)", True
-        elif uncertainty.max() > self.max_uncertainty:
-            side = SIDES[int(uncertainty.argmax())]
-            warning = f"look at the landmarks: ± {uncertainty.max():.0f} degrees ({side})"
+        elif (doubtful := np.flatnonzero(uncertainty > self.doubtful)).size:
+            hips = ", ".join(f"{SIDES[i]} ± {uncertainty[i]:.0f} degrees" for i in doubtful)
+            warning = f"look at the landmarks: {hips}"
         angles = Landmarks.from_array(middle).norberg_angles()
         left, right = (np.nan, np.nan) if reason else (angles.image_left, angles.image_right)
         presence = float(sure.min())

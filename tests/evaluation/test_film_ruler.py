@@ -89,12 +89,13 @@ def test_impossible_and_uncertain_landmarks_are_refused():
     assert not found.unsure and not found.warning
 
 
-def test_one_uncertain_hip_of_two_is_measured_with_a_warning():
+def test_uncertain_hips_are_measured_with_a_warning():
     film, landmarks = marked_film()
     sure, other = sorted(dot_ruler().measure([film])[0].uncertainty)
     assert sure < other
-    found = dot_ruler(max_uncertainty=(sure + other) / 2).measure([film])[0]
-    assert not found.reason and found.warning.startswith("look at the landmarks")
+    found = dot_ruler(doubtful=(sure + other) / 2).measure([film])[0]
+    assert not found.reason and found.warning.count("±") == 1
+    assert dot_ruler(doubtful=sure / 2).measure([film])[0].warning.count("±") == 2
     assert found.image_left == pytest.approx(landmarks.norberg_angles().image_left, abs=0.7)
     line = film_line("film.png", SpacedFilm(film), found)
     assert line["status"] == UNCERTAIN and line["reason"] == found.warning
