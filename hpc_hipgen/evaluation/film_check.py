@@ -36,7 +36,7 @@ BUNDLED = {
 PHANTOMS = range(100_000, 100_400, 2)
 """Numbers of the phantoms that are to be measured; no ruler was calibrated or tested on them."""
 
-LEAST_REFUSED, MOST_REFUSED = 0.95, 0.01
+LEAST_REFUSED, MOST_REFUSED, LEAST_WITHIN = 0.95, 0.01, 0.95
 """Of the pictures, at least; of the phantoms, less than: what a ruler is expected to do."""
 
 _SIZE = 480  # pixels of a drawn picture
@@ -87,7 +87,8 @@ def verdict(ruler: FilmRuler, phantoms: Sequence[int] = PHANTOMS) -> tuple[list[
         called = f"{error['called']} of {2 * films} hips called ± 2 degrees or better"
         lines.append(f"{called}, {error['within']:.1%} of these are")
     good = count - len(accepted) >= LEAST_REFUSED * count
-    return lines, good and error["refused"] < MOST_REFUSED * films
+    good &= error["refused"] < MOST_REFUSED * films
+    return lines, good and (error["within"] is None or error["within"] >= LEAST_WITHIN)
 
 
 def _drawn() -> dict[str, np.ndarray]:
