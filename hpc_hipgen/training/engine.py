@@ -224,7 +224,8 @@ def step(engine: Any, training: Training) -> bool:
     """
     complete = engine.is_gradient_accumulation_boundary()
     if complete and not engine.zero_optimization():
-        norm = nn.utils.get_total_norm(p.grad for p in engine.module.parameters())
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         if not norm.isfinite():
             return False
         # fused AdamW divides by this as it reads the gradients: clipping without a pass of its own
