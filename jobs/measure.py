@@ -122,11 +122,13 @@ def find_films(given: Sequence[str], out: Path) -> list[Path]:
     from hpc_hipgen.radiograph.films import FILM_SUFFIXES, is_film_name
 
     found: dict[Path, Path] = {}
+    out = out.resolve()
     for name in given:
         path = Path(name)
         if path.is_dir():
-            below = (p for p in sorted(path.rglob("*")) if not _is_below(p, out))
-            paths = [p for p in below if p.is_file() and is_film_name(p)]
+            files = (p for p in sorted(path.rglob("*")) if p.is_file())
+            below = (p for p in files if not p.resolve().is_relative_to(out))
+            paths = [p for p in below if is_film_name(p)]
             if not paths:
                 raise ValueError(f"{name}: no films in this folder ({', '.join(FILM_SUFFIXES)})")
         elif path.exists():
@@ -138,10 +140,6 @@ def find_films(given: Sequence[str], out: Path) -> list[Path]:
         for path in paths:
             found.setdefault(path.resolve(), path)
     return list(found.values())
-
-
-def _is_below(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _ruler(folder: Path) -> FilmRuler:

@@ -80,9 +80,8 @@ class Training(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1  # with several ranks; one alone has nothing to share
     # processes that make batches ahead: for small networks on a GPU, which wait for the host
     workers: int = Field(0, ge=0)
-    deterministic: bool = (
-        False  # on a GPU the same bits every time, slower; on a CPU they always are
-    )
+    # on a GPU the same bits every time, slower; on a CPU they always are
+    deterministic: bool = False
     compile: bool = False  # torch.compile: minutes at the start, for long runs on GPUs
     checkpoint_images: int = Field(2_000, gt=0)  # between two checkpoints, of which two are kept
     # and, for sweeps over checkpoints, the first one after every multiple of this

@@ -117,7 +117,7 @@ def check(
     engine, source = build_engine(task.module, training), Batches(task, training, 0)
 
     def step(i: int) -> None:
-        optimizer_step(engine, task, training, i * images, source, "llcm")
+        optimizer_step(engine, source, training, i * images, "llcm")
 
     seconds = [seconds_of(lambda i=i: step(i)) for i in range(steps)]
     if profiled:

@@ -37,6 +37,7 @@ class Trained:
 
     def __init__(self, run: Run, model: str, probe: bool = True) -> None:
         """`probe`: with the measurement loss, where the settings ask for one."""
+        from hpc_hipgen.training.batches import Batches
         from hpc_hipgen.training.engine import build_engine, init_distributed, place
         from hpc_hipgen.training.schedule import LearningRate
         from jobs.train import measured_task, task_of
@@ -48,16 +49,15 @@ class Trained:
         for average in self.task.averages.values():
             place(average.module)
         self.engine = build_engine(self.task.module, self.training)
+        self.source = Batches(self.task, self.training, run.config.seed)
         self.rate = LearningRate(self.training)
         self.images = 0
 
     def step(self) -> None:
         """One optimizer step, as the training loop takes it."""
-        from hpc_hipgen.training.batches import Batches
         from hpc_hipgen.training.loop import optimizer_step
 
-        source = Batches(self.task, self.training, self.run.config.seed)
-        optimizer_step(self.engine, self.task, self.training, self.images, source, self.model)
+        optimizer_step(self.engine, self.source, self.training, self.images, self.model)
         self.images += self.training.batch
 
 

@@ -7,6 +7,7 @@ are not drawn. **Text that is burned into the pixels** (a date, a name in a corn
 here but by `deidentify.py`, which every film passes on its way into a data set.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,10 @@ class SpacedFilm:
 
     def square(self) -> np.ndarray:
         """The film stretched in height until its pixels are square: others change angles."""
+        return self._square
+
+    @functools.cached_property
+    def _square(self) -> np.ndarray:
         if abs(self.aspect - 1) < _SQUARE:
             return self.image
         height, width = self.image.shape
@@ -86,8 +91,7 @@ def read_film(path: Path) -> np.ndarray:
 def read_spaced_film(path: Path) -> SpacedFilm:
     """As `read_film`, with the pixel spacing or aspect ratio that a DICOM file states."""
     try:
-        with path.open("rb") as file:
-            is_dicom = file.read(132)[128:] == _DICOM_MAGIC
+        is_dicom = _begins_as_dicom(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
     if is_dicom or path.suffix.lower() in (".dcm", ".dicom"):
@@ -99,6 +103,11 @@ def read_spaced_film(path: Path) -> SpacedFilm:
     if min(height, width) < 2:
         raise ValueError(f"{path}: {width} x {height} pixels is not a film")
     return film
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == _DICOM_MAGIC
 
 
 def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -190,8 +199,7 @@ def is_film_name(path: Path) -> bool:
     # DICOM files are named by identifiers, whose last part looks like a suffix
     if path.suffix and not path.suffix[1:].isdigit():
         return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    return _begins_as_dicom(path)
 
 
 def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, float]:

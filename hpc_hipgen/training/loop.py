@@ -18,7 +18,6 @@ from hpc_hipgen.training.engine import (
     build_engine,
     device,
     init_distributed,
-    micro_batch,
     place,
     place_batch,
     rank,
@@ -71,7 +70,7 @@ def train(
     try:
         while images < total:
             lr = _set_learning_rate(engine, rate.at(images))
-            values = optimizer_step(engine, task, training, images, source, title)
+            values = optimizer_step(engine, source, training, images, title)
             images += training.batch
             loss = values["loss"]
             rate.observe(loss, training.batch)
@@ -108,15 +107,10 @@ def _set_learning_rate(engine: Any, lr: float) -> float:
 
 
 def optimizer_step(
-    engine: Any,
-    task: Task,
-    training: Training,
-    images: int,
-    source: Batches,
-    title: str,
+    engine: Any, source: Batches, training: Training, images: int, title: str
 ) -> dict[str, float]:
     """One optimizer step at the clock time `images`; returns the means over the whole batch."""
-    size = micro_batch(training)
+    task, size = source.task, source.size
     share = training.batch // world_size()
     first = images + rank() * share
     sums: dict[str, Tensor] = {}
