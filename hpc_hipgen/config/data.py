@@ -113,7 +113,7 @@ class FilmRuler(Section):
     """The networks that find and measure the hips of whole films (`jobs.measure`)."""
 
     dogs: int = Field(6000, gt=0)  # drawn, a film and a close-up of one hip each
-    held_out: int = Field(200, ge=10)  # films that calibrate the uncertainty; as many test it
+    held_out: int = Field(400, ge=10)  # films that calibrate the uncertainty; as many test it
     finder: Channels = (8, 16, 32, 64, 64)  # channels of the levels
     hip: Channels = (16, 32, 64, 96, 96)
     pretrained: Path | None = None  # <run>/film_ruler/export of another run: nothing is trained

@@ -61,7 +61,7 @@ SETTINGS = "film_ruler.json"
 MAX_HEAD_RATIO = 1.3
 """Of the two heads of a dog; a larger one means that one circle is about something else."""
 
-_VIEWS = ((0, 1, 0, 0), (6, 0.95, 3, -2), (-6, 1.05, -3, 2), (3, 1.1, -2, -3), (-3, 0.9, 2, 3))
+_VIEWS = ((0, 1, 0, 0), (6, 0.95, 3, -2), (-6, 1.05, -3, 2))
 """Degrees, zoom and shift in pixels of the views of a close-up that are measured."""
 
 _PIXELS_PER_D = SIZE / CLOSE_UP
