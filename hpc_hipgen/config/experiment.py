@@ -89,6 +89,7 @@ def _check_experiment(config: Experiment) -> Experiment:
     if config.dall_e and not config.discrete_vae:
         raise ValueError("discrete_vae: needed by dall_e")
     _check_probe(config)
+    _check_other_captions(config)
     baseline = config.stable_diffusion_caption
     if baseline and baseline.conditioning != "caption":
         raise ValueError("stable_diffusion_caption.conditioning: must be 'caption'")
@@ -198,6 +199,15 @@ def _check_probe(config: Experiment) -> None:
         raise ValueError("probe: no generator has a measurement_weight, nobody would ask it")
     if config.probe and not config.autoencoder:
         raise ValueError("autoencoder: needed by probe, which reads its latents")
+
+
+def _check_other_captions(config: Experiment) -> None:
+    """Captions of one film's views differ where its angles are warped; raises ValueError."""
+    for name in GENERATORS:
+        if getattr(getattr(config, name), "other_captions", 0) and not config.data.warp:
+            raise ValueError(
+                f"{name}.other_captions: all views of a film have one caption without data.warp"
+            )
 
 
 def _check_autoencoder(name: str, auto: Autoencoder | DiscreteVAE | None, resolution: int) -> None:

@@ -82,6 +82,8 @@ class Distillation(Section):
     ema_decay: float = Field(0.95, ge=0, lt=1)  # of the target network, per optimizer step
     hip_weight: float = Field(4.0, ge=0)
     measurement_weight: float = Field(0.0, ge=0)  # as of the teacher
+    # share of the images that get the caption of another view of their film; needs data.warp
+    other_captions: float = Field(0.0, ge=0, le=1)
     gradient_checkpointing: bool = False
     training: Training
 
