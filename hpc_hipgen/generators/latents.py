@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from hpc_hipgen.generators.autoencoder import encode
+from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.run import write_atomic
 from hpc_hipgen.training.engine import device
@@ -48,7 +49,8 @@ def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Ten
 def _encoded(autoencoder: AutoencoderKL, films: Films) -> Iterator[bytes]:
     """The latents as an .npy file, batch by batch; the next views are decoded meanwhile."""
     numbers = np.arange(len(films))
-    for start in range(0, len(films), BATCH):
+    starts = range(0, len(films), BATCH)
+    for start in progress(starts, len(starts), f"encoding views by {BATCH}"):
         views = films.images[start : start + BATCH]
         films.ahead(numbers[start + BATCH : start + 2 * BATCH])
         latents = encode(autoencoder, views, BATCH)
