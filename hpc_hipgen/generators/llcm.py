@@ -124,7 +124,9 @@ class DistillationLoss(nn.Module):
         losses = pseudo_huber(found, target, self.section.huber_c, weight, per_sample=True)
         scalars = {"mse": (found - target).square().mean()}
         if self.measured:
-            off, scalars["degrees"] = self.measured(found, asked, alphas[t])
+            # A denoiser predicts a mean, blurred by noise; a student's answer is a sample at every
+            # level, and has to show the angles at every level.
+            off, scalars["degrees"] = self.measured(found, asked, torch.ones_like(alphas[t]))
             losses = losses + off
         return losses, scalars
 

@@ -156,13 +156,13 @@ class MeasurementLoss:
         self.probe = probe.requires_grad_(False).eval().to(device())
         self.weight = weight
 
-    def __call__(self, x0: Tensor, asked: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x0: Tensor, asked: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Per-image losses, and the mean error in degrees.
 
         Args:
             x0: (b, c, n, n) predicted latents, float32.
             asked: (b, 2) degrees, patient's left and right; NaN where nothing was asked for.
-            alphas: (b,) abar of their timesteps, the weight: in noise there is nothing to read.
+            weights: (b,); a denoiser's fall with noise, of which it predicts a blurred mean.
 
         Returns:
             (b,) float32, zero where nothing was asked for, and a scalar.
@@ -171,7 +171,7 @@ class MeasurementLoss:
         off = self.probe.angles(x0) - asked.nan_to_num()
         off = off.masked_fill(nothing, 0.0)
         losses = F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HALF_LINEAR)
-        weights = alphas.to(off)
+        weights = weights.to(off)
         said = (~nothing).all(1) * weights
         degrees = (off.abs().mean(1) * said).sum() / said.sum().clamp_min(1e-6)
         return self.weight * weights * losses.mean(1), degrees.detach()

@@ -11,6 +11,7 @@ from hpc_hipgen.config import ConfigError, Training, parse_experiment
 from hpc_hipgen.diffusion.consistency import guidance_embedding
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.llcm import GUIDANCE_WIDTH, LLCMTask, build_student, lcm_scheduler
+from hpc_hipgen.generators.probe import MeasurementLoss
 from hpc_hipgen.generators.stable_diffusion import load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.training.clock import ImageRandom
@@ -137,6 +138,27 @@ def test_some_images_get_the_caption_of_another_view_of_their_film(tiny_run, tin
     assert one == given[7:8], "a function of the clock, not of the batch"
     states = task.batch(indices, ImageRandom(0, np.arange(300)))["states"]
     assert torch.equal(states, task.states[task.rows[given]])
+
+
+def test_a_students_angles_count_at_every_noise_level(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings)
+    batch = batch_of(task) | {
+        "asked": torch.full((4, 2), 100.0),
+        "t": torch.tensor([19, 259, 499, 999]),
+    }
+    with torch.no_grad():
+        plain = task.module(**batch)[0]
+        task.module.measured = MeasurementLoss(AlwaysOff(), 0.5)
+        losses = task.module(**batch)[0]
+    # 3 degrees off cost 3 - 1 on either side, see test_probe.py
+    assert torch.allclose(losses - plain, torch.full((4,), 0.5 * 2.0), atol=1e-4)
+
+
+class AlwaysOff(torch.nn.Module):
+    """A probe that reads 103 degrees."""
+
+    def angles(self, latents):
+        return torch.full((len(latents), 2), 103.0)
 
 
 def test_other_captions_need_warped_views(tiny_settings):
