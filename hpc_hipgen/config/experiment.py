@@ -202,11 +202,18 @@ def _check_probe(config: Experiment) -> None:
 
 
 def _check_other_captions(config: Experiment) -> None:
-    """Captions of one film's views differ where its angles are warped; raises ValueError."""
+    """Views of a film have captions of their own, and a probe moves angles; raises ValueError."""
     for name in GENERATORS:
-        if getattr(getattr(config, name), "other_captions", 0) and not config.data.warp:
+        section = getattr(config, name)
+        if not getattr(section, "other_captions", 0):
+            continue
+        if not config.data.warp:
             raise ValueError(
-                f"{name}.other_captions: all views of a film have one caption without data.warp"
+                f"{name}.other_captions: all views of a film have the same angles without data.warp"
+            )
+        if not section.measurement_weight:
+            raise ValueError(
+                f"{name}.other_captions: needs a probe; give {name}.measurement_weight"
             )
 
 

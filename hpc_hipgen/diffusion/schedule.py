@@ -65,6 +65,12 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor) -> T
     return (alpha * x0 + sigma * noise).to(x0.dtype)
 
 
+def to_noise(z: Tensor, x0: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """The noise that makes z_t of x0, in x0's dtype: `add_noise` undone; t () or (b,)."""
+    alpha, sigma = alpha_sigma(t, alphas_cumprod, x0)
+    return ((z - alpha * x0) / sigma).to(x0.dtype)
+
+
 def training_target(
     x0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
 ) -> Tensor:

@@ -33,6 +33,7 @@ from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.latents import cached_latents
+from hpc_hipgen.generators.other_captions import OtherCaptions
 from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
 from hpc_hipgen.generators.stable_diffusion import SCHEDULE, Parts, load_parts
 from hpc_hipgen.radiograph.layouts import Films
@@ -42,9 +43,6 @@ from hpc_hipgen.training.engine import uses_bf16
 
 GUIDANCE_WIDTH = 256
 """time_cond_proj_dim: width of the guidance embedding (LCM, arXiv 2310.04378)."""
-
-NEAR_BY = 15.0
-"""Degrees by which two captions of one film may differ for a student to take one for the other."""
 
 
 def lcm_scheduler(prediction: str, skip: int) -> LCMScheduler:
@@ -158,9 +156,7 @@ class DistillationTask:
         if section.training.ema_images:  # else the target itself is exported
             self.averages["export"] = WeightAverage.for_export(student, section.training)
         self.timesteps = distillation_timesteps(section.skip)
-        self.views_of: dict[str, list[int]] = {}  # film
-        for view, film in enumerate(films.film):
-            self.views_of.setdefault(film, []).append(view)
+        self.others = OtherCaptions(films, section.other_captions)
         self.guidance: tuple[float, float] = (0.0, 0.0)  # w is drawn from here
 
     def measure_with(self, probe: ProbeNetwork) -> None:
@@ -177,7 +173,7 @@ class DistillationTask:
         latents = self.latents[indices]
         low, high = self.guidance
         landmarks = torch.from_numpy(self.films.landmarks[indices])
-        asked_for = self._asked_for(indices, random)
+        asked_for = self.others.choose(indices, random)
         inputs = {
             "latents": latents,
             "noise": random.normal("noise", *latents.shape[1:]),
@@ -192,29 +188,6 @@ class DistillationTask:
         if self.module.measured:
             inputs["asked"] = self.asked[asked_for]
         return inputs
-
-    def _asked_for(self, indices: np.ndarray, random: ImageRandom) -> np.ndarray:
-        """The views whose captions go with the images `indices`: their own, or another of the film.
-
-        Between its steps a student meets pictures of its own whose angles are not quite those asked
-        for. Films never are: whoever has only seen films believes the picture, not the caption.
-        """
-        if not self.section.other_captions:
-            return indices
-        swapped = (random.uniform("swapped") < self.section.other_captions).tolist()
-        choice = random.integers("other view", 1 << 30).tolist()
-        asked_for = indices.copy()
-        for place, (view, swap, number) in enumerate(zip(indices, swapped, choice, strict=True)):
-            others = self._others(view) if swap else []
-            if others:
-                asked_for[place] = others[number % len(others)]
-        return asked_for
-
-    def _others(self, view: int) -> list[int]:
-        """Other views of the film with angles near by; those of a flipped one are exchanged."""
-        angles = np.stack([self.films.patient_left, self.films.patient_right])
-        views = [v for v in self.views_of[self.films.film[view]] if v != view]
-        return [v for v in views if np.abs(angles[:, v] - angles[:, view]).max() <= NEAR_BY]
 
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""

@@ -23,6 +23,7 @@ from hpc_hipgen.diffusion.schedule import (
     add_noise,
     min_snr_weight,
     scaled_linear_alphas_cumprod,
+    to_noise,
     to_x0,
     training_target,
 )
@@ -31,7 +32,8 @@ from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import stride
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.latents import cached_latents
-from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
+from hpc_hipgen.generators.other_captions import OtherCaptions
+from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles, move_angles
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -182,15 +184,20 @@ class DenoiserLoss(nn.Module):
 
     def forward(
         self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor, weight: Tensor,
-        asked: Tensor | None = None,
+        asked: Tensor | None = None, moved: Tensor | None = None,
     ) -> tuple[Tensor, dict]:  # fmt: skip
         """Per-image losses of latents (b, c, h, w), timesteps (b,).
 
         `text`: token ids (b, n) where the text encoder is trained, else its states (b, n, d);
-        `asked`: (b, 2) degrees, as of `MeasurementLoss`, where there is one.
+        `asked`: (b, 2) degrees, as of `MeasurementLoss`, where there is one; `moved`: (b, 2), by
+        how much they differ from those of the latents.
         """
         alphas = self.alphas.to(latents.device)
         noisy = add_noise(latents, noise, timesteps, alphas)
+        if moved is not None:
+            # The same noisy latents, of which others are to be made out.
+            latents = move_angles(self.measured.probe, latents, moved)
+            noise = to_noise(noisy, latents, timesteps, alphas)
         if "text_encoder" in self.networks:
             text = self.networks["text_encoder"](text)[0]
         output = self.denoise(noisy, timesteps, text).float()
@@ -288,12 +295,20 @@ class DenoisingTask:
         landmarks = torch.from_numpy(self.films.landmarks[indices])
         size, extra = latents.shape[-1], self.section.hip_weight
         weight = hip_focus(landmarks, size, self.resolution, extra)
-        texts = self.conditions(indices, random)
+        asked_for = self.captions_of(indices, random)
+        texts = self.conditions(asked_for, random)
         inputs = denoising_inputs(latents, texts, self.null, weight, self.section, random)
         if self.module.measured:
-            dropped = random.uniform("dropout") < self.section.caption_dropout
-            inputs["asked"] = self.asked[indices].masked_fill(dropped[:, None], torch.nan)
+            dropped = (random.uniform("dropout") < self.section.caption_dropout)[:, None]
+            inputs["asked"] = self.asked[asked_for].masked_fill(dropped, torch.nan)
+            if (asked_for != indices).any():
+                moved = self.asked[asked_for] - self.asked[indices]
+                inputs["moved"] = moved.masked_fill(dropped, 0.0)
         return inputs
+
+    def captions_of(self, indices: np.ndarray, random: ImageRandom) -> np.ndarray:
+        """The views whose captions the images `indices` (b,) get: here, their own."""
+        return indices
 
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the views."""
@@ -329,3 +344,9 @@ class StableDiffusionTask(DenoisingTask):
         torch.manual_seed(config.seed)
         parts = build_parts(section, autoencoder, config.data.resolution // stride(autoencoder))
         super().__init__(section, config, films, parts, cache, section.train_text)
+        first = section.other_captions_from * section.training.images
+        self.others = OtherCaptions(films, section.other_captions, first)
+
+    def captions_of(self, indices: np.ndarray, random: ImageRandom) -> np.ndarray:
+        """Their own, or those of other views of their films."""
+        return self.others.choose(indices, random)

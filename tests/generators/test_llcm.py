@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import LCMScheduler
 
-from hpc_hipgen.config import ConfigError, Training, parse_experiment
+from hpc_hipgen.config import Training, parse_experiment
 from hpc_hipgen.diffusion.consistency import guidance_embedding
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.llcm import GUIDANCE_WIDTH, LLCMTask, build_student, lcm_scheduler
@@ -123,21 +123,16 @@ def test_text_states_belong_to_their_captions(tiny_run, tiny_settings):
     assert len(task.states) == len(set(task.films.captions))
 
 
-def test_some_images_get_the_caption_of_another_view_of_their_film(tiny_run, tiny_settings):
+def test_captions_and_angles_are_those_of_the_chosen_views(tiny_run, tiny_settings):
     tiny_settings["data"] |= {"warp": 5.0}
-    task = make_task(tiny_run, tiny_settings, other_captions=0.5)
-    task.films.patient_left[:] = task.films.patient_right[:] = 100.0
-    task.films.patient_left[1] = 120.0  # as of a flipped view: nobody's caption, and keeps its own
-    task.views_of = {name: [0, 1, 2] for name in task.films.film[:3]}
-    indices = np.arange(300) % 3
-    given = task._asked_for(indices, ImageRandom(0, np.arange(300)))
-    swapped = given != indices
-    assert (given[indices == 1] == 1).all() and not (given[swapped] == 1).any()
-    assert 0.4 < swapped[indices != 1].mean() < 0.6
-    one = task._asked_for(indices[7:8], ImageRandom(0, np.array([7])))
-    assert one == given[7:8], "a function of the clock, not of the batch"
-    states = task.batch(indices, ImageRandom(0, np.arange(300)))["states"]
-    assert torch.equal(states, task.states[task.rows[given]])
+    tiny_settings["probe"] = {"training": STEPS}
+    task = make_task(tiny_run, tiny_settings, other_captions=0.5, measurement_weight=0.1)
+    task.measure_with(AlwaysOff())
+    task.others.choose = lambda indices, random: np.roll(indices, 1)
+    batch = batch_of(task)
+    assert torch.equal(batch["states"], task.states[task.rows[[3, 0, 1, 2]]])
+    assert torch.equal(batch["asked"], task.asked[[3, 0, 1, 2]])
+    assert torch.equal(batch["latents"], task.latents[:4])
 
 
 def test_a_students_angles_count_at_every_noise_level(tiny_run, tiny_settings):
@@ -159,13 +154,6 @@ class AlwaysOff(torch.nn.Module):
 
     def angles(self, latents):
         return torch.full((len(latents), 2), 103.0)
-
-
-def test_other_captions_need_warped_views(tiny_settings):
-    tiny_settings["llcm"] |= {"training": STEPS, "other_captions": 0.5}
-    tiny_settings["data"] |= {"warp": 0.0}
-    with pytest.raises(ConfigError, match=r"llcm.other_captions.*data.warp"):
-        parse_experiment(tiny_settings, "test")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
