@@ -15,7 +15,7 @@ from math import ceil
 from pathlib import Path
 
 from hpc_hipgen.cluster.site import Kind
-from hpc_hipgen.config import LLCMS, Experiment, Training
+from hpc_hipgen.config import LLCMS, Experiment
 from hpc_hipgen.run import Run
 
 Item = tuple[str, int]
@@ -47,13 +47,6 @@ class Stage:
         if self.items is None:
             return run.done(self.name) is not None
         return self.missing(run) == []
-
-
-def training_of(config: Experiment, stage: Stage) -> Training | None:
-    """The settings of the training that a stage is, or None."""
-    if not stage.name.startswith("train-"):
-        return None
-    return getattr(config, stage.arguments[0]).training
 
 
 RULERS = ("ruler", "film_ruler", "lab_ruler")

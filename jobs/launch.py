@@ -27,7 +27,7 @@ from hpc_hipgen.config import (
     load_experiment,
 )
 from hpc_hipgen.evaluation.real_films import film_lines
-from hpc_hipgen.pipeline import Stage, stages, training_of
+from hpc_hipgen.pipeline import Stage, stages
 from hpc_hipgen.run import Run
 from hpc_hipgen.tracking import check_tracking
 
@@ -138,18 +138,20 @@ def check_ranks(config: Experiment, graph: list[Stage], site: Site, slurm: bool)
     Raises:
         ConfigError: naming the batch and the number of processes.
     """
-    from hpc_hipgen.cluster.executors import local_processes, shares_batch
+    from hpc_hipgen.cluster.executors import local_processes
 
     for stage in graph:
-        training = training_of(config, stage)
-        if training is None:
+        if not stage.name.startswith("train-"):
             continue
         need = site.of(stage.name, stage.kind)
-        ranks = need.nodes * need.processes if slurm else local_processes(stage.kind, training)
-        if not shares_batch(training, ranks):
+        ranks = need.nodes * need.processes if slurm else local_processes(stage.kind)
+        (model,) = stage.arguments
+        training = getattr(config, model).training
+        share, rest = divmod(training.batch, ranks)
+        if rest or (training.micro_batch and share % min(training.micro_batch, share)):
             raise ConfigError(
-                f"{stage.arguments[0]}.training.batch: {training.batch} (micro_batch "
-                f"{training.micro_batch}) cannot be shared out among {ranks} processes"
+                f"{model}.training.batch: {training.batch} (micro_batch {training.micro_batch}) "
+                f"cannot be shared out among {ranks} processes"
             )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import submitit
 
 from hpc_hipgen.cluster.site import Kind, Resources, Site
-from hpc_hipgen.config import ConfigError, Training
+from hpc_hipgen.config import ConfigError
 from hpc_hipgen.provenance import is_secret
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,44 +231,9 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
-def local_processes(kind: Kind, training: Training | None = None) -> int:
-    """Ranks of a stage on this machine; all but training is one process.
-
-    Training takes every GPU that its kind asks for. Without any, it is shared out among the cores:
-    two processes with a thread each get through nearly twice the images of one with two threads,
-    for much of a step of a small network runs on one thread (docs/performance.md).
-
-    Args:
-        kind: of the stage.
-        training: its settings; None: it trains nothing.
-    """
-    if gpus := count_gpus():
-        return gpus if kind == "train" else 1
-    if training is None or training.images < WORTH_RANKS:
-        return 1
-    for ranks in range(min(usable_threads(), training.batch // RANK_BATCH), 1, -1):
-        if shares_batch(training, ranks):
-            return ranks
-    return 1
-
-
-WORTH_RANKS = 2_000
-"""Training images from which on starting further processes, seconds each, pays."""
-
-RANK_BATCH = 2
-"""Least images of a batch that a CPU's rank gets."""
-
-
-def shares_batch(training: Training, ranks: int) -> bool:
-    """Whether the batches of a training can be shared out among so many ranks."""
-    share, rest = divmod(training.batch, ranks)
-    return not rest and not (training.micro_batch and share % min(training.micro_batch, share))
-
-
-def usable_threads() -> int:
-    """Threads that a local job may use: OMP_NUM_THREADS, or one for each core."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdecimal() and int(said) else len(os.sched_getaffinity(0))
+def local_processes(kind: Kind) -> int:
+    """Ranks of a stage on this machine: training takes every GPU, all else is one process."""
+    return max(1, count_gpus()) if kind == "train" else 1
 
 
 def queued_jobs() -> dict[str, str]:

@@ -25,10 +25,9 @@ from hpc_hipgen.cluster.executors import (
     local_processes,
     local_variables,
     submission_folder,
-    usable_threads,
 )
 from hpc_hipgen.cluster.site import Site
-from hpc_hipgen.pipeline import CROSS_VALIDATION, Stage, training_of
+from hpc_hipgen.pipeline import CROSS_VALIDATION, Stage
 from hpc_hipgen.run import Run
 
 _POLL_SECONDS = 0.2
@@ -67,11 +66,8 @@ def run_stages(run: Run, graph: list[Stage], site: Site) -> None:
 def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
     began = time.time()
     items = stage.missing(run) if stage.items else None
-    processes = local_processes(stage.kind, training_of(run.config, stage))
-    variables = {LAUNCHER_VARIABLE: launcher_identity()}
-    if processes > 1 and "OMP_NUM_THREADS" not in site.env:
-        variables["OMP_NUM_THREADS"] = str(max(1, usable_threads() // processes))
-    with local_variables(site, variables):
+    processes = local_processes(stage.kind)
+    with local_variables(site, {LAUNCHER_VARIABLE: launcher_identity()}):
         executor = local_executor(folder, site, processes)
         job = executor.submit(StageCall(stage, str(run.folder), items))
     log = job.paths.stdout if processes == 1 else job.task(0).paths.stdout

@@ -16,7 +16,6 @@ from hpc_hipgen.cluster.executors import (
     submission_folder,
 )
 from hpc_hipgen.cluster.site import Resources, Site, load_site
-from hpc_hipgen.config import Training
 
 
 def test_submission_hides_the_enclosing_job_and_keeps_the_cluster(monkeypatch):
@@ -105,21 +104,3 @@ def test_gpus_are_counted_without_torch(monkeypatch, visible, count):
     assert count_gpus() == count
     assert local_processes("train") == max(1, count)
     assert local_processes("gpu") == local_processes("cpu") == 1
-
-
-@pytest.mark.parametrize(
-    ("threads", "batch", "micro", "ranks"),
-    [
-        *((2, 8, None, 2), (4, 8, None, 4), (16, 8, None, 4), (3, 8, None, 2), (2, 2, None, 1)),
-        *((2, 9, None, 1), (1, 8, None, 1), (2, 8, 8, 2), (4, 12, 4, 4), (2, 10, 2, 1)),
-    ],
-)
-def test_without_gpus_training_is_shared_out_among_cores(monkeypatch, threads, batch, micro, ranks):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-    training = Training(images=10_000, batch=batch, micro_batch=micro, lr=1e-3)
-    assert local_processes("train", training) == local_processes("gpu", training) == ranks
-    short = training.model_copy(update={"images": 1_000})
-    assert local_processes("train", short) == 1, "a further start does not pay"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert local_processes("train", training) == 1
