@@ -5,10 +5,9 @@ import csv
 import numpy as np
 import pytest
 import yaml
+from dicom_files import dicom
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from hpc_hipgen.radiograph.films import read_spaced_film
 from hpc_hipgen.radiograph.phantom import draw_phantom
@@ -23,27 +22,16 @@ ATTRIBUTES = (
 
 def write_dicom(path, image):
     """A film whose every identifying attribute, overlay plane and private tag says `SECRET`."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    dataset.SOPInstanceUID = "2.25.777777777"
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.Rows, dataset.Columns = image.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 8, 7
-    dataset.PixelRepresentation = 0
+    pixels = image.astype(np.uint16)
+    # an overlay in the unused bits of the pixels too, as old files have it
+    pixels[5:15, 5:60] |= 1 << 12
+    dataset = dicom(pixels, BitsStored=8, HighBit=7)
     for name in ATTRIBUTES:
         setattr(dataset, name, SECRET[:16])
     dataset.PatientBirthDate = "20110203"
     dataset.private_block(0x0011, SECRET, create=True).add_new(1, "LO", SECRET)
     dataset.BurnedInAnnotation = "YES"
     dataset.add_new((0x6000, 0x3000), "OB", (SECRET * 2).encode())
-    # an overlay in the unused bits of the pixels too, as old files have it
-    pixels = image.astype(np.uint16)
-    pixels[5:15, 5:60] |= 1 << 12
-    dataset.PixelData = pixels.tobytes()
     dataset.save_as(path, enforce_file_format=True)
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from dicom_files import dicom
 from films_with_markers import dot_ruler, marked_film
 
 from hpc_hipgen.evaluation import film_check
@@ -172,23 +171,6 @@ def test_sides_are_those_of_the_dicom_file(films, orientation, kind, at_right, c
     assert row["patient_at_right"] == right
     assert row["sides_from"] == ("PatientOrientation" if at_right else "assumed")
     assert "2 hips measured, 0 not; mean absolute error 0." in capsys.readouterr().out
-
-
-def dicom(pixels):
-    """A DICOM file of 8 bits, not yet written."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    dataset.SOPInstanceUID = generate_uid(entropy_srcs=["flat"])
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.PixelData = pixels.tobytes()
-    return dataset
 
 
 def test_pixels_that_are_not_square_change_no_angle(films):

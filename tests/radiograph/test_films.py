@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_files import dicom
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset
 
 from hpc_hipgen.radiograph.films import FilmErrors, read_film, read_spaced_film, window
 
@@ -16,26 +16,7 @@ RAMP = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)  # 0 .. 3071
 
 def write_dicom(path: Path, pixels: np.ndarray, **attributes) -> Path:
     """A minimal uncompressed DICOM file; `attributes` override."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["film"])
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-    dataset.PatientName = "Rex^Secret"
-    dataset.Rows, dataset.Columns = pixels.shape[:2]
-    dataset.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
-    dataset.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
-    if pixels.ndim == 3:
-        dataset.PlanarConfiguration = 0
-    dataset.BitsAllocated = 8 * pixels.itemsize
-    dataset.BitsStored = 12 if pixels.itemsize == 2 else 8
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = 0
-    dataset.PixelData = pixels.tobytes()
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
+    dataset = dicom(pixels, PatientName="Rex^Secret", **attributes)
     dataset.save_as(path, enforce_file_format=True)
     return path
 
