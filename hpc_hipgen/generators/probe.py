@@ -166,10 +166,11 @@ def move_angles(probe: ProbeNetwork, latents: Tensor, degrees: Tensor) -> Tensor
         rows = [
             torch.autograd.grad(a.sum(), latents, retain_graph=True)[0] for a in angles.unbind(1)
         ]
-    slopes = torch.stack([row.flatten(1) for row in rows], 1)
-    squared = slopes @ slopes.mT + 1e-6 * torch.eye(2, device=slopes.device)
+    # In float64, which autocast leaves alone: in bf16 nothing can be solved.
+    slopes = torch.stack([row.flatten(1) for row in rows], 1).double()
+    squared = slopes @ slopes.mT + 1e-6 * torch.eye(2).to(slopes)
     along = torch.linalg.solve(squared, degrees.to(slopes)[..., None])
-    return latents.detach() + (slopes.mT @ along)[..., 0].view_as(latents)
+    return latents.detach() + (slopes.mT @ along)[..., 0].view_as(latents).to(latents.dtype)
 
 
 class MeasurementLoss:

@@ -86,6 +86,15 @@ def test_moved_latents_are_read_as_asked_and_nothing_nearer_is():
     assert abs(step @ across) < 1e-5 * step.norm() * across.norm(), "no part that moves no angle"
 
 
+def test_latents_are_moved_under_autocast_too():
+    probe, latents, degrees = small_probe(), torch.randn(2, 4, 8, 8), torch.full((2, 2), 0.5)
+    expected = move_angles(probe, latents, degrees) - latents
+    with torch.autocast("cpu", torch.bfloat16):
+        found = move_angles(probe, latents, degrees) - latents
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.1 * expected.norm()
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_moved_latents_are_what_is_predicted_from_the_same_noisy_ones(prediction):
     probe, alphas = small_probe(), scaled_linear_alphas_cumprod()
