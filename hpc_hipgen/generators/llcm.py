@@ -124,7 +124,7 @@ class DistillationLoss(nn.Module):
         if self.measured:
             # A denoiser predicts a mean, blurred by noise; a student's answer is a sample at every
             # level, and has to show the angles at every level.
-            off, scalars["degrees"] = self.measured(found, asked, torch.ones_like(alphas[t]))
+            off, scalars["degrees"] = self.measured(found, asked, torch.ones_like(t))
             losses = losses + off
         return losses, scalars
 

@@ -8,6 +8,8 @@ of their film, which a warp gave other angles (radiograph/warps.py).
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from hpc_hipgen.radiograph.layouts import Films
@@ -25,18 +27,25 @@ class OtherCaptions:
         self.share, self.first = share, first
         self.film = films.film
         self.angles = np.stack([films.patient_left, films.patient_right], 1)
-        self.views_of: dict[str, list[int]] = {}
-        for view, film in enumerate(films.film):
-            self.views_of.setdefault(film, []).append(view)
+
+    @cached_property
+    def views_of(self) -> dict[str, list[int]]:
+        """The views of each film; most trainings never ask."""
+        views: dict[str, list[int]] = {}
+        for view, film in enumerate(self.film):
+            views.setdefault(film, []).append(view)
+        return views
 
     def choose(self, indices: np.ndarray, random: ImageRandom) -> np.ndarray:
         """For the images `indices` (b,) the views whose captions they get; mostly themselves."""
-        swapped = (random.uniform("swapped") < self.share).tolist()
+        if not self.share or max(random.clock) < self.first:
+            return indices
+        swapped = (random.uniform("swapped") < self.share).numpy()
+        swapped &= np.array(random.clock) >= self.first
         choice = random.integers("other view", 1 << 30).tolist()
         chosen = indices.copy()
-        for place, view in enumerate(indices):
-            swap = swapped[place] and random.clock[place] >= self.first
-            if others := self._others(view) if swap else []:
+        for place in np.flatnonzero(swapped):
+            if others := self._others(indices[place]):
                 chosen[place] = others[choice[place] % len(others)]
         return chosen
 
