@@ -7,15 +7,15 @@ from torch import nn
 
 from hpc_hipgen.training.engine import place
 
-CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear)
-"""Layers whose weights autocast turns into bf16; it would do so at every call of a frozen one."""
+CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
+"""Layers whose weights are used in bf16 under autocast; they are cast at every call otherwise."""
 
 
 def freeze(network: nn.Module, bf16: bool) -> nn.Module:
     """Makes a network ready for evaluation under the autocast of a training run, in place.
 
-    With bf16 its matrices are stored as autocast would cast them: the outputs stay the same to the
-    bit, and the memory of the weights halves. It then runs under autocast only.
+    With bf16 its weights are stored as they would be cast: the outputs stay the same to the
+    bit, and the memory of them halves. It then runs under autocast only.
     """
     place(network.requires_grad_(False).eval())
     if bf16:

@@ -110,7 +110,7 @@ def check(
         *settings,
     ]
     config = load_experiment(CONFIG, changed)
-    plan = make_plan(config, "llcm", like_gpu=torch.cuda.is_available())
+    plan = make_plan(config, "llcm")
     init_distributed()
     base = used_bytes()
     task, training = FullSize(config), config.llcm.training

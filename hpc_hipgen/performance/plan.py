@@ -141,7 +141,7 @@ def _line(values: dict[int, int], at: int) -> int:
     return int(y0 + (y1 - y0) * (at - x0) / (x1 - x0))
 
 
-def make_plan(config: Experiment, model: str, like_gpu: bool = True) -> Plan:
+def make_plan(config: Experiment, model: str) -> Plan:
     """Simulates the networks of a model that an experiment trains.
 
     Raises:
@@ -178,7 +178,6 @@ def make_plan(config: Experiment, model: str, like_gpu: bool = True) -> Plan:
             inputs(images, student and trained),
             backward=backward,
             bf16=bf16,
-            like_gpu=like_gpu,
         )
 
     costs = {images: run(True, images, True) for images in (1, 2)}

@@ -26,6 +26,8 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from hpc_hipgen.training.norms import follow_autocast
+
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -81,7 +83,6 @@ def simulate(
     *,
     backward: bool,
     bf16: bool,
-    like_gpu: bool = True,
 ) -> Cost:
     """The cost of one call of a network.
 
@@ -90,12 +91,11 @@ def simulate(
         inputs: makes its positional and keyword arguments.
         backward: with the backward pass; the network is in training mode then.
         bf16: under autocast.
-        like_gpu: with the types that autocast chooses on a GPU, where normalisation is fp32.
     """
     gc.collect()
     gc.freeze()  # else it goes through all that was imported, over and over
-    with FakeTensorMode(allow_non_fake_inputs=True), _kernels(like_gpu), _thawed():
-        network = build().train(backward).requires_grad_(backward)
+    with FakeTensorMode(allow_non_fake_inputs=True), _kernels(), _thawed():
+        network = follow_autocast(build()).train(backward).requires_grad_(backward)
         args, kwargs = inputs()
         weights = [*network.parameters(), *network.buffers()]
         counter = FlopCounterMode(
@@ -140,24 +140,11 @@ def _gradient_hook(parameter: nn.Parameter, memory: _Live) -> Any:
 
 
 @contextmanager
-def _kernels(like_gpu: bool) -> Iterator[None]:
-    """Attention without its matrix, as the kernels in use have it; fp32 where autocast has it."""
+def _kernels() -> Iterator[None]:
+    """Attention without its matrix, as the kernels in use have it."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
         return _ATTENTION(q, k, v)[0]
 
-    def in_fp32(function: Callable) -> Callable:
-        def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return function(x.float(), *args, **kwargs)
-
-        return call
-
     with mock.patch.object(F, "scaled_dot_product_attention", attention):
-        if not like_gpu:
-            yield
-            return
-        with (
-            mock.patch.object(F, "group_norm", in_fp32(F.group_norm)),
-            mock.patch.object(F, "layer_norm", in_fp32(F.layer_norm)),
-        ):
-            yield
+        yield

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hpc_hipgen.config import Training
+from hpc_hipgen.training.norms import follow_autocast
 
 
 def device() -> torch.device:
@@ -85,30 +86,14 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def layout() -> torch.memory_format:
-    """Order of images in memory: channels last on a GPU.
-
-    Convolutions in bf16 are fastest so on GPUs, and slowest on CPUs.
-    """
-    return torch.channels_last if torch.cuda.is_available() else torch.preserve_format
-
-
 def place(module: nn.Module) -> nn.Module:
-    """Puts a network on this rank's device and in its `layout`, in place."""
-    module.to(device())
-    if layout() == torch.channels_last:
-        module.to(memory_format=torch.channels_last)
-    return module
+    """Puts a network on this rank's device, in place; its norms follow autocast from then on."""
+    return follow_autocast(module.to(device()))
 
 
 def place_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Puts the inputs of a network where `place` puts the network."""
-    return {
-        name: value.to(
-            device(), memory_format=layout() if value.ndim == 4 else torch.preserve_format
-        )
-        for name, value in batch.items()
-    }
+    return {name: value.to(device()) for name, value in batch.items()}
 
 
 def bf16_in_hardware() -> bool:
@@ -181,8 +166,7 @@ def build_engine(module: nn.Module, training: Training) -> Any:
     import deepspeed
 
     _choose_kernels(training.deterministic)
-    # DeepSpeed sends weights to the other ranks as flat bytes: it refuses those of channels last
-    module.to(device()).to(memory_format=torch.contiguous_format)
+    place(module)
     if uses_bf16(training):
         module.forward = torch.autocast(device().type, torch.bfloat16)(module.forward)
     if training.compile:
@@ -200,8 +184,6 @@ def build_engine(module: nn.Module, training: Training) -> Any:
         config=deepspeed_settings(training),
         dist_init_required=False,
     )
-    if not engine.zero_optimization():  # ZeRO's weights are pieces of flat ones
-        place(module)
     return engine
 
 

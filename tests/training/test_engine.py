@@ -87,29 +87,6 @@ def test_a_step_is_that_of_torch_with_clipped_gradients(clip):
     built.destroy()
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.usefixtures("every_stage")
-def test_networks_train_the_same_in_the_layout_of_a_gpu(monkeypatch, stage):
-    engine.init_distributed()
-    losses = {}
-    for layout in (torch.preserve_format, torch.channels_last):
-        monkeypatch.setattr(engine, "layout", lambda layout=layout: layout)
-        torch.manual_seed(0)
-        network = engine.place(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)))
-        built = engine.build_engine(network, settings := training(zero_stage=stage))
-        losses[layout] = []
-        for _ in range(3):
-            loss = (
-                built(*engine.place_batch({"x": torch.ones(2, 4, 9, 9)}).values()).square().mean()
-            )
-            built.backward(loss)
-            assert engine.step(built, settings)
-            losses[layout].append(loss.item())
-        built.destroy()
-    plain, last = losses.values()
-    assert plain == pytest.approx(last, rel=1e-5) and plain[-1] < plain[0]
-
-
 def test_a_network_is_compiled_when_asked_for(monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
