@@ -2,14 +2,10 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[0]))
-
 from lab_folder import write_lab
 
 from hpc_hipgen import parallel

@@ -1,13 +1,7 @@
 """The check of a film ruler: what is shown to it, and what it is told."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from films_with_markers import dot_ruler
 
 from hpc_hipgen.evaluation import film_check, film_ruler_training

@@ -1,15 +1,10 @@
 """The film ruler around its networks: from a film of any size to angles, or a refusal."""
 
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from films_with_markers import GREY, dot_ruler, dotted, marked_film
 
 from hpc_hipgen.evaluation.film_networks import FilmNetworks, cut, presence_logit

@@ -4,16 +4,11 @@ import copy
 import csv
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from lab_folder import write_lab
+from PIL import Image, ImageDraw, ImageFont
 
 from hpc_hipgen.config import ConfigError, check_inputs, load_experiment, parse_experiment
 from hpc_hipgen.evaluation.film_ruler import Calibration, load_film_ruler

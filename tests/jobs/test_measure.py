@@ -2,17 +2,13 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from dicom_files import dicom
 from films_with_markers import dot_ruler, marked_film
+from PIL import Image
 
 from hpc_hipgen.evaluation import film_check
 from hpc_hipgen.evaluation.film_ruler import load_film_ruler

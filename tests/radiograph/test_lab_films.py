@@ -1,14 +1,9 @@
 """A lab's films: folds by dog, and scenes whose points stay on what they mark."""
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from films_with_markers import GREY, marked_film
 
 from hpc_hipgen.radiograph.lab_films import VIEWS, dog_folds, film_scenes

@@ -11,12 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from lab_folder import write_lab
 from slurm_cluster import wait_until
 from slurm_runs import on, site_with
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from lab_folder import write_lab
 
 from hpc_hipgen.cluster.calls import submitted
 from hpc_hipgen.pipeline import report_items, stages
