@@ -1,8 +1,8 @@
 """Everything that waits for a GPU, in one report and under 8 minutes: `make gpu-check`.
 
 Attention kernels against plain attention, one rank at every ZeRO stage, steps of the full-size LLCM
-in bf16 with the memory that `jobs.plan` predicts (32 images at once want 80 GB) and where the time
-of a step goes, and the benchmark's training rows. Writes
+in bf16 with the memory that `jobs.plan` predicts (32 images at once want 80 GB), where the time
+of a step goes and what diffusers' documented step does, and the benchmark's training rows. Writes
 results/benchmarks/gpu-check-GPU.md. Without a GPU it says so and ends well. A check that fails does
 not stop the others; the exit status is 1 then.
 """
@@ -32,6 +32,9 @@ COMMANDS = {
     "full-size step, 32 images, the same bits every time": [
         "-m", "hpc_hipgen.performance.full_size", "--images", "32", "--steps", "4",
         "--no-checkpointing", "llcm.training.deterministic=true"],
+    "full-size step against diffusers'": [
+        "-m", "hpc_hipgen.performance.full_size", "--images", "16", "--steps", "4",
+        "--no-checkpointing", "--against", "diffusers"],
     "benchmark": ["-m", "jobs.benchmark", "--only", "training", "--repeats", "3"],
     "against diffusers": ["-m", "jobs.benchmark", "--against", "diffusers", "--repeats", "3"],
 }  # fmt: skip

@@ -3,6 +3,7 @@
     python -m hpc_hipgen.performance.full_size                     batch 1, bf16, a minute or more
     python -m hpc_hipgen.performance.full_size --images 8 --steps 5      on a GPU
     ... --images 32 --no-checkpointing --profile      as configured, and where the time goes
+    ... --images 16 --no-checkpointing --against diffusers      and diffusers' step, turn by turn
 
 Needs 22 GiB. Prints the memory that `jobs.plan` predicts and the largest that was seen, and exits 1
 when they are more than 15 % apart. No test runs it: do so by hand after a change of the step.
@@ -20,14 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from hpc_hipgen.config import LLCM, Experiment, load_experiment
+from hpc_hipgen.config import LLCM, Experiment, Text, load_experiment
+from hpc_hipgen.generators import text
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.llcm import DistillationLoss, build_student
+from hpc_hipgen.generators.stable_diffusion import Parts
 from hpc_hipgen.performance.hardware import peak_tflops
 from hpc_hipgen.performance.plan import GIB, make_plan, unet_shape
-from hpc_hipgen.performance.timing import profile_of, seconds_of
+from hpc_hipgen.performance.recipe import DiffusersRecipe
+from hpc_hipgen.performance.timing import profile_of, ratio, seconds_of, turn_by_turn
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.batches import Batches
 from hpc_hipgen.training.clock import ImageRandom
@@ -36,6 +41,19 @@ from hpc_hipgen.training.loop import optimizer_step
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "llcm_a100.yaml"
 TOLERANCE = 0.15
+
+
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 4,
+}
+"""Of Stable Diffusion 1.5, where it differs from the defaults of diffusers' AutoencoderKL."""
+
+TEXT = Text(hidden_size=768, layers=12, heads=12, max_length=77)
+"""Of the same, but for the vocabulary, of which nothing is computed."""
 
 
 class FullSize:
@@ -91,6 +109,18 @@ def used_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _experiment(images: int, checkpointing: bool, settings: Sequence[str] = ()) -> Experiment:
+    """The paper's run with all images of a batch held at once."""
+    changed = [
+        f"llcm.training.batch={images}",
+        "llcm.training.micro_batch=null",
+        f"llcm.gradient_checkpointing={str(checkpointing).lower()}",
+        "data.views=64",
+        *settings,
+    ]
+    return load_experiment(CONFIG, changed)
+
+
 def check(
     images: int,
     steps: int,
@@ -102,14 +132,7 @@ def check(
 
     `profiled`: prints where the time of one more step goes. `settings`: changes to the experiment.
     """
-    changed = [
-        f"llcm.training.batch={images}",
-        "llcm.training.micro_batch=null",
-        f"llcm.gradient_checkpointing={str(checkpointing).lower()}",
-        "data.views=64",
-        *settings,
-    ]
-    config = load_experiment(CONFIG, changed)
+    config = _experiment(images, checkpointing, settings)
     plan = make_plan(config, "llcm")
     init_distributed()
     base = used_bytes()
@@ -135,6 +158,41 @@ def check(
     return found
 
 
+def against_diffusers(images: int, steps: int, checkpointing: bool) -> dict[str, float]:
+    """Our step and that of `performance.recipe`, turn by turn: images/s, and the ratio.
+
+    Ours has cached latents and states, the documented one encodes 512 px images and captions.
+    """
+    config = _experiment(images, checkpointing)
+    init_distributed()
+    task, training = FullSize(config), config.llcm.training
+    theirs = DiffusersRecipe(_parts(config, task), config.llcm)
+    engine, source = build_engine(task.module, training), Batches(task, training, 0)
+    size = config.data.resolution
+    pixels, captions = torch.rand(images, 3, size, size) * 2 - 1, ["a radiograph"] * images
+    turns = turn_by_turn(
+        {
+            "ours": lambda: optimizer_step(engine, source, training, 0, "llcm"),
+            "diffusers'": lambda: theirs.step(pixels, captions),
+        },
+        steps,
+    )
+    speeds = {f"{name}, images/s": images / median(seconds) for name, seconds in turns.items()}
+    return speeds | {"ratio": ratio(turns["diffusers'"], turns["ours"])}
+
+
+def _parts(config: Experiment, task: FullSize) -> Parts:
+    """A Stable Diffusion of random weights around the task's architecture."""
+    tokenizer = text.build_tokenizer(TEXT)
+    return Parts(
+        AutoencoderKL(**VAE, sample_size=config.data.resolution),
+        _random(task.shape.build),
+        tokenizer,
+        text.build_text_encoder(TEXT, tokenizer),
+        "epsilon",
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status 1 when prediction and measurement disagree."""
     head, _, rest = (__doc__ or "").partition("\n\n")
@@ -151,7 +209,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
     parser.add_argument("settings", nargs="*", metavar="key.sub=value", help="settings to change")
+    parser.add_argument("--against", choices=("diffusers",), help="what to compare the step with")
     options = parser.parse_args(arguments)
+    if options.against:
+        found = against_diffusers(options.images, options.steps, not options.no_checkpointing)
+        print(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
+        return 0
     found = check(
         options.images,
         options.steps,
