@@ -15,6 +15,7 @@ from hpc_hipgen.generators.probe import MeasurementLoss
 from hpc_hipgen.generators.stable_diffusion import load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.engine import place
 from hpc_hipgen.training.loop import train
 
 STEPS = {"images": 8, "batch": 4, "lr": 1e-3}
@@ -71,7 +72,7 @@ def test_every_solver_trains_the_student_alone(tiny_run, tiny_settings, tmp_path
 
 
 def test_a_teacher_in_bf16_says_what_autocast_would(tiny_run):
-    teacher = load_parts(tiny_run.path("stable_diffusion", "export")).unet
+    teacher = place(load_parts(tiny_run.path("stable_diffusion", "export")).unet)
     inputs = torch.randn(3, 4, 16, 16), torch.tensor([19, 499, 999]), torch.randn(3, 9, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = teacher(*inputs).sample

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -74,6 +74,10 @@ PartitionName=a100 Nodes=a100-[1-2] MaxTime=2-0 DefaultTime=60
 PartitionName=spot Nodes=spot-[1-2] MaxTime=2-0 DefaultTime=60 GraceTime=30
 PartitionName=urgent Nodes=spot-[1-2] MaxTime=2-0 DefaultTime=60 PriorityTier=10 PreemptMode=OFF
 """
+
+
+class DaemonEndedError(RuntimeError):
+    """A part of Slurm that ended by itself."""
 
 
 class Cluster:
@@ -220,8 +224,10 @@ class Cluster:
 
     def _idle(self) -> bool:
         for daemon in self._daemons:
-            log = " ".join(map(str, self.folder.glob("*.log")))
-            assert daemon.poll() is None, f"{daemon.args[3]} ended; its log is one of {log}"
+            if daemon.poll() is not None:
+                logs = [path.read_text(errors="replace") for path in self.folder.glob("*.log")]
+                last = [log.strip().rpartition("\n")[2] for log in logs]
+                raise DaemonEndedError(f"{daemon.args[3]} ended; last lines of all logs: {last}")
         listed = self.call("sinfo", "-h", "-N", "-o", "%N %T", check=False).split("\n")
         return len({line for line in listed if line.endswith(" idle")}) == len(GPUS)
 
@@ -302,6 +308,24 @@ def running_cluster(kind: type[Cluster] = Cluster) -> Iterator[Cluster]:
         Unavailable: when this machine cannot have one.
     """
     install()
+    with ExitStack() as stack:
+        for tries_left in (2, 1, 0):  # a port that was free may be taken by now
+            with ExitStack() as this:
+                cluster = this.enter_context(_new_cluster(kind))
+                try:
+                    cluster.start()
+                except DaemonEndedError:
+                    if not tries_left:
+                        raise
+                    continue
+                stack.push(this.pop_all())
+                break
+        yield cluster
+
+
+@contextmanager
+def _new_cluster(kind: type[Cluster]) -> Iterator[Cluster]:
+    """A cluster in a folder of its own, which is stopped and removed afterwards."""
     # short, for the names of sockets, and open to all, which munged wants
     folder = Path(tempfile.mkdtemp(prefix="hipgen-slurm-", dir="/tmp"))
     folder.chmod(0o755)
@@ -309,7 +333,6 @@ def running_cluster(kind: type[Cluster] = Cluster) -> Iterator[Cluster]:
     try:
         with names_resolved(folder):
             try:
-                cluster.start()
                 yield cluster
             finally:
                 cluster.stop()
