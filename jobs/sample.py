@@ -102,8 +102,8 @@ def image_specs(
 ) -> list[dict[str, Any]]:
     """What each image is asked for; angles are the patient's sides, in degrees.
 
-    `settings` (steps, guidance, solver) are those of images that are drawn; without, the images
-    are the films themselves. The seed of an image follows from its index alone.
+    `settings` (steps, guidance, solver, eta) are those of images that are drawn; without, the
+    images are the films themselves. The seed of an image follows from its index alone.
     """
     from hpc_hipgen.radiograph.captions import parse_caption
 
@@ -131,18 +131,23 @@ def image_specs(
 
 
 def row_settings(run: Run, row: str) -> dict[str, Any]:
-    """What a generated row is drawn with: steps, guidance scale and solver, or as tokens are."""
+    """What a generated row is drawn with: steps, guidance scale, ..., or as tokens are."""
     sampling = run.config.sampling
     if row == "dall_e":
         return run.config.dall_e.sampling.model_dump()
-    settings = {"steps": sampling.steps, "guidance": sampling.guidance, "solver": sampling.solver}
+    settings = {
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "solver": sampling.solver,
+        "eta": sampling.eta,
+    }
     if row == "unclip":
         return settings | run.config.unclip.sampling.model_dump()
     model, few = row_model(row)
     if few is not None:
         # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
         guidance = sampling.student_guidance if model in LLCMS else 1.0
-        return {"steps": few, "guidance": guidance, "solver": "lcm"}
+        return {"steps": few, "guidance": guidance, "solver": "lcm", "eta": 0.0}
     return settings
 
 
@@ -195,7 +200,7 @@ def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.n
     from hpc_hipgen.config import TokenSampling, UnCLIPSampling
     from hpc_hipgen.generators import dall_e, sampling, unclip
 
-    names: tuple[str, ...] = ("steps", "guidance", "solver")
+    names: tuple[str, ...] = ("steps", "guidance", "solver", "eta")
     if isinstance(pipeline, dall_e.Parts):
         draw, names = dall_e.draw, tuple(TokenSampling.model_fields)
     elif isinstance(pipeline, StableUnCLIPPipeline):

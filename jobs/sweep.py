@@ -100,6 +100,8 @@ def _draw_and_measure(
     def draw() -> None:
         crossed = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
         settings = row_settings(run, cell.model) | crossed
+        if cell.solver == "leapfrog":
+            settings["eta"] = 0.0  # it takes none
         specs = image_specs(run.config.seed, films, cell.name, settings)
         specs = with_subjects(run, cell.model, specs)
         write_atomic(tar, shard_bytes(specs, drawn(run, pipeline, specs), synthetic=True))

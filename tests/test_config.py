@@ -284,3 +284,11 @@ def test_settings_do_not_change_and_survive_yaml(tiny_settings):
     assert parse_experiment(again, "x") == config
     assert Text().max_length == 64, "captions of digits need 52 tokens"
     assert config.sampling.student_guidance == config.sampling.guidance
+
+
+def test_eta_needs_a_solver_that_takes_it(tiny_settings):
+    tiny_settings["sampling"] = {"eta": 0.5, "solver": "leapfrog"}
+    with pytest.raises(ConfigError, match="eta: the leapfrog takes none"):
+        parse_experiment(tiny_settings, "x.yaml")
+    tiny_settings["sampling"] = {"eta": 0.5}
+    assert parse_experiment(tiny_settings, "x.yaml").sampling.eta == 0.5

@@ -15,6 +15,8 @@ class Sampling(Section):
 
     steps: int = Field(25, ge=1, le=TIMESTEPS - 1)  # of the teacher
     solver: Literal["paper", "leapfrog", "ddim"] = "ddim"
+    # fresh noise in every step (eq. 16 of arXiv 2010.02502): 0 none, 1 as in ancestral sampling
+    eta: float = Field(0.0, ge=0, le=1)
     guidance: float = Field(3.0, ge=1)  # guidance scale 1 + w, as in diffusers
     llcm_steps: tuple[int, ...] = (1, 2, 4, 8)  # of the LLCM and of the LCM-LoRA
     llcm_guidance: float | None = Field(None, ge=1)  # default: guidance
@@ -22,6 +24,12 @@ class Sampling(Section):
     shard_size: int = Field(84, ge=1)  # images per shard: one array task
     batch: int = Field(28, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _eta_has_a_solver(self) -> Sampling:
+        if self.eta and self.solver == "leapfrog":
+            raise ValueError("sampling.eta: the leapfrog takes none, ddim does")
+        return self
 
     @property
     def student_guidance(self) -> float:

@@ -81,6 +81,7 @@ def draw_prior(base: Path, prompts: list[str], config: Experiment, folder: Path)
                 steps=sampling.steps,
                 guidance=sampling.guidance,
                 solver=sampling.solver,
+                eta=sampling.eta,
                 resolution=config.data.resolution,
             )
             for number, prompt, image in zip(numbers, part, images, strict=True):

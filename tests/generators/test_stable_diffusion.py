@@ -213,3 +213,15 @@ def test_partitions_and_accumulation_train_the_same(
         ).std()
         > 0
     )
+
+
+def test_fresh_noise_is_an_images_own(tiny_run):
+    pipeline = load_pipeline(tiny_run.path("stable_diffusion", "export"))
+    settings = {"steps": 3, "guidance": 1.0, "solver": "ddim", "resolution": 32}
+    noisy = draw(pipeline, ["a hip"] * 2, [1, 2], eta=1.0, **settings)
+    plain = draw(pipeline, ["a hip"] * 2, [1, 2], eta=0.0, **settings)
+    assert (noisy != plain).any() and (
+        plain == draw(pipeline, ["a hip"] * 2, [1, 2], **settings)
+    ).all()
+    alone = draw(pipeline, ["a hip"], [2], eta=1.0, **settings)
+    assert abs(alone[0].astype(int) - noisy[1]).max() <= 1  # whatever is drawn beside it
