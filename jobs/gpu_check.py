@@ -45,7 +45,7 @@ def attention() -> str:
     import torch
     from diffusers.models.attention_processor import Attention, AttnProcessor
 
-    from hpc_hipgen.generators.attention import best_attention, xformers_works
+    from hpc_hipgen.generators.attention import best_attention, uses_xformers
 
     torch.manual_seed(0)
     layer = Attention(320, heads=8, dim_head=40).cuda()
@@ -59,7 +59,7 @@ def attention() -> str:
         found.append((output.float(), gradient))
     errors = [float((a - b).norm() / a.norm()) for a, b in zip(*found, strict=True)]
     assert max(errors) < 0.02, f"relative errors {errors}"
-    kernel = "xformers" if xformers_works() else "SDPA"
+    kernel = "xformers" if uses_xformers() else "SDPA"
     return f"{kernel}: relative errors {errors[0]:.1e} forward, {errors[1]:.1e} backward"
 
 

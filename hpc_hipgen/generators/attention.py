@@ -12,10 +12,18 @@ from torch import nn
 log = logging.getLogger(__name__)
 
 
+HOPPER = (9, 0)
+"""Compute capability from which torch's attention has kernels of its own (cuDNN's), and is faster.
+
+On an H100 a full-size LLCM step does 35 images/s with these and 30 with xformers'
+(docs/performance.md).
+"""
+
+
 @lru_cache(maxsize=1)
-def xformers_works() -> bool:
-    """True when xformers runs forward and backward on this GPU; tried once, never on CPU."""
-    if not torch.cuda.is_available():
+def uses_xformers() -> bool:
+    """True on a GPU older than Hopper where xformers runs forward and backward; tried once."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() >= HOPPER:
         return False
     try:
         from xformers.ops import memory_efficient_attention
@@ -28,24 +36,9 @@ def xformers_works() -> bool:
     return True
 
 
-HOPPER = (9, 0)
-"""Compute capability from which torch's attention has kernels of its own (cuDNN's), and is faster.
-
-On an H100 a full-size LLCM step does 35 images/s with these and 30 with xformers'
-(docs/performance.md).
-"""
-
-
-def xformers_is_faster() -> bool:
-    """Whether this GPU is older than Hopper: an A100, say."""
-    return torch.cuda.get_device_capability() < HOPPER
-
-
 def best_attention() -> XFormersAttnProcessor | AttnProcessor2_0:
     """What diffusers' attention layers are to compute with: xformers, else torch's SDPA."""
-    return (
-        XFormersAttnProcessor() if xformers_works() and xformers_is_faster() else AttnProcessor2_0()
-    )
+    return XFormersAttnProcessor() if uses_xformers() else AttnProcessor2_0()
 
 
 def use_best_attention(unet: nn.Module) -> None:

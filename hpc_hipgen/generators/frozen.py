@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from hpc_hipgen.training.engine import place
+from hpc_hipgen.training.norms import GroupNorm, LayerNorm
 
-CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
+CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear, GroupNorm, LayerNorm)
 """Layers whose weights are used in bf16 under autocast; they are cast at every call otherwise."""
 
 

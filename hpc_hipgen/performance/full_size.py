@@ -158,12 +158,14 @@ def check(
     return found
 
 
-def against_diffusers(images: int, steps: int, checkpointing: bool) -> dict[str, float]:
+def against_diffusers(
+    images: int, steps: int, checkpointing: bool, settings: Sequence[str] = ()
+) -> dict[str, float]:
     """Our step and that of `performance.recipe`, turn by turn: images/s, and the ratio.
 
     Ours has cached latents and states, the documented one encodes 512 px images and captions.
     """
-    config = _experiment(images, checkpointing)
+    config = _experiment(images, checkpointing, settings)
     init_distributed()
     task, training = FullSize(config), config.llcm.training
     theirs = DiffusersRecipe(_parts(config, task), config.llcm)
@@ -212,7 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--against", choices=("diffusers",), help="what to compare the step with")
     options = parser.parse_args(arguments)
     if options.against:
-        found = against_diffusers(options.images, options.steps, not options.no_checkpointing)
+        found = against_diffusers(
+            options.images, options.steps, not options.no_checkpointing, options.settings
+        )
         print(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
         return 0
     found = check(

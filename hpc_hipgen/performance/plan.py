@@ -204,9 +204,10 @@ def _count(build: Callable[[bool], Any]) -> tuple[int, int]:
     import torch
 
     from hpc_hipgen.generators.frozen import CAST_BY_AUTOCAST
+    from hpc_hipgen.training.norms import follow_autocast
 
     with torch.device("meta"):
-        network = build(True)
+        network = follow_autocast(build(True))
     cast = (m for m in network.modules() if isinstance(m, CAST_BY_AUTOCAST))
     matrices = sum(p.numel() for m in cast for p in m.parameters())
     return sum(p.numel() for p in network.parameters()), matrices

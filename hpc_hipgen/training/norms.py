@@ -3,27 +3,31 @@
 Autocast computes group and layer norms in fp32: what lies between two convolutions is turned into
 fp32 and back. Their kernels add up in fp32 whatever they are given (torch's group norm then stores
 mean and deviation in the type of the image), so that this costs much and gives little: of a
-full-size LLCM step on an H100 an eighth of the kernels' time and 8 GiB, while a trained teacher's
-gradient is off by 1.13 % of itself rather than 1.08 % (docs/performance.md).
+full-size LLCM step on an H100 an eighth of the kernels' time and 8 GiB (docs/performance.md), while
+a trained teacher's gradient is off by 1.13 % of itself rather than 1.08 % (docs/log.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _surroundings(x: Tensor, norm: Callable[..., Tensor], *parameters: Tensor | None) -> Tensor:
-    """A norm of x in autocast's type, or in x's own outside autocast."""
-    kind = x.device.type
+def _normalised(
+    function: Callable[..., Tensor], x: Tensor, over: Any, module: nn.GroupNorm | nn.LayerNorm
+) -> Tensor:
+    """`function` of x with a module's settings: in autocast's type, outside autocast in x's own."""
+    weight, bias, kind = module.weight, module.bias, x.device.type
     if not torch.is_autocast_enabled(kind):
-        return norm(x, *parameters)
+        return function(x, over, weight, bias, module.eps)
     dtype = torch.get_autocast_dtype(kind)
+    x, weight, bias = (None if v is None else v.to(dtype) for v in (x, weight, bias))
     with torch.autocast(kind, enabled=False):
-        return norm(x.to(dtype), *(None if p is None else p.to(dtype) for p in parameters))
+        return function(x, over, weight, bias, module.eps)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -31,11 +35,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """As torch's: (b, channels, ...)."""
-
-        def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-
-        return _surroundings(x, norm, self.weight, self.bias)
+        return _normalised(F.group_norm, x, self.num_groups, self)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -43,11 +43,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """As torch's: (..., *normalized_shape)."""
-
-        def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
-
-        return _surroundings(x, norm, self.weight, self.bias)
+        return _normalised(F.layer_norm, x, self.normalized_shape, self)
 
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
