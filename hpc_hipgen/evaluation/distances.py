@@ -103,7 +103,7 @@ class _EfficientNetLite0(nn.Module):
         check_hash(weights, EFFICIENTNET_SHA256)
         self.body = EfficientNet.from_name("efficientnet-lite0")
         self.body.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        # depthwise convolutions are twice as fast on a CPU where the channels of a pixel are together
+        # depthwise: twice as fast on a CPU with the channels of a pixel beside each other
         self.body.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
