@@ -206,12 +206,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--images", type=int, default=1, help="in a batch (1)")
     parser.add_argument("--steps", type=int, default=2, help="the second has moments to keep (2)")
-    parser.add_argument(
-        "--profile", action="store_true", help="print where the time of a step goes"
-    )
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--profile", action="store_true", help="print where a step's time goes")
+    either.add_argument("--against", choices=("diffusers",), help="what to compare the step with")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
     parser.add_argument("settings", nargs="*", metavar="key.sub=value", help="settings to change")
-    parser.add_argument("--against", choices=("diffusers",), help="what to compare the step with")
     options = parser.parse_args(arguments)
     if options.against:
         found = against_diffusers(
