@@ -6,11 +6,11 @@
 #SBATCH --time=01:00:00
 #SBATCH --output=slurm-%x-%j.out
 #
-# DreamBooth: radiographs -> ruler, autoencoder, teacher -> subjects of a few films -> samples -> report.
+# DreamBooth: radiographs -> ruler, autoencoder, probe, teacher -> subjects of a few films -> samples -> report.
 # Arguments and variables as for llcm.sh.
 #
 #   bash sbatch/dreambooth.sh        sbatch sbatch/dreambooth.sh
-#   ... stable_diffusion=null autoencoder=null dreambooth.base=FOLDER      another base
+# Another base, films of your own: configs/dreambooth.yaml says how.
 set -euo pipefail
 
 # Slurm runs a copy of this script: then the clone is where sbatch was called

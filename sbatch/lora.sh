@@ -6,11 +6,11 @@
 #SBATCH --time=01:00:00
 #SBATCH --output=slurm-%x-%j.out
 #
-# Adapters: radiographs -> ruler, autoencoder, a base -> LoRA, LCM-LoRA -> samples -> report.
+# Adapters: radiographs -> ruler, autoencoder, probe, a base -> LoRA, LCM-LoRA -> samples -> report.
 # Arguments and variables as for llcm.sh.
 #
 #   bash sbatch/lora.sh        sbatch sbatch/lora.sh
-#   ... stable_diffusion=null autoencoder=null lora.base=FOLDER lcm_lora.base=FOLDER    another base
+# Another base: configs/lora.yaml says how.
 set -euo pipefail
 
 # Slurm runs a copy of this script: then the clone is where sbatch was called

@@ -26,7 +26,7 @@ TINY = {
         "training": STEPS | {"ema_images": 8},
     },
     "llcm": {"training": {**STEPS}},
-    "sampling": {"steps": 2, "llcm_steps": [1, 2], "shard_size": 4, "batch": 3},
+    "sampling": {"steps": 2, "eta": 1, "llcm_steps": [1, 2], "shard_size": 4, "batch": 3},
     "evaluation": {"permutations": 20},
 }
 

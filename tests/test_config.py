@@ -190,6 +190,15 @@ def test_the_baseline_takes_captions_only(tiny_settings):
     assert "must be 'caption'" in problems(tiny_settings)[0]
 
 
+def test_a_probe_reads_no_latents_of_another_autoencoder(tiny_settings):
+    tiny_settings["probe"] = {"training": STEPS}
+    tiny_settings["llcm"] |= {"measurement_weight": 0.05}
+    assert parse_experiment(tiny_settings, "x").probe
+    tiny_settings["llcm"]["base"] = "/nowhere"
+    (line,) = problems(tiny_settings)
+    assert line.startswith("x.yaml: llcm.measurement_weight: the probe reads latents of the run's")
+
+
 def test_adapters_need_a_base(tiny_settings):
     tiny_settings["lora"] = {"training": STEPS}
     assert "lora" in parse_experiment(tiny_settings, "x").trained()

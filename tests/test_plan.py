@@ -35,7 +35,7 @@ def test_zero_shares_out_what_it_says(paper):
 def test_the_command_says_what_fits_and_how_long(capsys):
     assert main(["configs/llcm.yaml", "--gpus", "1", "--images-per-second", "10"]) == 0
     said = capsys.readouterr().out
-    assert "8,000 images on 1 GPUs" in said and "0.2 hours at 10 images/s" in said
+    assert "18,000 images on 1 GPUs" in said and "0.5 hours at 10 images/s" in said
     assert "leapfrog" not in said and said.count("at worst") == 2
 
 

@@ -67,12 +67,14 @@ def test_arguments_are_settings(tmp_path):
     assert "train-stable_diffusion" in done.stdout and "train-llcm" not in done.stdout
     done = bash("sbatch/stable_diffusion.sh", "--dry-run", CONFIG="configs/compare.yaml")
     trained = {x.split()[0] for x in done.stdout.splitlines() if "train-" in x.split()[0]}
-    assert trained == {"train-ruler", "train-autoencoder", "train-stable_diffusion"}
+    assert trained == {
+        f"train-{name}" for name in ("ruler", "autoencoder", "probe", "stable_diffusion")
+    }
     done = bash("sbatch/dall_e.sh", "--dry-run")
     assert "train-discrete_vae" in done.stdout and "train-autoencoder" not in done.stdout
     done = bash("sbatch/unclip.sh", "--dry-run")
     (line,) = [x for x in done.stdout.splitlines() if x.strip().startswith("train-unclip ")]
-    assert line.endswith("after prepare, train-autoencoder, train-clip, train-prior")
+    assert line.endswith("after prepare, train-autoencoder, train-probe, train-clip, train-prior")
 
 
 def test_the_comparison_has_every_generator():
@@ -96,7 +98,7 @@ def test_models_on_a_base_wait_for_it(name, models):
     assert done.returncode == 0, done.stderr
     for model in models:
         (line,) = [x for x in done.stdout.splitlines() if x.strip().startswith(f"train-{model} ")]
-        assert line.endswith("after prepare, train-stable_diffusion")
+        assert line.endswith("after prepare, train-stable_diffusion, train-probe")
     alone = bash(f"sbatch/{name}.sh", "--dry-run", "stable_diffusion=null")
     assert alone.returncode == 2 and f"{models[0]}.base: give a diffusers folder" in alone.stderr
 

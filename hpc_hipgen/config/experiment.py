@@ -199,6 +199,14 @@ def _check_probe(config: Experiment) -> None:
         raise ValueError("probe: no generator has a measurement_weight, nobody would ask it")
     if config.probe and not config.autoencoder:
         raise ValueError("autoencoder: needed by probe, which reads its latents")
+    for name in asking:
+        section = getattr(config, name)
+        for key in ("base", "pretrained"):
+            if getattr(section, key, None):
+                raise ValueError(
+                    f"{name}.measurement_weight: the probe reads latents of the run's autoencoder, "
+                    f"{name}.{key} has its own; set it to 0"
+                )
 
 
 def _check_other_captions(config: Experiment) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from hpc_hipgen.run import Run, row_model, write_atomic
+from hpc_hipgen.run import FEW_STEPS, Run, row_model, write_atomic
 from hpc_hipgen.weights import known
 
 FILE = "README.md"
@@ -152,6 +152,7 @@ def write_card(
         title=title,
         what=what or DRAWS,
         use=use,
+        call=_call(run, model) if "diffusers" in use and not what else None,
         run=run.config,
         films=_films(run),
         lab=(run.done("prepare") or {}) if model == "lab_ruler" else None,
@@ -174,6 +175,26 @@ def write_cards(run: Run) -> None:
         figures, folder = run.done(f"train-{model}"), run.path(model, "export")
         if figures and folder.is_dir():
             write_card(run, model, folder, figures, metrics)
+
+
+def _call(run: Run, model: str) -> str:
+    """The call of a diffusers pipeline that draws as the run's samples were drawn."""
+    sampling = run.config.sampling
+    given: dict[str, Any]
+    if model in FEW_STEPS:  # its last row
+        scale = 1 if model == "lcm_lora" else sampling.student_guidance
+        given = {"num_inference_steps": sampling.llcm_steps[-1], "guidance_scale": scale}
+    else:
+        given = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance}
+        given |= {"eta": sampling.eta} if sampling.eta else {}
+    if model == "unclip":
+        own = run.config.unclip.sampling
+        given |= {
+            "prior_num_inference_steps": own.prior_steps,
+            "prior_guidance_scale": own.prior_guidance,
+            "noise_level": own.noise_level,
+        }
+    return f"pipeline(prompt, {', '.join(f'{k}={v:g}' for k, v in given.items())}).images[0]"
 
 
 def public_settings(value: Any) -> Any:

@@ -294,7 +294,9 @@ def encode_captions(
 
 
 def load_text(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """Tokenizer and text encoder of a diffusers folder."""
+    """Tokenizer and text encoder of a diffusers folder (safetensors only, no network)."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    encoder = CLIPTextModel.from_pretrained(
+        folder / "text_encoder", local_files_only=True, use_safetensors=True
+    )
     return tokenizer, encoder

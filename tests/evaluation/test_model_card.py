@@ -63,6 +63,23 @@ def test_the_evaluation_writes_the_scores_of_the_models_own_rows(run):
     assert not run.path("stable_diffusion", "export").exists()
 
 
+def test_the_call_is_how_the_run_drew_its_samples(run, tmp_path):
+    calls = {
+        "stable_diffusion": "num_inference_steps=2, guidance_scale=3, eta=1",
+        "lora": "num_inference_steps=2, guidance_scale=3, eta=1",
+        "llcm": "num_inference_steps=2, guidance_scale=3",
+        "ruler": None,
+        "autoencoder": None,
+    }
+    for model, call in calls.items():
+        write_card(run, model, tmp_path, {}, {})
+        text = (tmp_path / "README.md").read_text()
+        said = (
+            f"As the run drew its samples, but for the seed: `pipeline(prompt, {call}).images[0]`"
+        )
+        assert (said in text) if call else ("As the run drew" not in text), model
+
+
 def test_no_folder_of_the_machine_is_named(run, tmp_path):
     write_card(run, "lora", tmp_path, {}, {})
     text = (tmp_path / "README.md").read_text()

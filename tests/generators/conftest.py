@@ -6,24 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-STOCK = """
-import json, sys
-import numpy as np, torch
-from diffusers import StableDiffusionPipeline
-
-found = {}
-for name, (folder, prompts, seeds, steps, guidance) in json.loads(sys.argv[1]).items():
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    images = pipeline(prompts, num_inference_steps=steps, guidance_scale=guidance,
-                      generator=generators, height=32, width=32, output_type="np").images
-    found[name] = np.rint(images.mean(-1) * 255).astype(np.uint8)
-    found[name + "_scheduler"] = np.array(type(pipeline.scheduler).__name__)
-assert not [m for m in sys.modules if m.split(".")[0] in ("hpc_hipgen", "jobs")]
-np.savez(sys.argv[2], **found)
-"""
+from stock_pipelines import STOCK, asked_of_stock
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +34,20 @@ def stock_process(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def draws_what_was_stored(stock_process):
+    """Whether a stock Stable Diffusion draws a row of a run anew, to the bit."""
+    from hpc_hipgen.evaluation.samples import read_samples
+
+    def check(run, row, model):
+        samples = read_samples(run.path("samples", row, "shard-00000.tar"))[:3]
+        asked = {row: (str(run.path(model, "export")), *asked_of_stock(samples))}
+        drawn, _ = stock_process(STOCK, asked)
+        return all(np.array_equal(a, b.image) for a, b in zip(drawn[row], samples, strict=True))
+
+    return check
+
+
+@pytest.fixture(scope="session")
 def stock(tiny_run, stock_process):
     """What a process that has no code of this project draws for the first prompts of each row."""
     from hpc_hipgen.evaluation.samples import read_samples
@@ -59,13 +56,6 @@ def stock(tiny_run, stock_process):
     for row, model in (("stable_diffusion", "stable_diffusion"), ("llcm_2", "llcm")):
         samples = read_samples(tiny_run.path("samples", row, "shard-00000.tar"))[:3]
         stored[row] = samples
-        info = samples[0].info
-        asked[row] = (
-            str(tiny_run.path(model, "export")),
-            [s.prompt for s in samples],
-            [s.info["seed"] for s in samples],
-            info["steps"],
-            info["guidance"],
-        )
+        asked[row] = (str(tiny_run.path(model, "export")), *asked_of_stock(samples))
     drawn, said = stock_process(STOCK, asked)
     return SimpleNamespace(drawn=drawn, stored=stored, said=said)

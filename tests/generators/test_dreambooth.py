@@ -126,7 +126,7 @@ def test_training_moves_the_unet_and_logs_both_losses(make_task, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_dreambooth_alone(tiny_run, tmp_path):
+def test_a_run_of_dreambooth_alone(tiny_run, tmp_path, draws_what_was_stored):
     """Nine films in four classes: one of them has the three that a subject needs."""
     tree = tiny_run.config.model_dump(mode="json", exclude_unset=True)
     for name in ("stable_diffusion", "autoencoder", "llcm"):
@@ -151,3 +151,4 @@ def test_a_run_of_dreambooth_alone(tiny_run, tmp_path):
         named = drawn.prompt.startswith("sks ")
         assert named == (drawn.info["prompt_class"] == subject)
         assert f"left {drawn.info['asked_left']:.1f} degrees" in drawn.prompt
+    assert draws_what_was_stored(run, "dreambooth", "dreambooth")

@@ -40,6 +40,7 @@ def averages(task):
 
 def test_the_stock_pipeline_draws_what_was_stored(stock):
     drawn = stock.drawn["stable_diffusion"]
+    assert stock.stored["stable_diffusion"][0].info["eta"] == 1, "with fresh noise in every step"
     assert str(stock.drawn["stable_diffusion_scheduler"]) == "DDIMScheduler"
     for image, sample in zip(drawn, stock.stored["stable_diffusion"], strict=True):
         assert np.array_equal(image, sample.image), sample.key
@@ -50,7 +51,7 @@ def test_an_image_does_not_depend_on_its_batch(tiny_run):
     samples = read_samples(tiny_run.path("samples", "stable_diffusion", "shard-00000.tar"))
     pipeline = load_pipeline(tiny_run.path("stable_diffusion", "export"))
     for sample in (samples[2], samples[3]):
-        settings = {k: sample.info[k] for k in ("steps", "guidance", "solver")}
+        settings = {k: sample.info[k] for k in ("steps", "guidance", "solver", "eta")}
         alone = draw(pipeline, [sample.prompt], [sample.info["seed"]], resolution=32, **settings)[0]
         # sums of floats differ in their last bits between batch sizes
         assert np.abs(alone.astype(int) - sample.image).max() <= 1

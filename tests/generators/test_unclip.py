@@ -76,6 +76,7 @@ def test_the_stock_pipeline_draws_what_was_stored(embedding_run, samples, stock_
     settings = {
         "num_inference_steps": info["steps"],
         "guidance_scale": info["guidance"],
+        "eta": info["eta"],
         "prior_num_inference_steps": info["prior_steps"],
         "prior_guidance_scale": info["prior_guidance"],
         "noise_level": info["noise_level"],
