@@ -197,6 +197,8 @@ def test_a_probe_reads_no_latents_of_another_autoencoder(tiny_settings):
     tiny_settings["llcm"]["base"] = "/nowhere"
     (line,) = problems(tiny_settings)
     assert line.startswith("x.yaml: llcm.measurement_weight: the probe reads latents of the run's")
+    tiny_settings["autoencoder"] = {"pretrained": "/nowhere"}
+    assert parse_experiment(tiny_settings, "x").probe, "the very autoencoder of the base"
 
 
 def test_adapters_need_a_base(tiny_settings):

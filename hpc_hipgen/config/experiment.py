@@ -202,10 +202,11 @@ def _check_probe(config: Experiment) -> None:
     for name in asking:
         section = getattr(config, name)
         for key in ("base", "pretrained"):
-            if getattr(section, key, None):
+            folder = getattr(section, key, None)
+            if folder and folder != config.autoencoder.pretrained:
                 raise ValueError(
                     f"{name}.measurement_weight: the probe reads latents of the run's autoencoder, "
-                    f"{name}.{key} has its own; set it to 0"
+                    f"{name}.{key} has its own; set it to 0, or autoencoder.pretrained to the same"
                 )
 
 

@@ -16,7 +16,8 @@ COLUMNS = (
     "r_left", "r_right", "mae_left", "mae_right", "frechet", "frechet_floor", "copied",
     "seconds_per_image", "evaluations_per_image",
 )  # fmt: skip
-"""parameters: trained ones. seconds_with_bases: with the models that it was trained on."""
+"""parameters: trained ones. seconds_with_bases: with the models of the run that it was trained on.
+evaluations: of the UNet or of DALL-E's transformer; unCLIP's small prior is not counted."""
 
 
 def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[str, Any]]:

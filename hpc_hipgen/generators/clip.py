@@ -23,6 +23,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from hpc_hipgen.config import CLIP, Experiment
 from hpc_hipgen.generators import text
+from hpc_hipgen.generators.probe import asked_angles
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -222,7 +223,7 @@ class CLIPTask:
             )
         torch.manual_seed(config.seed)
         self.parts = build_parts(section, config.data.resolution)
-        degrees = _angles(films)
+        degrees = asked_angles(films)
         self.mean, self.spread = degrees.mean(), degrees.std()
         self.angles = (degrees - self.mean) / self.spread
         self.module = ContrastiveLoss(self.parts.model, section, float(self.spread))
@@ -263,7 +264,7 @@ class CLIPTask:
         with torch.no_grad():
             model.visual_projection.weight /= sample.std(0).square().mean().sqrt()
             found = read_angles(networks, image_embeddings(model, self.validation.images))
-        error = (found * self.spread + self.mean - _angles(self.validation)).abs().mean()
+        error = (found * self.spread + self.mean - asked_angles(self.validation)).abs().mean()
         model.logit_scale = nn.Parameter(model.logit_scale.squeeze())
         model.save_pretrained(folder, safe_serialization=True)
         self.parts.tokenizer.save_pretrained(folder)
@@ -271,8 +272,3 @@ class CLIPTask:
             "parameters": float(sum(p.numel() for p in model.parameters())),
             "validation_angle_mae": float(error),
         }
-
-
-def _angles(films: Films) -> Tensor:
-    """(n, 2) float32 degrees of the patient's left and right hip."""
-    return torch.from_numpy(np.stack([films.patient_left, films.patient_right], 1)).float()
