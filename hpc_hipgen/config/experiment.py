@@ -200,14 +200,12 @@ def _check_probe(config: Experiment) -> None:
     if config.probe and not config.autoencoder:
         raise ValueError("autoencoder: needed by probe, which reads its latents")
     for name in asking:
-        section = getattr(config, name)
-        for key in ("base", "pretrained"):
-            folder = getattr(section, key, None)
-            if folder and folder != config.autoencoder.pretrained:
-                raise ValueError(
-                    f"{name}.measurement_weight: the probe reads latents of the run's autoencoder, "
-                    f"{name}.{key} has its own; set it to 0, or autoencoder.pretrained to the same"
-                )
+        base = getattr(getattr(config, name), "base", None)
+        if base and base != config.autoencoder.pretrained:
+            raise ValueError(
+                f"{name}.measurement_weight: the probe reads latents of the run's autoencoder, "
+                f"{name}.base has its own; set it to 0, or autoencoder.pretrained to the base"
+            )
 
 
 def _check_other_captions(config: Experiment) -> None:

@@ -1,5 +1,6 @@
 """The teacher: its loss, a run of two steps, its export in a stock pipeline."""
 
+import copy
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from hpc_hipgen.diffusion.schedule import min_snr_weight, scaled_linear_alphas_c
 from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.sampling import draw, load_pipeline
-from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask
+from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask, load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.training import engine
 from hpc_hipgen.training.clock import ImageRandom
@@ -149,6 +150,38 @@ def test_the_digit_baseline_has_no_measurements(tiny_run, tiny_settings, tmp_pat
     pipeline = load_pipeline(tmp_path / "export")
     image = draw(pipeline, ["a hip"], [1], steps=1, guidance=1.0, solver="ddim", resolution=32)
     assert image.shape == (1, 32, 32)
+
+
+def test_a_published_folder_is_gone_on_with(tiny_run, tiny_settings, tmp_path):
+    """As Stable Diffusion 1.5 on a cluster: a folder without measurement tokens gets them."""
+    make_task(tiny_run, copy.deepcopy(tiny_settings), conditioning="caption").export(tmp_path)
+    published = load_parts(tmp_path)
+    for shape in ("unet", "text"):
+        tiny_settings["stable_diffusion"].pop(shape)
+    tiny_settings["seed"] = 9
+    task = make_task(tiny_run, tiny_settings, pretrained=str(tmp_path), train_text=True)
+    for own, loaded in zip(task.parts.unet.parameters(), published.unet.parameters(), strict=True):
+        assert torch.equal(own, loaded)
+    embedding = task.parts.text_encoder.get_input_embeddings()
+    assert isinstance(embedding, text.MeasurementEmbedding)
+    word = published.tokenizer.convert_tokens_to_ids("hips</w>")
+    expected = published.text_encoder.get_input_embeddings()(torch.tensor([word]))
+    assert torch.equal(embedding(torch.tensor([word])), expected)
+    task.module(**batch_of(task))[0].mean().backward()
+    assert embedding.network[0].weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match=r"prediction: epsilon, but .* predicts v_prediction"):
+        make_task(tiny_run, tiny_settings, prediction="epsilon")
+
+
+def test_checkpointed_gradients_are_the_same(tiny_run, tiny_settings):
+    gradients = []
+    for checkpointed in (False, True):
+        task = make_task(tiny_run, tiny_settings, gradient_checkpointing=checkpointed)
+        assert task.parts.unet.is_gradient_checkpointing == checkpointed
+        task.module.train()
+        task.module(**batch_of(task))[0].mean().backward()
+        gradients.append([p.grad for p in task.parts.unet.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,13 @@ import io
 import json
 import math
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from hpc_hipgen.config import ConfigError, check_inputs, load_experiment, parse_experiment
+from hpc_hipgen.config import ConfigError, check_inputs, parse_experiment
 from hpc_hipgen.evaluation import distances, real_films
 from hpc_hipgen.evaluation.ruler import Measurement
 from hpc_hipgen.evaluation.samples import read_samples
@@ -244,9 +243,3 @@ def test_a_ruler_of_the_same_views_is_not_trained_again(films, tmp_path):
     config = experiment(films, ruler=ruler)
     check_inputs(config, "x")
     assert config.trained() == []
-
-
-def test_the_ruler_of_the_demo_fits_the_experiment_ruler():
-    configs = Path(__file__).parents[2] / "configs"
-    alone, demo = (load_experiment(configs / f"{name}.yaml") for name in ("ruler", "llcm"))
-    assert (alone.seed, alone.data, alone.ruler) == (demo.seed, demo.data, demo.ruler)
