@@ -107,8 +107,9 @@ class DreamBoothLoss(DenoiserLoss):
         """Per-image losses (b,) of the inputs of `DenoiserLoss`; `prior_` ones, b too, beside."""
         names = [name for name in inputs if not name.startswith("prior_")]
         both = {name: torch.cat([inputs[name], inputs[f"prior_{name}"]]) for name in names}
-        instance, prior = super().forward(**both)[0].chunk(2)
-        scalars = {"instance": instance.detach().mean(), "prior": prior.detach().mean()}
+        losses, scalars = super().forward(**both)
+        instance, prior = losses.chunk(2)
+        scalars |= {"instance": instance.detach().mean(), "prior": prior.detach().mean()}
         return instance + self.prior_weight * prior, scalars
 
 
