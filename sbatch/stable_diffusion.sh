@@ -6,7 +6,8 @@
 #SBATCH --time=01:00:00
 #SBATCH --output=slurm-%x-%j.out
 #
-# Only the teacher: as llcm.sh, without every other generator of the experiment. Arguments are settings, as there.
+# Only the teacher: as llcm.sh, without every other generator of the experiment (another one: CONFIG). Arguments are
+# settings, as there.
 #
 #   bash sbatch/stable_diffusion.sh        sbatch sbatch/stable_diffusion.sh
 set -euo pipefail
@@ -21,4 +22,4 @@ cd "$here/.."
 
 others=(stable_diffusion_caption llcm llcm_paper llcm_ddim lora lcm_lora dreambooth
   discrete_vae dall_e clip prior unclip)
-launch "${CONFIG:-configs/llcm.yaml}" name=stable_diffusion "${others[@]/%/=null}" "$@"
+launch "${CONFIG:-configs/stable_diffusion.yaml}" name=stable_diffusion "${others[@]/%/=null}" "$@"

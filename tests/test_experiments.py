@@ -13,14 +13,16 @@ def experiment(name):
     return load_experiment(CONFIGS / f"{name}.yaml")
 
 
-@pytest.mark.parametrize("name", ["compare", "dall_e", "dreambooth", "lora", "ruler", "unclip"])
+@pytest.mark.parametrize(
+    "name", ["compare", "dall_e", "dreambooth", "lora", "ruler", "stable_diffusion", "unclip"]
+)
 def test_they_have_the_phantoms_and_the_ruler_of_the_demo(name):
     demo, other = experiment("llcm"), experiment(name)
     assert (other.seed, other.data, other.ruler) == (demo.seed, demo.data, demo.ruler)
 
 
-@pytest.mark.parametrize("name", ["dreambooth", "lora"])
-def test_bases_of_adapted_models_are_the_demos_teacher(name):
+@pytest.mark.parametrize("name", ["dreambooth", "lora", "stable_diffusion"])
+def test_teachers_are_that_of_the_demo(name):
     demo, other = experiment("llcm"), experiment(name)
     for model in ("autoencoder", "probe", "stable_diffusion"):
         assert getattr(other, model) == getattr(demo, model), model
