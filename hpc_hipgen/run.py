@@ -37,6 +37,27 @@ def row_model(row: str) -> tuple[str, int | None]:
     return (model, int(steps)) if model in FEW_STEPS and steps.isdecimal() else (row, None)
 
 
+def row_settings(config: Experiment, row: str) -> dict[str, Any]:
+    """What a generated row is drawn with: steps, guidance scale, ..., or as tokens are."""
+    sampling = config.sampling
+    if row == "dall_e":
+        return config.dall_e.sampling.model_dump()
+    settings = {
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "solver": sampling.solver,
+        "eta": sampling.eta,
+    }
+    if row == "unclip":
+        return settings | config.unclip.sampling.model_dump()
+    model, few = row_model(row)
+    if few is not None:
+        # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
+        guidance = sampling.student_guidance if model in LLCMS else 1.0
+        return {"steps": few, "guidance": guidance, "solver": "lcm", "eta": 0.0}
+    return settings
+
+
 HOW = re.compile(
     r"\.training\.(micro_batch|zero_stage|workers|compile|checkpoint_images|keep_images"
     r"|log_images)$"

@@ -22,7 +22,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards
-from hpc_hipgen.config import LLCMS
 from hpc_hipgen.pipeline import (
     FILMS_ROW,
     MEASURED_ROWS,
@@ -32,7 +31,7 @@ from hpc_hipgen.pipeline import (
     row_data,
     sample_shard,
 )
-from hpc_hipgen.run import Run, row_model, write_atomic
+from hpc_hipgen.run import Run, row_model, row_settings, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +79,7 @@ def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
     """What each image of a row of the report is asked for."""
     if row in MEASURED_ROWS:
         return image_specs(run.config.seed, films, row)
-    settings, per_caption = row_settings(run, row), run.config.sampling.per_caption
+    settings, per_caption = row_settings(run.config, row), run.config.sampling.per_caption
     specs = image_specs(run.config.seed, films, row, settings, per_caption)
     return with_subjects(run, row, specs)
 
@@ -128,27 +127,6 @@ def image_specs(
             spec |= settings
         specs.append(spec)
     return specs
-
-
-def row_settings(run: Run, row: str) -> dict[str, Any]:
-    """What a generated row is drawn with: steps, guidance scale, ..., or as tokens are."""
-    sampling = run.config.sampling
-    if row == "dall_e":
-        return run.config.dall_e.sampling.model_dump()
-    settings = {
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "solver": sampling.solver,
-        "eta": sampling.eta,
-    }
-    if row == "unclip":
-        return settings | run.config.unclip.sampling.model_dump()
-    model, few = row_model(row)
-    if few is not None:
-        # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
-        guidance = sampling.student_guidance if model in LLCMS else 1.0
-        return {"steps": few, "guidance": guidance, "solver": "lcm", "eta": 0.0}
-    return settings
 
 
 def shard_bytes(

@@ -40,7 +40,7 @@ from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Item
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run, row_settings, write_atomic
 from hpc_hipgen.sweep import EXPORT, SPLITS, Cell, Sweep
 
 if TYPE_CHECKING:
@@ -93,13 +93,13 @@ def _draw_and_measure(
     """One cell: its samples, unless they are there, then their measurements."""
     from hpc_hipgen.evaluation.samples import read_or_redraw
     from jobs.evaluate import measured, store_table
-    from jobs.sample import drawn, image_specs, row_settings, shard_bytes, with_subjects
+    from jobs.sample import drawn, image_specs, shard_bytes, with_subjects
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
 
     def draw() -> None:
         crossed = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
-        settings = row_settings(run, cell.model) | crossed
+        settings = row_settings(run.config, cell.model) | crossed
         if cell.solver == "leapfrog":
             settings["eta"] = 0.0  # it takes none
         specs = image_specs(run.config.seed, films, cell.name, settings)

@@ -41,7 +41,7 @@ from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Item
-from hpc_hipgen.run import Run, remove_folder, row_model, write_atomic
+from hpc_hipgen.run import Run, remove_folder, row_model, row_settings, write_atomic
 from hpc_hipgen.sweep import check_name
 from hpc_hipgen.utility import ALONE, ANGLES, GENERATED, Cell, Settings
 
@@ -53,13 +53,13 @@ if TYPE_CHECKING:
 def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
     """Draws shards of generated films; returns how many were drawn now."""
     from hpc_hipgen.radiograph.layouts import read_manifest
-    from jobs.sample import drawn, image_specs, load_model, row_settings, shard_bytes, with_subjects
+    from jobs.sample import drawn, image_specs, load_model, shard_bytes, with_subjects
 
     settings = _saved(run, name)
     films = read_manifest(run.path("data"), "train", nominal_only=True)
     times = -(-settings.generated // len(films))
     # another seed than the report's, so that these are no images of its
-    seed, look = run.config.seed + 1, row_settings(run, settings.row)
+    seed, look = run.config.seed + 1, row_settings(run.config, settings.row)
     specs = image_specs(seed, films, settings.row, look, times)[: settings.generated]
     model, _ = row_model(settings.row)
     specs, size = with_subjects(run, model, specs), run.config.sampling.shard_size

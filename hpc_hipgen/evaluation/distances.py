@@ -28,6 +28,9 @@ from hpc_hipgen.run import sha256_of
 NEIGHBOURS = 3
 """k of precision and recall: how far a film reaches, as in the publication."""
 
+CPU_IMAGES = 4
+"""Images at a time on a CPU: their activations stay in its cache (docs/log.md, 2026-11-27)."""
+
 _SHARES = ("precision", "recall", "precision_floor", "recall_floor")
 
 # Fréchet inception distances of the source paper, its DALL-E, per prompt class 1 to 4.
@@ -48,10 +51,6 @@ def check_hash(path: Path, expected: str) -> None:
     found = sha256_of(path)
     if found != expected:
         raise ValueError(f"{path}: SHA-256 is {found}, expected {expected}; not the known weights")
-
-
-CPU_IMAGES = 4
-"""Images at a time on a CPU: their activations stay in its cache (docs/log.md, 2026-11-27)."""
 
 
 class Backbone(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from hpc_hipgen.run import FEW_STEPS, Run, row_model, write_atomic
+from hpc_hipgen.run import FEW_STEPS, Run, row_model, row_settings, write_atomic
 from hpc_hipgen.weights import known
 
 FILE = "README.md"
@@ -35,6 +35,14 @@ pipeline.load_lora_weights("FOLDER")
 UNCLIP = STOCK.replace("StableDiffusionPipeline", "StableUnCLIPPipeline")
 OURS = "Read by hpc_hipgen (`{}`)."
 MEASURE = "`python -m jobs.measure FILES... --ruler FOLDER` of hpc_hipgen."
+
+ARGUMENTS = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "prior_steps": "prior_num_inference_steps",
+    "prior_guidance": "prior_guidance_scale",
+}
+"""What diffusers' pipelines call the settings of a row; the others have the same name."""
 
 MODELS = {
     "ruler": (
@@ -178,23 +186,14 @@ def write_cards(run: Run) -> None:
 
 
 def _call(run: Run, model: str) -> str:
-    """The call of a diffusers pipeline that draws as the run's samples were drawn."""
-    sampling = run.config.sampling
-    given: dict[str, Any]
-    if model in FEW_STEPS:  # its last row
-        scale = 1 if model == "lcm_lora" else sampling.student_guidance
-        given = {"num_inference_steps": sampling.llcm_steps[-1], "guidance_scale": scale}
-    else:
-        given = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance}
-        given |= {"eta": sampling.eta} if sampling.eta else {}
-    if model == "unclip":
-        own = run.config.unclip.sampling
-        given |= {
-            "prior_num_inference_steps": own.prior_steps,
-            "prior_guidance_scale": own.prior_guidance,
-            "noise_level": own.noise_level,
-        }
-    return f"pipeline(prompt, {', '.join(f'{k}={v:g}' for k, v in given.items())}).images[0]"
+    """The call of a diffusers pipeline that draws as the run drew the model's last row."""
+    row = f"{model}_{run.config.sampling.llcm_steps[-1]}" if model in FEW_STEPS else model
+    settings = row_settings(run.config, row)
+    del settings["solver"]  # a scheduler, no argument of the call
+    if not settings["eta"]:
+        del settings["eta"]
+    given = ", ".join(f"{ARGUMENTS.get(k, k)}={v:g}" for k, v in settings.items())
+    return f"pipeline(prompt, {given}).images[0]"
 
 
 def public_settings(value: Any) -> Any:

@@ -29,7 +29,7 @@ from hpc_hipgen.generators.stable_diffusion import (
 )
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
-from hpc_hipgen.run import atomic_folder
+from hpc_hipgen.run import atomic_folder, row_settings
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device, rank, world_size
 
@@ -78,11 +78,8 @@ def draw_prior(base: Path, prompts: list[str], config: Experiment, folder: Path)
                 pipeline,
                 part,
                 [config.seed * 1_000_003 + FIRST_SEED + i for i in numbers],
-                steps=sampling.steps,
-                guidance=sampling.guidance,
-                solver=sampling.solver,
-                eta=sampling.eta,
                 resolution=config.data.resolution,
+                **row_settings(config, "stable_diffusion"),
             )
             for number, prompt, image in zip(numbers, part, images, strict=True):
                 path = temporary / f"{number:05d}.png"

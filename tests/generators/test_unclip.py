@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from stock_pipelines import asked_of_stock
 
 from hpc_hipgen.config import ConfigError, Training, check_inputs, parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples
@@ -72,17 +73,14 @@ def batch_of(task, n=4):
 
 
 def test_the_stock_pipeline_draws_what_was_stored(embedding_run, samples, stock_process):
-    info = samples[0].info
-    settings = {
-        "num_inference_steps": info["steps"],
-        "guidance_scale": info["guidance"],
-        "eta": info["eta"],
+    first = samples[:3]  # a batch
+    prompts, seeds, settings = asked_of_stock(first)
+    info = first[0].info
+    settings |= {
         "prior_num_inference_steps": info["prior_steps"],
         "prior_guidance_scale": info["prior_guidance"],
         "noise_level": info["noise_level"],
     }
-    first = samples[:3]  # a batch
-    prompts, seeds = [s.prompt for s in first], [s.info["seed"] for s in first]
     export = str(embedding_run.path("unclip", "export"))
     drawn, said = stock_process(STOCK, [export, prompts, seeds, settings])
     for image, sample in zip(drawn["images"], first, strict=True):
