@@ -44,6 +44,12 @@ ARGUMENTS = {
 }
 """What diffusers' pipelines call the settings of a row; the others have the same name."""
 
+LEAPFROG = (
+    "after `pipeline.scheduler = LeapfrogScheduler.from_config(pipeline.scheduler.config)` with the "
+    "one of `hpc_hipgen.diffusion.scheduler`; the exported DDIM is of first order"
+)
+"""For rows whose solver stock diffusers does not have."""
+
 MODELS = {
     "ruler": (
         "Landmark network",
@@ -186,14 +192,15 @@ def write_cards(run: Run) -> None:
 
 
 def _call(run: Run, model: str) -> str:
-    """The call of a diffusers pipeline that draws as the run drew the model's last row."""
+    """How a diffusers pipeline draws as the run drew the model's last row, in Markdown."""
     row = f"{model}_{run.config.sampling.llcm_steps[-1]}" if model in FEW_STEPS else model
     settings = row_settings(run.config, row)
-    del settings["solver"]  # a scheduler, no argument of the call
+    solver = settings.pop("solver")  # a scheduler, no argument of the call
     if not settings["eta"]:
         del settings["eta"]
     given = ", ".join(f"{ARGUMENTS.get(k, k)}={v:g}" for k, v in settings.items())
-    return f"pipeline(prompt, {given}).images[0]"
+    call = f"`pipeline(prompt, {given}).images[0]`"
+    return f"{call}, {LEAPFROG}" if solver == "leapfrog" else call
 
 
 def public_settings(value: Any) -> Any:

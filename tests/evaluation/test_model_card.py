@@ -80,6 +80,15 @@ def test_the_call_is_how_the_run_drew_its_samples(run, tmp_path):
         assert (said in text) if call else ("As the run drew" not in text), model
 
 
+def test_a_solver_that_diffusers_lacks_is_named(tmp_path, tiny_settings):
+    tiny_settings["sampling"] = {**tiny_settings["sampling"], "solver": "leapfrog", "eta": 0}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    for model, named in {"stable_diffusion": True, "llcm": False}.items():
+        write_card(run, model, tmp_path, {}, {})
+        text = (tmp_path / "README.md").read_text()
+        assert ("LeapfrogScheduler.from_config" in text) is named, model
+
+
 def test_no_folder_of_the_machine_is_named(run, tmp_path):
     write_card(run, "lora", tmp_path, {}, {})
     text = (tmp_path / "README.md").read_text()
