@@ -45,8 +45,8 @@ ARGUMENTS = {
 """What diffusers' pipelines call the settings of a row; the others have the same name."""
 
 LEAPFROG = (
-    "after `pipeline.scheduler = LeapfrogScheduler.from_config(pipeline.scheduler.config)` with the "
-    "one of `hpc_hipgen.diffusion.scheduler`; the exported DDIM is of first order"
+    "after `pipeline.scheduler = LeapfrogScheduler.from_config(pipeline.scheduler.config)` with "
+    "the one of `hpc_hipgen.diffusion.scheduler`; the exported DDIM is of first order"
 )
 """For rows whose solver stock diffusers does not have."""
 
