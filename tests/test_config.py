@@ -41,6 +41,23 @@ def test_every_experiment_is_valid(path):
     assert load_experiment(path).name == path.stem
 
 
+@pytest.mark.parametrize(
+    "key, scale, weights",
+    [("sampling.guidance", 2, [0.0, 0.0]), ("llcm.guidance", 1, [0.0, 2.0])],
+)
+def test_guidance_needs_a_teacher_that_knows_images_without_captions(
+    tiny_settings, key, scale, weights
+):
+    tiny_settings["stable_diffusion"]["caption_dropout"] = 0
+    tiny_settings["sampling"] |= {"guidance": scale, "llcm_guidance": 1}
+    tiny_settings["llcm"]["guidance"] = weights
+    (line,) = problems(tiny_settings)
+    assert f"{key}: needs stable_diffusion.caption_dropout" in line
+    tiny_settings["sampling"]["guidance"] = 1
+    tiny_settings["llcm"]["guidance"] = [0.0, 0.0]
+    parse_experiment(tiny_settings, "x.yaml")
+
+
 def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_path):
     weights = tmp_path / "weights"
     tiny_settings["autoencoder"]["pretrained"] = str(weights / "sd")

@@ -114,6 +114,7 @@ def _check_experiment(config: Experiment) -> Experiment:
         check_batches(config, config.data.train)
     _check_shapes(config)
     _check_steps(config)
+    _check_captions_dropped(config)
     _check_apart(config.data.films, config.evaluation.films)
     return config
 
@@ -291,6 +292,25 @@ def _check_guidance(name: str, section: LLCM, w: float) -> None:
             f"sampling.llcm_guidance: w = {w:g} (the scale less 1) is outside {name}.guidance "
             f"[{low:g}, {high:g}], for which the student is trained"
         )
+
+
+def _check_captions_dropped(config: Experiment) -> None:
+    """Guidance subtracts what a model sees without a caption, and learns; raises ValueError."""
+    guided = ["sampling.guidance"] if config.sampling.guidance > 1 else []
+    most = {n: section.guidance[1] for n in LLCMS if (section := getattr(config, n))}
+    if config.lcm_lora:
+        most["lcm_lora"] = config.lcm_lora.guidance
+    taught = [f"{n}.guidance" for n, w in most.items() if w > 0 and not getattr(config, n).base]
+    for name, keys in (
+        ("stable_diffusion", guided + taught),
+        ("stable_diffusion_caption", guided),
+    ):
+        section = getattr(config, name)
+        if section and keys and not (section.pretrained or section.caption_dropout):
+            raise ValueError(
+                f"{keys[0]}: needs {name}.caption_dropout, from which the model learns images "
+                "without a caption"
+            )
 
 
 def _check_apart(trained: Path | None, measured: Path | None) -> None:

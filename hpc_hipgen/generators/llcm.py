@@ -6,6 +6,7 @@ moving average at t_n, where the teacher's guided solver jump has arrived.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,27 +96,28 @@ class DistillationLoss(nn.Module):
         output = unet(z, t, states, timestep_cond=condition).sample.float()
         return consistency_function(output, z, t, self.alphas.to(z.device), self.prediction)
 
+    def teach(self, z: Tensor, t: Tensor, w: Tensor, states: Tensor, null: Tensor | None) -> Tensor:
+        """The noise that the teacher sees in z, guided with w; without `null`, in half the time."""
+        if null is not None:
+            z, t, states = torch.cat([z, z]), torch.cat([t, t]), torch.cat([states, null])
+        output = self.frozen["teacher"](z, t, states).sample.float()
+        epsilon = to_epsilon(output, z, t, self.alphas.to(z.device), self.prediction)
+        return epsilon if null is None else guided_epsilon(*epsilon.chunk(2), w)
+
     def forward(
-        self, latents: Tensor, noise: Tensor, t: Tensor, w: Tensor, states: Tensor,
-        null: Tensor, weight: Tensor, asked: Tensor | None = None,
+        self, latents: Tensor, noise: Tensor, t: Tensor, w: Tensor, states: Tensor, weight: Tensor,
+        null: Tensor | None = None, asked: Tensor | None = None,
     ) -> tuple[Tensor, dict]:  # fmt: skip
         """Per-image losses of latents (b, c, h, w), timesteps t (b,), guidance weights w (b,).
 
-        `asked`: (b, 2) degrees, as of `MeasurementLoss`, where there is one.
+        `null`: the text states of no caption, where there is guidance; `asked`: (b, 2) degrees, as
+        of `MeasurementLoss`, where there is one.
         """
         alphas = self.alphas.to(latents.device)
         z = add_noise(latents, noise, t, alphas)
         with torch.no_grad():  # first, while nothing is kept for the backward pass
-            both = torch.cat([states, null])
-
-            def teacher(z: Tensor, t: Tensor) -> Tensor:
-                output = self.frozen["teacher"](torch.cat([z, z]), torch.cat([t, t]), both).sample
-                epsilon = to_epsilon(
-                    output.float(), torch.cat([z, z]), torch.cat([t, t]), alphas, self.prediction
-                )
-                return guided_epsilon(*epsilon.chunk(2), w)
-
             t_next = jump_target(t, self.section.skip)
+            teacher = partial(self.teach, w=w, states=states, null=null)
             z_next = one_jump(self.section.solver, teacher, z, t, t_next, alphas)
             target = self.consistency(self.frozen["target"], z_next, t_next, w, states)
         found = self.consistency(self.student, z, t, w, states)
@@ -180,11 +182,12 @@ class DistillationTask:
             "t": self.timesteps[random.integers("timestep", len(self.timesteps))],
             "w": low + (high - low) * random.uniform("guidance"),
             "states": self.states[self.rows[asked_for]],
-            "null": self.null.expand(len(indices), -1, -1),
             "weight": hip_focus(
                 landmarks, latents.shape[-1], self.resolution, self.section.hip_weight
             ),
         }
+        if high > 0:
+            inputs["null"] = self.null.expand(len(indices), -1, -1)
         if self.module.measured:
             inputs["asked"] = self.asked[asked_for]
         return inputs

@@ -148,29 +148,31 @@ def asked_angles(films: Films) -> Tensor:
     return torch.from_numpy(np.stack([films.patient_left, films.patient_right], 1)).float()
 
 
-def move_angles(probe: ProbeNetwork, latents: Tensor, degrees: Tensor) -> Tensor:
-    """The nearest latents whose angles differ by `degrees`, to first order.
+def move_to_angles(probe: ProbeNetwork, latents: Tensor, asked: Tensor) -> Tensor:
+    """The nearest latents that are read as `asked`, to first order.
 
-    One step of Gauss-Newton: J^T (J J^T)^-1 degrees, where J is the derivative of what the probe
-    reads. A ruler on the decoded views finds the angles moved by 1.08 times as much
-    (docs/log.md).
+    One step of Gauss-Newton: J^T (J J^T)^-1 r, where r is by how much other angles than the probe
+    reads are asked for, and J the derivative of what it reads. A ruler on the decoded views finds
+    the angles moved by 1.08 times as much (docs/log.md).
 
     Args:
         probe: reads the latents.
         latents: (b, c, n, n) float32.
-        degrees: (b, 2), patient's left and right.
+        asked: (b, 2) degrees, patient's left and right; NaN where latents are to stay.
     """
-    with torch.enable_grad():
+    # Without autocast: in bf16 nothing can be solved, and angles are read less exactly.
+    with torch.enable_grad(), torch.autocast(latents.device.type, enabled=False):
         latents = latents.detach().requires_grad_(True)
         angles = probe.angles(latents)
         rows = [
             torch.autograd.grad(a.sum(), latents, retain_graph=True)[0] for a in angles.unbind(1)
         ]
-    # In float64, which autocast leaves alone: in bf16 nothing can be solved.
-    slopes = torch.stack([row.flatten(1) for row in rows], 1).double()
-    squared = slopes @ slopes.mT + 1e-6 * torch.eye(2).to(slopes)
-    along = torch.linalg.solve(squared, degrees.to(slopes)[..., None])
-    return latents.detach() + (slopes.mT @ along)[..., 0].view_as(latents).to(latents.dtype)
+        slopes = torch.stack([row.flatten(1) for row in rows], 1).double()
+        squared = slopes @ slopes.mT + 1e-6 * torch.eye(2).to(slopes)
+        off = (asked - angles.detach()).nan_to_num(0.0).to(slopes)
+        along = torch.linalg.solve(squared, off[..., None])
+        step = (slopes.mT @ along)[..., 0].view_as(latents)
+    return latents.detach() + step.to(latents.dtype)
 
 
 class MeasurementLoss:

@@ -33,7 +33,7 @@ from hpc_hipgen.generators.autoencoder import stride
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.generators.other_captions import OtherCaptions
-from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles, move_angles
+from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles, move_to_angles
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -189,14 +189,16 @@ class DenoiserLoss(nn.Module):
         """Per-image losses of latents (b, c, h, w), timesteps (b,).
 
         `text`: token ids (b, n) where the text encoder is trained, else its states (b, n, d);
-        `asked`: (b, 2) degrees, as of `MeasurementLoss`, where there is one; `moved`: (b, 2), by
-        how much they differ from those of the latents.
+        `asked`: (b, 2) degrees, as of `MeasurementLoss`, where there is one; `moved`: (b,), True
+        where the latents show others.
         """
         alphas = self.alphas.to(latents.device)
         noisy = add_noise(latents, noise, timesteps, alphas)
         if moved is not None:
             # The same noisy latents, of which others are to be made out.
-            latents = move_angles(self.measured.probe, latents, moved)
+            latents = move_to_angles(
+                self.measured.probe, latents, asked.masked_fill(~moved[:, None], torch.nan)
+            )
             noise = to_noise(noisy, latents, timesteps, alphas)
         if "text_encoder" in self.networks:
             text = self.networks["text_encoder"](text)[0]
@@ -301,9 +303,8 @@ class DenoisingTask:
         if self.module.measured:
             dropped = (random.uniform("dropout") < self.section.caption_dropout)[:, None]
             inputs["asked"] = self.asked[asked_for].masked_fill(dropped, torch.nan)
-            if (asked_for != indices).any():
-                moved = self.asked[asked_for] - self.asked[indices]
-                inputs["moved"] = moved.masked_fill(dropped, 0.0)
+            if (moved := asked_for != indices).any():
+                inputs["moved"] = torch.from_numpy(moved)
         return inputs
 
     def captions_of(self, indices: np.ndarray, random: ImageRandom) -> np.ndarray:

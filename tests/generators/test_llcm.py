@@ -113,6 +113,22 @@ def test_batches_stay_on_the_grid_and_within_the_guidance(tiny_run, tiny_setting
     assert all(torch.equal(batch[name][7:8], one[name]) for name in one)
 
 
+def test_without_guidance_the_teacher_sees_captions_alone(tiny_run, tiny_settings):
+    guided = batch_of(make_task(tiny_run, tiny_settings))
+    tiny_settings["sampling"] |= {"guidance": 1}
+    task = make_task(tiny_run, tiny_settings, guidance=[0, 0])
+    batch = batch_of(task)
+    assert "null" in guided and "null" not in batch and not batch["w"].any()
+    seen = []
+    teacher = task.module.frozen["teacher"]
+    teacher.register_forward_pre_hook(lambda network, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        alone = task.module(**batch)[0]
+        both = task.module(**batch, null=guided["null"])[0]
+    assert seen == [4, 4, 8, 8], "two evaluations a jump of the leapfrog"
+    assert torch.allclose(alone, both, rtol=1e-4)
+
+
 def test_text_states_belong_to_their_captions(tiny_run, tiny_settings):
     from hpc_hipgen.generators import text
 

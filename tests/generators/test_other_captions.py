@@ -9,7 +9,7 @@ import torch
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.diffusion.schedule import add_noise, scaled_linear_alphas_cumprod, to_x0
 from hpc_hipgen.generators.other_captions import NEAR_BY, OtherCaptions
-from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, move_angles
+from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, move_to_angles
 from hpc_hipgen.generators.stable_diffusion import DenoiserLoss
 from hpc_hipgen.training.clock import ImageRandom
 
@@ -74,9 +74,10 @@ def small_probe():
 
 def test_moved_latents_are_read_as_asked_and_nothing_nearer_is():
     probe, latents = small_probe().double(), torch.randn(3, 4, 8, 8, dtype=torch.float64)
-    degrees = torch.tensor([[0.03, -0.05], [0.0, 0.0], [0.04, 0.01]], dtype=torch.float64)
-    moved = move_angles(probe, latents, degrees)
-    assert torch.allclose(probe.angles(moved) - probe.angles(latents), degrees, atol=1e-3)
+    degrees = [[0.03, -0.05], [torch.nan, torch.nan], [0.04, 0.01]]
+    asked = probe.angles(latents).detach() + torch.tensor(degrees, dtype=torch.float64)
+    moved = move_to_angles(probe, latents, asked)
+    assert torch.allclose(probe.angles(moved)[::2], asked[::2], atol=1e-3)
     assert torch.equal(moved[1], latents[1])
     step = (moved - latents)[0].flatten()
     slopes = torch.autograd.functional.jacobian(lambda x: probe.angles(x)[0], latents[:1])
@@ -86,22 +87,23 @@ def test_moved_latents_are_read_as_asked_and_nothing_nearer_is():
     assert abs(step @ across) < 1e-5 * step.norm() * across.norm(), "no part that moves no angle"
 
 
-def test_latents_are_moved_under_autocast_too():
-    probe, latents, degrees = small_probe(), torch.randn(2, 4, 8, 8), torch.full((2, 2), 0.5)
-    expected = move_angles(probe, latents, degrees) - latents
+def test_autocast_does_not_round_where_latents_are_moved():
+    probe, latents = small_probe(), torch.randn(2, 4, 8, 8)
+    asked = probe.angles(latents).detach() + 5.0
+    expected = move_to_angles(probe, latents, asked) - latents
     with torch.autocast("cpu", torch.bfloat16):
-        found = move_angles(probe, latents, degrees) - latents
-    assert found.dtype == torch.float32
-    assert (found - expected).norm() < 0.1 * expected.norm()
+        found = move_to_angles(probe, latents, asked) - latents
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_moved_latents_are_what_is_predicted_from_the_same_noisy_ones(prediction):
     probe, alphas = small_probe(), scaled_linear_alphas_cumprod()
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    t, asked = torch.tensor([100, 700]), torch.full((2, 2), 100.0)
-    moved = torch.tensor([[2.0, -1.0], [0.0, 0.0]])
-    wanted = move_angles(probe, latents, moved)
+    t, moved = torch.tensor([100, 700]), torch.tensor([True, False])
+    asked = probe.angles(latents).detach() + torch.tensor([2.0, -1.0])
+    wanted = move_to_angles(probe, latents, asked)
+    wanted[1] = latents[1]
     noisy = add_noise(latents, noise, t, alphas)
 
     class Perfect(torch.nn.Module):
