@@ -64,7 +64,7 @@ class Diffusion(Denoising):
     # Share of the images that get the caption of another view of their film, and latents moved to
     # its angles to predict; from this fraction of the training on. Needs data.warp and a probe.
     other_captions: float = Field(0.0, ge=0, le=1)
-    other_captions_from: float = Field(0.5, ge=0, lt=1)
+    other_captions_from: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _shapes_are_its_own(self) -> Diffusion:
