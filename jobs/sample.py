@@ -200,8 +200,8 @@ def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.n
 def _round_trip(run: Run, row: str, images: np.ndarray) -> np.ndarray:
     """Views (n, r, r) uint8 after the autoencoder of the row."""
     from hpc_hipgen.generators import autoencoder, discrete_vae
+    from hpc_hipgen.tasks import load_autoencoder, load_discrete_vae
     from hpc_hipgen.training.engine import device
-    from jobs.train import load_autoencoder, load_discrete_vae
 
     if row == "round_trip_discrete":
         return discrete_vae.round_trip(load_discrete_vae(run).to(device()).eval(), images)

@@ -13,13 +13,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpc_hipgen.config import TRAINED
-from hpc_hipgen.run import FEW_STEPS, Run, atomic_folder
-
-if TYPE_CHECKING:
-    from hpc_hipgen.training.task import Task
+from hpc_hipgen.run import Run, atomic_folder
+from hpc_hipgen.tasks import measured_task
 
 
 def train(run: Run, model: str) -> dict[str, Any]:
@@ -56,115 +54,6 @@ def train(run: Run, model: str) -> dict[str, Any]:
             print(f"{model}: done, {_line(figures)}", file=sys.stderr, flush=True)
             run.mark_done(stage, **figures)
     return figures
-
-
-def measured_task(run: Run, model: str) -> Task:
-    """The model's task, with the run's probe where its settings ask for one."""
-    task = task_of(run, model)
-    if getattr(getattr(run.config, model), "measurement_weight", 0):
-        from hpc_hipgen.generators.probe import load_probe
-
-        task.measure_with(load_probe(run.path("probe", "export")))
-    return task
-
-
-def task_of(run: Run, model: str) -> Task:
-    """The model's task; each generator reads the layout that the paper gave it."""
-    from hpc_hipgen.radiograph import layouts
-
-    config, data = run.config, run.path("data")
-    if model == "ruler":
-        from hpc_hipgen.evaluation.ruler_training import RulerTask
-
-        return RulerTask(config, data)
-    if model == "film_ruler":
-        from hpc_hipgen.evaluation.film_ruler_training import FilmRulerTask
-
-        return FilmRulerTask(config, run.path("scenes"))
-    if model == "lab_ruler":
-        from hpc_hipgen.evaluation.lab_ruler import fold_task
-        from jobs.cross_validate import figures_of, measured_hips
-
-        task, _ = fold_task(run, fold=None)
-        task.cross_validation = figures_of(run, measured_hips(run))
-        return task
-    if model == "autoencoder":
-        from hpc_hipgen.generators.autoencoder import AutoencoderTask
-
-        return AutoencoderTask(config, layouts.read_manifest(data, "train"))
-    if model == "discrete_vae":
-        from hpc_hipgen.generators.discrete_vae import DiscreteVAETask
-
-        return DiscreteVAETask(config, layouts.read_pairs(data))
-    if model == "dall_e":
-        from hpc_hipgen.generators.dall_e import DallETask
-
-        return DallETask(config, layouts.read_pairs(data), load_discrete_vae(run))
-    if model == "clip":
-        from hpc_hipgen.generators.clip import CLIPTask
-
-        return CLIPTask(config, *(layouts.read_manifest(data, s) for s in ("train", "validation")))
-    cache = run.path("latents")
-    if model == "probe":
-        from hpc_hipgen.generators.probe import ProbeTask
-
-        held_out = layouts.read_manifest(data, "validation")
-        films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
-        return ProbeTask(config, films, held_out, load_autoencoder(run), cache)
-    if model == "dreambooth":
-        from hpc_hipgen.generators.dreambooth import DreamBoothTask
-
-        prior = run.path(model, "prior")
-        return DreamBoothTask(config, layouts.read_classes(data), run.base(model), cache, prior)
-    if model in FEW_STEPS:
-        from hpc_hipgen.generators.llcm import LLCMTask
-        from hpc_hipgen.generators.lora import LCMLoRATask
-
-        folder = data / "layouts" / "shards"
-        films = layouts.read_shards(folder, "train")
-        prepared = (run.done("prepare") or {}).get("views", {}).get("train", len(films))
-        if len(films) != prepared:
-            raise ValueError(f"{folder}: {len(films)} views, but {prepared} were prepared")
-        if model == "lcm_lora":
-            return LCMLoRATask(config, films, run.base(model), cache)
-        return LLCMTask(config, films, run.base(model), cache, model)
-    films = layouts.read_imagefolder(data / "layouts" / "imagefolder" / "train")
-    if model == "prior":
-        from hpc_hipgen.generators.clip import load_parts
-        from hpc_hipgen.generators.prior import PriorTask
-
-        return PriorTask(config, films, load_parts(run.first_stage("clip")))
-    if model == "unclip":
-        from hpc_hipgen.generators.unclip import UnCLIPTask
-
-        folders = (run.first_stage("clip"), run.first_stage("prior"))
-        return UnCLIPTask(config, films, load_autoencoder(run), *folders, cache)
-    if model == "lora":
-        from hpc_hipgen.generators.lora import LoRATask
-
-        return LoRATask(config, films, run.base(model), cache)
-    from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask
-
-    section = getattr(config, model)
-    return StableDiffusionTask(section, config, films, load_autoencoder(run), cache)
-
-
-def load_autoencoder(run: Run) -> Any:
-    """The run's autoencoder: its own, or the pretrained one (a VAE or a pipeline folder)."""
-    from diffusers import AutoencoderKL
-
-    folder = run.first_stage("autoencoder")
-    if (folder / "vae").is_dir():
-        folder = folder / "vae"
-    return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-
-
-def load_discrete_vae(run: Run) -> Any:
-    """The run's discrete autoencoder: its own, or the pretrained one."""
-    from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder
-
-    folder = run.first_stage("discrete_vae")
-    return DiscreteAutoencoder.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
 def _line(figures: dict[str, Any]) -> str:

@@ -37,10 +37,10 @@ class Trained:
 
     def __init__(self, run: Run, model: str, probe: bool = True) -> None:
         """`probe`: with the measurement loss, where the settings ask for one."""
+        from hpc_hipgen.tasks import measured_task, task_of
         from hpc_hipgen.training.batches import Batches
         from hpc_hipgen.training.engine import build_engine, init_distributed, place
         from hpc_hipgen.training.schedule import LearningRate
-        from jobs.train import measured_task, task_of
 
         init_distributed()
         self.run, self.model = run, model

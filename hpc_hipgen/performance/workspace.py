@@ -46,7 +46,7 @@ def make_run(folder: Path, experiment: Experiment) -> Run:
 
 def export(run: Run, model: str) -> Any:
     """The export of an untrained model."""
-    from jobs.train import task_of
+    from hpc_hipgen.tasks import task_of
 
     task = task_of(run, model)
     with atomic_folder(run.path(model, "export")) as place:

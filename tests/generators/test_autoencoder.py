@@ -20,8 +20,8 @@ from hpc_hipgen.generators.autoencoder import (
     to_pixels,
 )
 from hpc_hipgen.radiograph.layouts import read_manifest
+from hpc_hipgen.tasks import load_autoencoder
 from hpc_hipgen.training.clock import ImageRandom
-from jobs.train import load_autoencoder
 
 
 @pytest.fixture(scope="module")

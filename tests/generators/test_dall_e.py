@@ -22,10 +22,10 @@ from hpc_hipgen.generators.dall_e import (
     warpers,
 )
 from hpc_hipgen.radiograph.layouts import read_pairs
+from hpc_hipgen.tasks import load_discrete_vae
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.loop import train
 from jobs import evaluate, report
-from jobs.train import load_discrete_vae
 
 PLAIN = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "guidance": 1.0}
 

@@ -24,8 +24,8 @@ from hpc_hipgen.generators.discrete_vae import (
     temperature_at,
 )
 from hpc_hipgen.radiograph.layouts import read_pairs
+from hpc_hipgen.tasks import load_discrete_vae
 from hpc_hipgen.training.clock import ImageRandom
-from jobs.train import load_discrete_vae
 
 
 @pytest.fixture(scope="module")

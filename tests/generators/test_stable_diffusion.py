@@ -16,11 +16,11 @@ from hpc_hipgen.generators import text
 from hpc_hipgen.generators.sampling import draw, load_pipeline
 from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask, load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
+from hpc_hipgen.tasks import load_autoencoder
 from hpc_hipgen.training import engine
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import train
-from jobs.train import load_autoencoder
 
 
 def make_task(run, settings, **section):

@@ -16,11 +16,11 @@ from hpc_hipgen.generators.sampling import load_pipeline
 from hpc_hipgen.generators.unclip import UnCLIPTask, draw, noised_embeddings
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
+from hpc_hipgen.tasks import load_autoencoder
 from hpc_hipgen.training import engine
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.loop import train
 from jobs import evaluate, prepare, report
-from jobs.train import load_autoencoder
 from jobs.train import train as train_stage
 
 STOCK = """

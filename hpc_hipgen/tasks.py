@@ -1,0 +1,198 @@
+"""The task of each model of a run: on which films it trains, and from which earlier models.
+
+Each generator reads the layout that the paper gave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hpc_hipgen.config import LLCMS
+from hpc_hipgen.run import Run
+
+if TYPE_CHECKING:
+    from hpc_hipgen.radiograph.layouts import Films
+    from hpc_hipgen.training.task import Task
+
+
+def task_of(run: Run, model: str) -> Task:
+    """The task of a model, without a probe."""
+    return _TASKS[model](run, model)
+
+
+def measured_task(run: Run, model: str) -> Task:
+    """The task of a model, with the run's probe where its settings ask for one."""
+    task = task_of(run, model)
+    if getattr(getattr(run.config, model), "measurement_weight", 0):
+        from hpc_hipgen.generators.probe import load_probe
+
+        task.measure_with(load_probe(run.path("probe", "export")))
+    return task
+
+
+def load_autoencoder(run: Run) -> Any:
+    """The run's autoencoder: its own, or the pretrained one (a VAE or a pipeline folder)."""
+    from diffusers import AutoencoderKL
+
+    folder = run.first_stage("autoencoder")
+    if (folder / "vae").is_dir():
+        folder = folder / "vae"
+    return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+
+
+def load_discrete_vae(run: Run) -> Any:
+    """The run's discrete autoencoder: its own, or the pretrained one."""
+    from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder
+
+    folder = run.first_stage("discrete_vae")
+    return DiscreteAutoencoder.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+
+
+def _manifest(run: Run, split: str) -> Films:
+    from hpc_hipgen.radiograph.layouts import read_manifest
+
+    return read_manifest(run.path("data"), split)
+
+
+def _pairs(run: Run) -> Films:
+    from hpc_hipgen.radiograph.layouts import read_pairs
+
+    return read_pairs(run.path("data"))
+
+
+def _imagefolder(run: Run) -> Films:
+    from hpc_hipgen.radiograph.layouts import read_imagefolder
+
+    return read_imagefolder(run.path("data", "layouts", "imagefolder", "train"))
+
+
+def _shards(run: Run) -> Films:
+    """Raises ValueError where shards lack views that were prepared."""
+    from hpc_hipgen.radiograph.layouts import read_shards
+
+    folder = run.path("data", "layouts", "shards")
+    films = read_shards(folder, "train")
+    prepared = (run.done("prepare") or {}).get("views", {}).get("train", len(films))
+    if len(films) != prepared:
+        raise ValueError(f"{folder}: {len(films)} views, but {prepared} were prepared")
+    return films
+
+
+def _ruler(run: Run, _: str) -> Task:
+    from hpc_hipgen.evaluation.ruler_training import RulerTask
+
+    return RulerTask(run.config, run.path("data"))
+
+
+def _film_ruler(run: Run, _: str) -> Task:
+    from hpc_hipgen.evaluation.film_ruler_training import FilmRulerTask
+
+    return FilmRulerTask(run.config, run.path("scenes"))
+
+
+def _lab_ruler(run: Run, _: str) -> Task:
+    from hpc_hipgen.evaluation.lab_ruler import fold_task
+    from jobs.cross_validate import figures_of, measured_hips
+
+    task, _ = fold_task(run, fold=None)
+    task.cross_validation = figures_of(run, measured_hips(run))
+    return task
+
+
+def _autoencoder(run: Run, _: str) -> Task:
+    from hpc_hipgen.generators.autoencoder import AutoencoderTask
+
+    return AutoencoderTask(run.config, _manifest(run, "train"))
+
+
+def _probe(run: Run, _: str) -> Task:
+    from hpc_hipgen.generators.probe import ProbeTask
+
+    films, held_out = _imagefolder(run), _manifest(run, "validation")
+    return ProbeTask(run.config, films, held_out, load_autoencoder(run), run.path("latents"))
+
+
+def _stable_diffusion(run: Run, model: str) -> Task:
+    from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask
+
+    section, cache = getattr(run.config, model), run.path("latents")
+    return StableDiffusionTask(section, run.config, _imagefolder(run), load_autoencoder(run), cache)
+
+
+def _llcm(run: Run, model: str) -> Task:
+    from hpc_hipgen.generators.llcm import LLCMTask
+
+    return LLCMTask(run.config, _shards(run), run.base(model), run.path("latents"), model)
+
+
+def _lcm_lora(run: Run, model: str) -> Task:
+    from hpc_hipgen.generators.lora import LCMLoRATask
+
+    return LCMLoRATask(run.config, _shards(run), run.base(model), run.path("latents"))
+
+
+def _lora(run: Run, model: str) -> Task:
+    from hpc_hipgen.generators.lora import LoRATask
+
+    return LoRATask(run.config, _imagefolder(run), run.base(model), run.path("latents"))
+
+
+def _dreambooth(run: Run, model: str) -> Task:
+    from hpc_hipgen.generators.dreambooth import DreamBoothTask
+    from hpc_hipgen.radiograph.layouts import read_classes
+
+    films, prior = read_classes(run.path("data")), run.path(model, "prior")
+    return DreamBoothTask(run.config, films, run.base(model), run.path("latents"), prior)
+
+
+def _discrete_vae(run: Run, _: str) -> Task:
+    from hpc_hipgen.generators.discrete_vae import DiscreteVAETask
+
+    return DiscreteVAETask(run.config, _pairs(run))
+
+
+def _dall_e(run: Run, _: str) -> Task:
+    from hpc_hipgen.generators.dall_e import DallETask
+
+    return DallETask(run.config, _pairs(run), load_discrete_vae(run))
+
+
+def _clip(run: Run, _: str) -> Task:
+    from hpc_hipgen.generators.clip import CLIPTask
+
+    return CLIPTask(run.config, _manifest(run, "train"), _manifest(run, "validation"))
+
+
+def _prior(run: Run, _: str) -> Task:
+    from hpc_hipgen.generators.clip import load_parts
+    from hpc_hipgen.generators.prior import PriorTask
+
+    return PriorTask(run.config, _imagefolder(run), load_parts(run.first_stage("clip")))
+
+
+def _unclip(run: Run, _: str) -> Task:
+    from hpc_hipgen.generators.unclip import UnCLIPTask
+
+    films, folders = _imagefolder(run), (run.first_stage("clip"), run.first_stage("prior"))
+    return UnCLIPTask(run.config, films, load_autoencoder(run), *folders, run.path("latents"))
+
+
+_TASKS: dict[str, Callable[[Run, str], Task]] = {
+    "ruler": _ruler,
+    "film_ruler": _film_ruler,
+    "lab_ruler": _lab_ruler,
+    "autoencoder": _autoencoder,
+    "probe": _probe,
+    "stable_diffusion": _stable_diffusion,
+    "stable_diffusion_caption": _stable_diffusion,
+    **dict.fromkeys(LLCMS, _llcm),
+    "lcm_lora": _lcm_lora,
+    "lora": _lora,
+    "dreambooth": _dreambooth,
+    "discrete_vae": _discrete_vae,
+    "dall_e": _dall_e,
+    "clip": _clip,
+    "prior": _prior,
+    "unclip": _unclip,
+}
