@@ -23,6 +23,7 @@ from hpc_hipgen.config import (
     TIMESTEPS,
     Adapters,
     ConfigError,
+    Diffusion,
     Section,
     parse_settings,
     settings_tree,
@@ -170,7 +171,7 @@ def _crossed(
         return (
             grid.solver or (sampling.solver,),
             list(grid.steps or (sampling.steps,)),
-            list(grid.guidance or (sampling.guidance,)),
+            _scales(run, grid, model, notes),
         )
     student = getattr(run.config, model)
     if grid.solver:
@@ -191,6 +192,17 @@ def _crossed(
             f"{high + 1:g}"
         )
     return (STUDENT_SOLVER,), steps, scales
+
+
+def _scales(run: Run, grid: Grid, model: str, notes: list[str]) -> list[float]:
+    """Guidance scales of a teacher; one that saw captions alone has nothing to be guided by."""
+    scales = list(grid.guidance or (run.config.sampling.guidance,))
+    section = getattr(run.config, model)
+    if not isinstance(section, Diffusion) or section.pretrained or section.caption_dropout:
+        return scales
+    if gone := [f"{g:g}" for g in scales if g > 1]:
+        notes.append(f"{model}: guidance {', '.join(gone)} left out, its caption_dropout is 0")
+    return [g for g in scales if g <= 1]
 
 
 def checkpoint_folder(run: Run, model: str, checkpoint: str) -> Path:

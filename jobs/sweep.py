@@ -1,7 +1,7 @@
 """Draws and measures a grid of sampling settings of a finished run: which are best?
 
-    python -m jobs.sweep results/llcm model=stable_diffusion steps=[10,20] guidance=[1,2,3,4]
-    python -m jobs.sweep results/llcm model=llcm steps=[1,2,4,8] guidance=[2,3,4] --name student
+    python -m jobs.sweep results/llcm model=stable_diffusion steps=[10,20] guidance=[1,1.25,1.5,2]
+    python -m jobs.sweep results/llcm model=llcm steps=[1,2,4,8] guidance=[1,1.5,2] --name student
     python -m jobs.sweep results/llcm model=[stable_diffusion,llcm] checkpoint=[30000,export]
 
   model       stable_diffusion, stable_diffusion_caption, llcm, llcm_paper, llcm_ddim, lora,
@@ -209,7 +209,7 @@ def _planned(run: Run, options: argparse.Namespace) -> Sweep:
     if sweep is None:
         raise ConfigError(
             f"{sweeps.sweep_folder(run, options.name)}: no such sweep; give a grid such as "
-            "steps=[10,20] guidance=[1,2,3]"
+            "steps=[10,20] guidance=[1,1.5,2]"
         )
     return sweep
 

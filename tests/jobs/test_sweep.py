@@ -68,6 +68,18 @@ def test_what_a_student_cannot_do_is_left_out_and_said(run):
     ]
 
 
+def test_a_teacher_that_saw_captions_alone_is_not_guided(tmp_path, tiny_settings):
+    tiny_settings["stable_diffusion"]["caption_dropout"] = 0
+    tiny_settings["sampling"]["guidance"] = 1
+    tiny_settings["llcm"]["guidance"] = [0.0, 0.0]
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    run.path("stable_diffusion", "export").mkdir(parents=True)
+    run.path("stable_diffusion", "export", "model_index.json").touch()
+    found, notes = planned(run, "model=stable_diffusion", "guidance=[1,2,3]")
+    assert [c.guidance for c in found.cells] == [1.0]
+    assert notes == ["stable_diffusion: guidance 2, 3 left out, its caption_dropout is 0"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
