@@ -22,6 +22,17 @@ def test_stable_diffusion_1_5_has_its_parameters_and_flops(paper):
     assert paper.flops["network, forward and backward"] == pytest.approx(3 * target, rel=0.05)
 
 
+def test_without_guidance_the_teacher_works_half_as_much():
+    settings = ["llcm.solver=ddim", "sampling.guidance=1"]
+    guided = make_plan(load_experiment("configs/llcm.yaml", settings), "llcm")
+    alone = make_plan(
+        load_experiment("configs/llcm.yaml", [*settings, "llcm.guidance=[0,0]"]), "llcm"
+    )
+    assert alone.flops["target network"] == alone.flops["teacher"]
+    assert guided.flops["teacher, with and without the caption"] == 2 * alone.flops["teacher"]
+    assert alone.frozen_peak[1] < guided.frozen_peak[1]
+
+
 def test_zero_shares_out_what_it_says(paper):
     needs = {stage: paper.need(stage, ranks=8, images=32) for stage in (0, 1, 2, 3)}
     assert needs[0].moments == 8 * paper.parameters == 8 * needs[1].moments
