@@ -92,8 +92,8 @@ def _film_ruler(run: Run, _: str) -> Task:
 
 
 def _lab_ruler(run: Run, _: str) -> Task:
+    from hpc_hipgen.evaluation.cross_validation import figures_of, measured_hips
     from hpc_hipgen.evaluation.lab_ruler import fold_task
-    from jobs.cross_validate import figures_of, measured_hips
 
     task, _ = fold_task(run, fold=None)
     task.cross_validation = figures_of(run, measured_hips(run))

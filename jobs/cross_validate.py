@@ -48,35 +48,12 @@ def measure_folds(run: Run, items: Sequence[Item]) -> None:
             write_atomic(path, json.dumps(hips, indent=1, allow_nan=False))
 
 
-def measured_hips(run: Run) -> list[dict[str, Any]]:
-    """The hips of all folds, each measured by a ruler that saw no film of its dog.
-
-    Raises:
-        ValueError: when a fold is not measured yet.
-    """
-    hips = []
-    for item in folds(run):
-        path = fold_measurements(run, item)
-        if not path.is_file():
-            raise ValueError(f"{path}: fold {item[1] + 1} is not measured yet")
-        hips += json.loads(path.read_text())
-    return hips
-
-
-def figures_of(run: Run, hips: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of the cross-validation; they name no film."""
-    from hpc_hipgen.evaluation.cross_validation import summary
-    from hpc_hipgen.evaluation.film_ruler import MAX_UNCERTAINTY
-
-    return summary(hips, _section(run).folds, MAX_UNCERTAINTY, run.config.seed)
-
-
 def report(run: Run) -> dict[str, Any]:
     """Writes the report and prints it; returns figures for the stage's record."""
     from hpc_hipgen.evaluation import cross_validation
 
-    hips = measured_hips(run)
-    figures = figures_of(run, hips)
+    hips = cross_validation.measured_hips(run)
+    figures = cross_validation.figures_of(run, hips)
     folder, text = run.path("report"), cross_validation.to_markdown(hips, figures)
     write_atomic(folder / "hips.csv", cross_validation.to_csv(hips))
     write_atomic(folder / "cross_validation.json", json.dumps(figures, indent=1, allow_nan=False))

@@ -73,6 +73,7 @@ def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
     import torch
 
     from hpc_hipgen.evaluation.distances import load_backbone
+    from hpc_hipgen.evaluation.ruler import ruler_of
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(run.config.evaluation.inception).to(device)
@@ -86,16 +87,6 @@ def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
             line = _evaluate_shard(run, row, shard, ruler, backbone)
         print(f"evaluate {number}/{len(todo)}  {row} shard {shard}: {line}", flush=True)
     return len(todo)
-
-
-def ruler_of(run: Run, device: str) -> Any:
-    """The ruler that measures this run: its own, or the pretrained one."""
-    from hpc_hipgen.evaluation.ruler import load_ruler
-
-    folder = run.first_stage("ruler")
-    ruler = load_ruler(folder, run.config.evaluation.min_confidence)
-    ruler.network.to(device)
-    return ruler
 
 
 def _store_features(path: Path, keys: list[str], features: np.ndarray, **more: Any) -> None:

@@ -90,11 +90,11 @@ def draw(run: Run, folder: Path, cells: list[Cell], captions: int) -> None:
     todo = [cell for cell in cells if not economics.cell_file(folder, cell).is_file()]
     if not todo:
         return
+    from hpc_hipgen.evaluation.ruler import ruler_of
     from hpc_hipgen.generators.sampling import load_pipeline
     from hpc_hipgen.performance.solvers import measure
     from hpc_hipgen.radiograph.layouts import read_manifest
     from hpc_hipgen.training.engine import device
-    from jobs.evaluate import ruler_of
     from jobs.sample import image_specs
 
     films = read_manifest(run.path("data"), "validation", nominal_only=True)

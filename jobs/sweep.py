@@ -51,8 +51,8 @@ def draw_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
     """Draws and measures cells of a sweep; returns how many were done now."""
     import torch
 
+    from hpc_hipgen.evaluation.ruler import ruler_of
     from hpc_hipgen.radiograph.layouts import read_manifest
-    from jobs.evaluate import ruler_of
 
     sweep = _saved(run, name)
     cells = {cell.name: cell for cell in sweep.cells}

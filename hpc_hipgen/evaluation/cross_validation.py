@@ -8,6 +8,7 @@ from films of other dogs. A hip is a dict: `film`, `dog`, `fold`, `side` (the pa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ import numpy as np
 from hpc_hipgen.evaluation.agreement import FIGURES, Agreement, agreement
 from hpc_hipgen.evaluation.faithfulness import paired_bootstrap
 from hpc_hipgen.evaluation.real_films import NOTE_ON_ANNOTATORS
+from hpc_hipgen.pipeline import fold_measurements, folds
 from hpc_hipgen.radiograph.geometry import Angles, Landmarks
 from hpc_hipgen.tables import csv_text
 
 if TYPE_CHECKING:
     from hpc_hipgen.evaluation.film_ruler import FilmMeasurement
     from hpc_hipgen.radiograph.lab_films import LabFilm
+    from hpc_hipgen.run import Run
 
 Hip = dict[str, Any]
 SIDES = ("left", "right")
@@ -69,6 +72,29 @@ def _found(found: FilmMeasurement, side: str) -> dict[str, Any]:
         "reason": found.reason,
         "found": anyway,
     }
+
+
+def measured_hips(run: Run) -> list[Hip]:
+    """The hips of all folds, each measured by a ruler that saw no film of its dog.
+
+    Raises:
+        ValueError: when a fold is not measured yet.
+    """
+    hips = []
+    for item in folds(run):
+        path = fold_measurements(run, item)
+        if not path.is_file():
+            raise ValueError(f"{path}: fold {item[1] + 1} is not measured yet")
+        hips += json.loads(path.read_text())
+    return hips
+
+
+def figures_of(run: Run, hips: Sequence[Hip]) -> dict[str, Any]:
+    """The figures of the cross-validation of a run's `lab_ruler`; they name no film."""
+    from hpc_hipgen.evaluation.film_ruler import MAX_UNCERTAINTY
+
+    assert run.config.lab_ruler
+    return summary(hips, run.config.lab_ruler.folds, MAX_UNCERTAINTY, run.config.seed)
 
 
 def summary(hips: Sequence[Hip], folds: int, limit: float, seed: int = 0) -> dict[str, Any]:

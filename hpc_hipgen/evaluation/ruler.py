@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_hipgen.radiograph.geometry import Landmarks
-from hpc_hipgen.run import write_atomic
+from hpc_hipgen.run import Run, write_atomic
 
 POINTS = ("left head", "left rim", "right head", "right rim")
 """Order of the heat maps; sides of the image."""
@@ -194,3 +194,10 @@ def load_ruler(folder: Path, min_confidence: float = 0.05) -> Ruler:
     network = RulerNetwork(tuple(settings["channels"]))
     network.load_state_dict(load_file(folder / "model.safetensors"))
     return Ruler(network, settings["resolution"], min_confidence)
+
+
+def ruler_of(run: Run, device: str) -> Ruler:
+    """The ruler that measures a run: its own, or the pretrained one."""
+    ruler = load_ruler(run.first_stage("ruler"), run.config.evaluation.min_confidence)
+    ruler.network.to(device)
+    return ruler

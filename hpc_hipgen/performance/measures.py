@@ -171,8 +171,8 @@ def sampling(run: Run, repeats: int) -> list[Line]:
 def evaluation(run: Run, repeats: int) -> list[Line]:
     """Seconds per 1,000 images of the ruler, the features and the Fréchet distance."""
     from hpc_hipgen.evaluation.distances import frechet_distance, load_backbone
+    from hpc_hipgen.evaluation.ruler import ruler_of
     from hpc_hipgen.training.engine import device
-    from jobs.evaluate import ruler_of
 
     images = np.random.default_rng(0).integers(0, 256, (32, *[run.config.data.resolution] * 2))
     images = images.astype(np.uint8)
