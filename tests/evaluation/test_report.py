@@ -37,7 +37,8 @@ def test_a_shard_is_measured_in_patient_sides_and_only_once(tmp_path, stubs, mon
     assert keys == table["key"].tolist() and features.shape == (6, 8)
     assert name == "EfficientNet-Lite0"
 
-    monkeypatch.setattr(evaluate, "ruler_of", None)  # nothing is loaded when nothing is missing
+    # nothing is loaded when nothing is missing
+    monkeypatch.setattr("hpc_hipgen.evaluation.ruler.ruler_of", None)
     assert evaluate.main(["--run", str(run.folder)]) == 0
     assert "0 done now, 3 were there already" in capsys.readouterr().out
 

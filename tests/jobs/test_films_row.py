@@ -122,7 +122,7 @@ class StubBackbone:
 
 @pytest.mark.slow
 def test_the_report_shows_every_hip_with_the_caveat(run, films, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "ruler_of", lambda run, device: StubRuler())
+    monkeypatch.setattr("hpc_hipgen.evaluation.ruler.ruler_of", lambda run, device: StubRuler())
     monkeypatch.setattr(distances, "load_backbone", lambda inception: StubBackbone())
     prepare.prepare(run)
     sample.sample_items(run, report_items(run))

@@ -11,6 +11,7 @@ from lab_folder import write_lab
 from PIL import Image, ImageDraw, ImageFont
 
 from hpc_hipgen.config import ConfigError, check_inputs, load_experiment, parse_experiment
+from hpc_hipgen.evaluation import cross_validation
 from hpc_hipgen.evaluation.film_ruler import Calibration, load_film_ruler
 from hpc_hipgen.evaluation.lab_ruler import fold_task
 from hpc_hipgen.pipeline import stages
@@ -158,7 +159,7 @@ def test_errors_of_the_landmark_table_are_listed(tmp_path, capsys):
 
 def test_the_report_waits_for_all_folds(run):
     with pytest.raises(ValueError, match="fold 1 is not measured yet"):
-        cross_validate.measured_hips(run)
+        cross_validation.measured_hips(run)
 
 
 def test_the_shipped_experiment_starts_from_a_ruler_that_is_there(tmp_path):
