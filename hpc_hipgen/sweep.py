@@ -198,7 +198,7 @@ def _scales(run: Run, grid: Grid, model: str, notes: list[str]) -> list[float]:
     """Guidance scales of a teacher; one that saw captions alone has nothing to be guided by."""
     scales = list(grid.guidance or (run.config.sampling.guidance,))
     section = getattr(run.config, model)
-    if not isinstance(section, Diffusion) or section.pretrained or section.caption_dropout:
+    if not isinstance(section, Diffusion) or section.guidable:
         return scales
     if gone := [f"{g:g}" for g in scales if g > 1]:
         notes.append(f"{model}: guidance {', '.join(gone)} left out, its caption_dropout is 0")

@@ -306,7 +306,7 @@ def _check_captions_dropped(config: Experiment) -> None:
         ("stable_diffusion_caption", guided),
     ):
         section = getattr(config, name)
-        if section and keys and not (section.pretrained or section.caption_dropout):
+        if section and keys and not section.guidable:
             raise ValueError(
                 f"{keys[0]}: needs {name}.caption_dropout, from which the model learns images "
                 "without a caption"

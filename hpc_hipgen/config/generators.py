@@ -66,6 +66,11 @@ class Diffusion(Denoising):
     other_captions: float = Field(0.0, ge=0, le=1)
     other_captions_from: float = Field(0.0, ge=0, lt=1)
 
+    @property
+    def guidable(self) -> bool:
+        """Whether the model knows images without a caption, which guidance subtracts."""
+        return bool(self.pretrained or self.caption_dropout)
+
     @model_validator(mode="after")
     def _shapes_are_its_own(self) -> Diffusion:
         for key, default in (("unet", UNet()), ("text", Text())):
