@@ -104,7 +104,7 @@ def _memory(plan: Plan, options: argparse.Namespace) -> list[str]:
         + "".join(f"{name:>12}" for name in (*names, "at worst"))
         + "  largest fitting",
     ]
-    for stage in (0, 1, 2, 3):
+    for stage in plan.stages:
         need = plan.need(stage, gpus, held, share > held)
         row = [getattr(need, name) for name in names]
         most = [

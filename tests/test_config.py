@@ -137,6 +137,11 @@ def test_the_default_experiment_has_all_models():
             "plateau: given, but schedule is 'cosine', which ignores it",
         ),
         ("llcm.training.zero_stage", 4, "llcm.training.zero_stage: "),
+        (
+            "llcm.training",
+            {"images": 8, "batch": 4, "lr": 1e-3, "optimizer": "muon", "zero_stage": 1},
+            "llcm.training: zero_stage: muon needs whole matrices on every rank, so 0, not 1",
+        ),
         ("stable_diffusion.pretrained", "/nowhere", "unet: given, but the pretrained folder /now"),
         ("stable_diffusion.unet.attention", [True], "attention: one entry per level"),
         ("stable_diffusion", None, "llcm.base: give a diffusers folder"),

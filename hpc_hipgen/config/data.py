@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -66,6 +66,8 @@ class Training(Section):
     images: int = Field(gt=0)  # length of the run
     batch: int = Field(gt=0)  # images an optimizer step, over all ranks
     micro_batch: int | None = Field(None, gt=0)  # images a rank holds at once; the rest accumulates
+    # muon: fewer images for the same loss in networks that learn from nothing (training/muon.py)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(gt=0, le=1)
     # cosine: down to 1 % of lr at the end; plateau: lowered whenever the loss stops falling
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
@@ -77,7 +79,8 @@ class Training(Section):
     ema_images: float = Field(0.0, ge=0)  # time constant of the weight average; 0: no average
     # auto: bf16 where the hardware computes in it, else fp32: emulated, it is ten times slower
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    zero_stage: Literal[0, 1, 2, 3] = 1  # with several ranks; one alone has nothing to share
+    # with several ranks; one alone has nothing to share. 0 with muon, which needs whole matrices
+    zero_stage: Literal[0, 1, 2, 3] = 1
     # processes that make batches ahead: for small networks on a GPU, which wait for the host
     workers: int = Field(0, ge=0)
     # on a GPU the same bits every time, slower; on a CPU they always are
@@ -88,8 +91,19 @@ class Training(Section):
     keep_images: int | None = Field(None, gt=0)
     log_images: int = Field(512, gt=0)  # between two lines of metrics.jsonl
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_stage(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("optimizer") == "muon":
+            return {"zero_stage": 0, **values}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Training:
+        if self.optimizer == "muon" and self.zero_stage:
+            raise ValueError(
+                f"zero_stage: muon needs whole matrices on every rank, so 0, not {self.zero_stage}"
+            )
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(
                 f"batch: {self.batch} is not a multiple of micro_batch {self.micro_batch}"

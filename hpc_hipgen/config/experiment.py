@@ -297,10 +297,10 @@ def _check_guidance(name: str, section: LLCM, w: float) -> None:
 def _check_captions_dropped(config: Experiment) -> None:
     """Guidance subtracts what a model sees without a caption, and learns; raises ValueError."""
     guided = ["sampling.guidance"] if config.sampling.guidance > 1 else []
-    most = {n: section.guidance[1] for n in LLCMS if (section := getattr(config, n))}
-    if config.lcm_lora:
-        most["lcm_lora"] = config.lcm_lora.guidance
-    taught = [f"{n}.guidance" for n, w in most.items() if w > 0 and not getattr(config, n).base]
+    students = {n: section for n in (*LLCMS, "lcm_lora") if (section := getattr(config, n))}
+    taught = [
+        f"{n}.guidance" for n, s in students.items() if s.strongest_guidance > 0 and not s.base
+    ]
     for name, keys in (
         ("stable_diffusion", guided + taught),
         ("stable_diffusion_caption", guided),

@@ -103,6 +103,11 @@ class LLCM(Distillation):
     base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
     guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
 
+    @property
+    def strongest_guidance(self) -> float:
+        """The largest w that the teacher is asked for; at 0 it is asked with captions alone."""
+        return self.guidance[1]
+
 
 class Adapters(Section):
     """Low-rank adapters on the UNet of a Stable Diffusion that stays as it is."""
@@ -122,6 +127,11 @@ class LCMLoRA(Distillation, Adapters):
     """Adapters distilled from their own base (LCM-LoRA, arXiv 2311.05556)."""
 
     guidance: float = Field(2.0, ge=0)  # the one w that is distilled; the student has no input
+
+    @property
+    def strongest_guidance(self) -> float:
+        """As of `LLCM`."""
+        return self.guidance
 
 
 class DreamBooth(Denoising):

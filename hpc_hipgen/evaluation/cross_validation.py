@@ -97,12 +97,12 @@ def figures_of(run: Run, hips: Sequence[Hip]) -> dict[str, Any]:
     return summary(hips, run.config.lab_ruler.folds, MAX_UNCERTAINTY, run.config.seed)
 
 
-def summary(hips: Sequence[Hip], folds: int, limit: float, seed: int = 0) -> dict[str, Any]:
+def summary(hips: Sequence[Hip], count: int, limit: float, seed: int = 0) -> dict[str, Any]:
     """Figures of all folds, and of each; no film or dog is named.
 
     Args:
         hips: two a film, the left one first.
-        folds: their number.
+        count: of the folds.
         limit: uncertainty in degrees above which a ruler calls a hip uncertain, and refuses a film
             with two such hips.
         seed: of the bootstrap.
@@ -124,7 +124,7 @@ def summary(hips: Sequence[Hip], folds: int, limit: float, seed: int = 0) -> dic
         "gain": paired_bootstrap(annotated, before, after, dogs, seed=seed),
         "folds": [
             {"fold": fold, **_turns([hip for hip in hips if hip["fold"] == fold], seed)}
-            for fold in range(folds)
+            for fold in range(count)
         ],
         "within": float((errors <= stated).mean()) if len(errors) else None,
         "stretch": factor,

@@ -1,6 +1,6 @@
 """What a training run will need: FLOPs an image, memory of a GPU, hours.
 
-Memory is that of fp32 weights, gradients and Adam moments, shared out by ZeRO, with bf16 autocast,
+Memory is that of fp32 weights, gradients and moments, shared out by ZeRO, with bf16 autocast,
 as `training.engine` sets DeepSpeed up; networks that are only evaluated stand on every GPU.
 """
 
@@ -96,6 +96,11 @@ class Plan:
         """All parts together."""
         return sum(self.flops.values())
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """ZeRO stages that the optimizer works at."""
+        return (0,) if self.training.optimizer == "muon" else (0, 1, 2, 3)
+
     def need(self, stage: int, ranks: int, images: int, accumulates: bool = False) -> Need:
         """Memory of one GPU.
 
@@ -116,7 +121,7 @@ class Plan:
         return Need(
             weights=of_one[3],
             gradients=of_one[2],
-            moments=2 * of_one[1],
+            moments=(1 if self.training.optimizer == "muon" else 2) * of_one[1],
             copies=copies,
             frozen=4 * self.parameters * averages + (teacher if student else 0),
             activations=max(self._activations(images), self._frozen(images)),
@@ -182,7 +187,7 @@ def make_plan(config: Experiment, model: str) -> Plan:
 
     costs = {images: run(True, images, True) for images in (1, 2)}
     # the teacher's calls hold every image twice where there is guidance
-    rows = 2 if student and section.guidance[1] > 0 else 1
+    rows = 2 if student and section.strongest_guidance > 0 else 1
     forward = {n: run(False, rows * n, False) for n in (1, 2)} if student else {}
     flops = {"network, forward and backward": float(costs[1].flops)}
     if student:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hpc_hipgen.config import Training
+from hpc_hipgen.training.muon import Muon
 from hpc_hipgen.training.norms import follow_autocast
 
 
@@ -171,20 +172,27 @@ def build_engine(module: nn.Module, training: Training) -> Any:
         module.forward = torch.autocast(device().type, torch.bfloat16)(module.forward)
     if training.compile:
         module.compile()
-    optimizer = torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad],
-        lr=training.lr,
-        betas=training.betas,
-        weight_decay=training.weight_decay,
-        fused=True,  # torch's: one pass over the memory instead of eight, and nothing to compile
-    )
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=optimizer,
+        optimizer=_optimizer(module, training),
         config=deepspeed_settings(training),
         dist_init_required=False,
     )
     return engine
+
+
+def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer of the parameters that are trained."""
+    settings: dict[str, Any] = {
+        "lr": training.lr,
+        "betas": training.betas,
+        "weight_decay": training.weight_decay,
+    }
+    if training.optimizer == "muon":
+        return Muon(module, **settings)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    # torch's fused one: one pass over the memory instead of eight, and nothing to compile
+    return torch.optim.AdamW(trained, fused=True, **settings)
 
 
 def _choose_kernels(deterministic: bool) -> None:
@@ -210,7 +218,7 @@ def step(engine: Any, training: Training) -> bool:
         norm = nn.utils.get_total_norm(gradients)
         if not norm.isfinite():
             return False
-        # fused AdamW divides by this as it reads the gradients: clipping without a pass of its own
+        # both optimizers divide by this as they read gradients: clipping without a pass of its own
         engine.optimizer.grad_scale = (norm / training.clip).clamp_min(1)
     engine.step()
     return not (complete and getattr(engine.optimizer, "overflow", False))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hpc_hipgen.training.average import gathered
 from hpc_hipgen.training.engine import rank, world_size
+from hpc_hipgen.training.muon import MOMENTS, Muon
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _GATHERED_AT_ONCE = 32
 
 
@@ -31,7 +31,8 @@ def state_of(engine: Any) -> dict[str, Any]:
     states = _partition_states(engine)
     state["step"] = int(next(iter(states))["step"]) if states else 0
     for key in MOMENTS:
-        state[key] = {name: _kept(_moment(engine, p, key)) for name, p in trained.items()}
+        kept = {name: p for name, p in trained.items() if key in _moments(engine, p)}
+        state[key] = {name: _kept(_moment(engine, p, key)) for name, p in kept.items()}
     state["buffers"] = {name: _kept(b) for name, b in engine.module.named_buffers()}
     return state
 
@@ -53,7 +54,7 @@ def load_state(engine: Any, state: dict[str, Any]) -> None:
     _start_moments(engine, state["step"])
     for name, parameter in parameters.items():
         if parameter.requires_grad:
-            for key in MOMENTS:
+            for key in _moments(engine, parameter):
                 _set_moment(engine, parameter, key, state[key][name])
 
 
@@ -114,6 +115,12 @@ def _partition_states(engine: Any) -> list[dict[str, Any]]:
     return [states[p] for p in _partitions(engine) if "step" in states.get(p, {})]
 
 
+def _moments(engine: Any, parameter: nn.Parameter) -> tuple[str, ...]:
+    """The moments that the optimizer has of a parameter, or of a partition."""
+    optimizer = _optimizer(engine)
+    return optimizer.moments(parameter) if isinstance(optimizer, Muon) else MOMENTS
+
+
 def _moment(engine: Any, parameter: nn.Parameter, key: str) -> Tensor:
     """A whole moment of one parameter, from all ranks."""
     from deepspeed.utils import safe_get_full_optimizer_state
@@ -150,7 +157,7 @@ def _start_moments(engine: Any, step: int) -> None:
     fused = any(group.get("fused") for group in optimizer.param_groups)
     for part in _partitions(engine):
         count = torch.tensor(float(step), device=part.device if fused else "cpu")
-        zeros = {key: torch.zeros_like(part.data) for key in MOMENTS}
+        zeros = {key: torch.zeros_like(part.data) for key in _moments(engine, part)}
         optimizer.state[part] = {"step": count, **zeros}
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link:  # stages 1 and 2: which part of a flat moment belongs to which parameter

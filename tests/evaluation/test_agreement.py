@@ -64,7 +64,7 @@ def test_folds_before_and_after():
     some = hips(12)
     for hip in some[:2]:
         hip |= {"after_angle": None, "after_reason": "too uncertain (± 20 degrees)"}
-    found = summary(some, folds=2, limit=12.0)
+    found = summary(some, count=2, limit=12.0)
     assert found["before"]["mae"] == pytest.approx(2) and found["after"]["mae"] == pytest.approx(1)
     assert found["after"]["refused"] == 1 and found["before"]["refused"] == 0
     assert [fold["after"]["films"] for fold in found["folds"]] == [6, 6]

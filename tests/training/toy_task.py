@@ -36,7 +36,11 @@ SETTINGS = {
 class ToyLoss(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 1))
+        # filters in the middle, which Muon takes
+        filters = nn.Unflatten(1, (16, 1, 1)), nn.Conv2d(16, 16, 1), nn.Flatten()
+        self.layers = nn.Sequential(
+            nn.Linear(6, 16), nn.SiLU(), *filters, nn.SiLU(), nn.Linear(16, 1)
+        )
 
     def forward(self, x, y):
         error = (self.layers(x)[:, 0] - y).abs()
