@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.diffusion.schedule import add_noise, scaled_linear_alphas_cumprod, to_x0
@@ -94,6 +95,17 @@ def test_autocast_does_not_round_where_latents_are_moved():
     with torch.autocast("cpu", torch.bfloat16):
         found = move_to_angles(probe, latents, asked) - latents
     assert torch.equal(found, expected)
+
+
+def test_latents_move_while_operations_are_counted():
+    """The FLOP counter of the benchmark hooks what enters a module; a leaf had stopped it."""
+    probe, latents = small_probe(), torch.randn(2, 4, 8, 8)
+    asked = probe.angles(latents).detach() + 5.0
+    expected = move_to_angles(probe, latents, asked)
+    with FlopCounterMode(display=False) as counter:
+        found = move_to_angles(probe, latents, asked)
+    assert counter.get_total_flops() > 0
+    assert torch.allclose(found, expected, atol=1e-5), "some operations are taken apart, to count"
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
