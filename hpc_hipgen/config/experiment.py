@@ -299,7 +299,7 @@ def _check_captions_dropped(config: Experiment) -> None:
     guided = ["sampling.guidance"] if config.sampling.guidance > 1 else []
     students = {n: section for n in (*LLCMS, "lcm_lora") if (section := getattr(config, n))}
     taught = [
-        f"{n}.guidance" for n, s in students.items() if s.strongest_guidance > 0 and not s.base
+        f"{n}.guidance" for n, s in students.items() if s.guidance_range[1] > 0 and not s.base
     ]
     for name, keys in (
         ("stable_diffusion", guided + taught),

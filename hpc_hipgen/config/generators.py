@@ -96,6 +96,11 @@ class Distillation(Section):
     gradient_checkpointing: bool = False
     training: Training
 
+    @property
+    def guidance_range(self) -> tuple[float, float]:
+        """w_min and w_max asked of the teacher; where both are 0 it sees captions alone."""
+        raise NotImplementedError
+
 
 class LLCM(Distillation):
     """The Leapfrog Latent Consistency Model, distilled from the teacher."""
@@ -104,9 +109,9 @@ class LLCM(Distillation):
     guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
 
     @property
-    def strongest_guidance(self) -> float:
-        """The largest w that the teacher is asked for; at 0 it is asked with captions alone."""
-        return self.guidance[1]
+    def guidance_range(self) -> tuple[float, float]:
+        """As configured."""
+        return self.guidance
 
 
 class Adapters(Section):
@@ -129,9 +134,9 @@ class LCMLoRA(Distillation, Adapters):
     guidance: float = Field(2.0, ge=0)  # the one w that is distilled; the student has no input
 
     @property
-    def strongest_guidance(self) -> float:
-        """As of `LLCM`."""
-        return self.guidance
+    def guidance_range(self) -> tuple[float, float]:
+        """One w alone."""
+        return self.guidance, self.guidance
 
 
 class DreamBooth(Denoising):

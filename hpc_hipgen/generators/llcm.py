@@ -159,7 +159,6 @@ class DistillationTask:
             self.averages["export"] = WeightAverage.for_export(student, section.training)
         self.timesteps = distillation_timesteps(section.skip)
         self.others = OtherCaptions(films, section.other_captions)
-        self.guidance: tuple[float, float] = (0.0, 0.0)  # w is drawn from here
 
     def measure_with(self, probe: ProbeNetwork) -> None:
         """From now on the loss holds what a probe reads off the student's latents."""
@@ -173,7 +172,7 @@ class DistillationTask:
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Latents, noise, timesteps, guidance weights, text states and focus."""
         latents = self.latents[indices]
-        low, high = self.guidance
+        low, high = self.section.guidance_range
         landmarks = torch.from_numpy(self.films.landmarks[indices])
         asked_for = self.others.choose(indices, random)
         inputs = {
@@ -206,9 +205,7 @@ class LLCMTask(DistillationTask):
         self, config: Experiment, films: Films, teacher: Path, cache: Path, name: str = "llcm"
     ) -> None:
         """`films`: the training split; `teacher`: a diffusers folder; `name`: of the section."""
-        section = getattr(config, name)
-        super().__init__(section, config, films, teacher, cache)
-        self.guidance = section.guidance
+        super().__init__(getattr(config, name), config, films, teacher, cache)
 
     def build_student(self, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
         """A copy of the teacher that takes w."""

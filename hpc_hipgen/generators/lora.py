@@ -107,7 +107,6 @@ class LCMLoRATask(DistillationTask):
     def __init__(self, config: Experiment, films: Films, base: Path, cache: Path) -> None:
         """`films`: the training split; `base`: a diffusers folder, the teacher too."""
         super().__init__(config.lcm_lora, config, films, base, cache)
-        self.guidance = (config.lcm_lora.guidance,) * 2
 
     def build_student(self, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
         """A copy of the teacher with adapters; they alone are trained."""

@@ -187,7 +187,7 @@ def make_plan(config: Experiment, model: str) -> Plan:
 
     costs = {images: run(True, images, True) for images in (1, 2)}
     # the teacher's calls hold every image twice where there is guidance
-    rows = 2 if student and section.strongest_guidance > 0 else 1
+    rows = 2 if student and section.guidance_range[1] > 0 else 1
     forward = {n: run(False, rows * n, False) for n in (1, 2)} if student else {}
     flops = {"network, forward and backward": float(costs[1].flops)}
     if student:

@@ -188,9 +188,9 @@ def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
         "betas": training.betas,
         "weight_decay": training.weight_decay,
     }
-    if training.optimizer == "muon":
-        return Muon(module, **settings)
     trained = [p for p in module.parameters() if p.requires_grad]
+    if training.optimizer == "muon":
+        return Muon(trained, **settings)
     # torch's fused one: one pass over the memory instead of eight, and nothing to compile
     return torch.optim.AdamW(trained, fused=True, **settings)
 

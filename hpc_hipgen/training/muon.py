@@ -1,7 +1,7 @@
 """Muon: filters move by the orthogonal matrix that is nearest to their averaged gradient.
 
 A gradient's few large singular values do not drown the many small ones, as they do in AdamW. Small
-batches of small networks need a third to a half of the images for the same loss (docs/log.md).
+batches of small networks need half the images for the same loss (docs/log.md).
 Source: K. Jordan and others, https://kellerjordan.github.io/posts/muon/ (2024); the scale that
 lets it take AdamW's learning rate is that of arXiv 2502.16982, section 2.2. torch.optim.Muon has
 neither filters of convolutions nor fp32, which CPUs without bf16 need.
@@ -10,6 +10,7 @@ neither filters of convolutions nor fp32, which CPUs without bf16 need.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -49,9 +50,9 @@ class Muon(torch.optim.AdamW):
 
     grad_scale: Tensor | None = None
 
-    def __init__(self, module: nn.Module, **adamw: Any) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], **adamw: Any) -> None:
         """`adamw`: lr, betas and weight_decay, as AdamW takes them; lr and decay hold for both."""
-        trained = [p for p in module.parameters() if p.requires_grad]
+        trained = list(parameters)
         kinds = {muon: [p for p in trained if takes(p) == muon] for muon in (True, False)}
         groups = [{"params": some, "muon": muon} for muon, some in kinds.items() if some]
         super().__init__(groups, fused=True, **adamw)
@@ -76,16 +77,15 @@ class Muon(torch.optim.AdamW):
     def _move(self, group: dict[str, Any]) -> None:
         """Moves the filters, those of one shape together."""
         parameters = [p for p in group["params"] if p.grad is not None]
-        shapes: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, parameter in enumerate(parameters):
-            shapes[len(parameter), parameter[0].numel()].append(i)
         if not parameters:
             return
-        directions = self._directions(parameters)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for shape, chosen in shapes.items():
-            update = orthogonal(torch.stack([directions[i].reshape(shape) for i in chosen]))
-            moved = [parameters[i] for i in chosen]
+        shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for parameter, direction in zip(parameters, self._directions(parameters), strict=True):
+            shapes[len(parameter), parameter[0].numel()].append((parameter, direction))
+        for shape, pairs in shapes.items():
+            update = orthogonal(torch.stack([direction.reshape(shape) for _, direction in pairs]))
+            moved = [parameter for parameter, _ in pairs]
             changes = [u.view_as(p) for u, p in zip(update, moved, strict=True)]
             torch._foreach_add_(moved, changes, alpha=-group["lr"] * RMS * max(shape) ** 0.5)
 

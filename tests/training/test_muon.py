@@ -61,7 +61,7 @@ def test_filters_move_as_a_matrix_does_in_torch():
     filters, matrix = nn.Conv2d(20, 16, 3, bias=False), nn.Linear(180, 16, bias=False)
     matrix.weight.data = filters.weight.data.reshape(16, 180).clone()
     before = matrix.weight.detach().clone()
-    ours = Muon(filters, **ADAMW)
+    ours = Muon(filters.parameters(), **ADAMW)
     theirs = torch.optim.Muon(
         matrix.parameters(),
         lr=ADAMW["lr"],
@@ -80,7 +80,7 @@ def test_filters_move_as_a_matrix_does_in_torch():
 def test_an_update_has_the_size_of_those_of_adamw():
     layer = with_gradients(nn.Conv2d(32, 32, 3))
     before = layer.weight.detach().clone()
-    Muon(layer, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0).step()
+    Muon(layer.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0).step()
     size = float((layer.weight.detach() - before).square().mean().sqrt())
     assert size == pytest.approx(1e-2 * RMS, rel=0.2)
 
@@ -94,7 +94,7 @@ def network():
 
 def test_all_else_moves_as_with_adamw():
     ours, theirs = with_gradients(network()), with_gradients(network())
-    Muon(ours, **ADAMW).step()
+    Muon(ours.parameters(), **ADAMW).step()
     torch.optim.AdamW(theirs.parameters(), **ADAMW).step()
     same = {
         name: torch.allclose(value, theirs.get_parameter(name), atol=1e-7)
@@ -106,15 +106,13 @@ def test_all_else_moves_as_with_adamw():
 
 def test_gradients_are_divided_as_they_are_read():
     ours, scaled = network(), network()
-    first, second = Muon(ours, **ADAMW), Muon(scaled, **ADAMW)
-    second.grad_scale = torch.tensor(8.0)
-    for seed in range(3):
+    first, second = Muon(ours.parameters(), **ADAMW), Muon(scaled.parameters(), **ADAMW)
+    # another divisor every step: an update does not see one that stays, its momentum sees these
+    for seed, scale in enumerate([8.0, 1.0, 32.0]):
         with_gradients(ours, seed), with_gradients(scaled, seed)
         for parameter in scaled.parameters():
-            parameter.grad *= 8 if seed else 1  # momentum, too, is of gradients as divided
-        if not seed:
-            for parameter in ours.parameters():
-                parameter.grad /= 8
+            parameter.grad *= scale
+        second.grad_scale = torch.tensor(scale)
         first.step(), second.step()
     for a, b in zip(ours.parameters(), scaled.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
@@ -124,5 +122,5 @@ def test_frozen_and_unused_parameters_stay():
     net = network()
     net[0].weight.requires_grad_(False)
     before = copy.deepcopy(net.state_dict())
-    Muon(net, **ADAMW).step()
+    Muon(net.parameters(), **ADAMW).step()
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
