@@ -49,7 +49,7 @@ class Stage:
         return self.missing(run) == []
 
 
-RULERS = ("ruler", "film_ruler", "lab_ruler")
+RULERS = ("ruler", "reward_model", "film_ruler", "lab_ruler")
 """Too small to be worth several GPUs."""
 
 SHARED_BATCH = 8
@@ -128,6 +128,7 @@ def fold_measurements(run: Run, item: Item) -> Path:
 
 _NEEDS: dict[str, tuple[str, ...]] = {
     "ruler": (),
+    "reward_model": (),
     "film_ruler": (),
     "lab_ruler": ("film_ruler",),
     "autoencoder": (),
@@ -137,7 +138,10 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "prior": ("clip",),
     "stable_diffusion": ("autoencoder", "probe"),
     "stable_diffusion_caption": ("autoencoder", "probe"),
-    **dict.fromkeys((*LLCMS, "lora", "lcm_lora", "dreambooth"), ("stable_diffusion", "probe")),
+    "feedback": ("stable_diffusion", "reward_model"),
+    **dict.fromkeys(
+        (*LLCMS, "lora", "lcm_lora", "dreambooth"), ("stable_diffusion", "feedback", "probe")
+    ),
     "dall_e": ("discrete_vae",),
     "unclip": ("autoencoder", "probe", "clip", "prior"),
 }

@@ -31,10 +31,28 @@ FEW_STEPS = (*LLCMS, "lcm_lora")
 """Students: a row of the report for each number of steps of `sampling.llcm_steps`."""
 
 
-def row_model(row: str) -> tuple[str, int | None]:
+UNTUNED = "stable_diffusion_untuned"
+"""Row of the Stable Diffusion as it was before feedback, where there is any."""
+
+_WITH_FEEDBACK = {"stable_diffusion": "feedback", UNTUNED: "stable_diffusion"}
+"""The row `stable_diffusion` is the teacher of the run: with feedback, the model that had it."""
+
+
+def row_model(config: Experiment, row: str) -> tuple[str, int | None]:
     """The model that draws a row, and the number of steps where the row's name says it."""
     model, _, steps = row.rpartition("_")
-    return (model, int(steps)) if model in FEW_STEPS and steps.isdecimal() else (row, None)
+    if model in FEW_STEPS and steps.isdecimal():
+        return model, int(steps)
+    return (_WITH_FEEDBACK.get(row, row) if config.feedback else row), None
+
+
+def model_rows(config: Experiment, model: str) -> list[str]:
+    """The rows that a generator draws."""
+    if model in FEW_STEPS:
+        return [f"{model}_{steps}" for steps in config.sampling.llcm_steps]
+    if config.feedback:
+        return [next((row for row, name in _WITH_FEEDBACK.items() if name == model), model)]
+    return [model]
 
 
 def row_settings(config: Experiment, row: str) -> dict[str, Any]:
@@ -50,11 +68,13 @@ def row_settings(config: Experiment, row: str) -> dict[str, Any]:
     }
     if row == "unclip":
         return settings | config.unclip.sampling.model_dump()
-    model, few = row_model(row)
+    model, few = row_model(config, row)
     if few is not None:
         # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
         guidance = sampling.student_guidance if model in LLCMS else 1.0
         return {"steps": few, "guidance": guidance, "solver": "lcm", "eta": 0.0}
+    if model == "feedback":  # it has learnt to draw without
+        settings["guidance"] = 1.0
     return settings
 
 
@@ -125,17 +145,19 @@ class Run:
         if self.config.discrete_vae:
             rows.append("round_trip_discrete")
         for name in GENERATORS:
-            if not getattr(self.config, name):
-                continue
-            if name in FEW_STEPS:
-                rows += [f"{name}_{steps}" for steps in self.config.sampling.llcm_steps]
-            else:
-                rows.append(name)
+            if getattr(self.config, name):
+                rows += model_rows(self.config, name)
         return rows
+
+    @property
+    def teacher(self) -> str:
+        """The model that students and adapters start from where they name no other."""
+        return "feedback" if self.config.feedback else "stable_diffusion"
 
     def base(self, model: str) -> Path:
         """Folder of the Stable Diffusion that a model of `config.ADAPTED` starts from."""
-        return getattr(self.config, model).base or self.path("stable_diffusion", "export")
+        own = "stable_diffusion" if model == "feedback" else self.teacher
+        return getattr(self.config, model).base or self.path(own, "export")
 
     def first_stage(self, model: str) -> Path:
         """Folder of a model of `config.FIRST_STAGES`: the pretrained one, or the run's own."""

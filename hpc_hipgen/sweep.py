@@ -24,6 +24,7 @@ from hpc_hipgen.config import (
     Adapters,
     ConfigError,
     Diffusion,
+    Feedback,
     Section,
     parse_settings,
     settings_tree,
@@ -37,6 +38,7 @@ EXPORT = "export"
 Model = Literal[
     "stable_diffusion",
     "stable_diffusion_caption",
+    "feedback",
     "llcm",
     "llcm_paper",
     "llcm_ddim",
@@ -198,6 +200,8 @@ def _scales(run: Run, grid: Grid, model: str, notes: list[str]) -> list[float]:
     """Guidance scales of a teacher; one that saw captions alone has nothing to be guided by."""
     scales = list(grid.guidance or (run.config.sampling.guidance,))
     section = getattr(run.config, model)
+    if isinstance(section, Feedback):  # it was tuned without
+        return list(grid.guidance) or [1.0]
     if not isinstance(section, Diffusion) or section.guidable:
         return scales
     if gone := [f"{g:g}" for g in scales if g > 1]:

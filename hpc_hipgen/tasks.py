@@ -79,10 +79,10 @@ def _shards(run: Run) -> Films:
     return films
 
 
-def _ruler(run: Run, _: str) -> Task:
+def _ruler(run: Run, model: str) -> Task:
     from hpc_hipgen.evaluation.ruler_training import RulerTask
 
-    return RulerTask(run.config, run.path("data"))
+    return RulerTask(run.config, run.path("data"), model)
 
 
 def _film_ruler(run: Run, _: str) -> Task:
@@ -118,6 +118,13 @@ def _stable_diffusion(run: Run, model: str) -> Task:
 
     section, cache = getattr(run.config, model), run.path("latents")
     return StableDiffusionTask(section, run.config, _imagefolder(run), load_autoencoder(run), cache)
+
+
+def _feedback(run: Run, model: str) -> Task:
+    from hpc_hipgen.generators.feedback import FeedbackTask
+
+    reward_model = run.first_stage("reward_model")
+    return FeedbackTask(run.config, _imagefolder(run), run.base(model), reward_model)
 
 
 def _llcm(run: Run, model: str) -> Task:
@@ -180,12 +187,14 @@ def _unclip(run: Run, _: str) -> Task:
 
 _TASKS: dict[str, Callable[[Run, str], Task]] = {
     "ruler": _ruler,
+    "reward_model": _ruler,
     "film_ruler": _film_ruler,
     "lab_ruler": _lab_ruler,
     "autoencoder": _autoencoder,
     "probe": _probe,
     "stable_diffusion": _stable_diffusion,
     "stable_diffusion_caption": _stable_diffusion,
+    "feedback": _feedback,
     **dict.fromkeys(LLCMS, _llcm),
     "lcm_lora": _lcm_lora,
     "lora": _lora,

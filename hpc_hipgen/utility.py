@@ -82,7 +82,7 @@ def plan(run: Run, arguments: list[str]) -> Settings:
     settings = parse_settings(Settings, {"row": drawn[-1]} | tree, "utility")
     if settings.row not in drawn:
         raise ConfigError(f"row={settings.row}: not one of {', '.join(drawn)}")
-    export = run.path(row_model(settings.row)[0], "export")
+    export = run.path(row_model(run.config, settings.row)[0], "export")
     if not export.is_dir():
         raise ConfigError(f"{export}: missing; train it to its end first")
     _check_films(run, settings)

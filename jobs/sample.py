@@ -61,7 +61,7 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
         if row in MEASURED_ROWS:
             images = _views(run, row, films.images[[spec["view"] for spec in specs]])
         else:
-            model, _ = row_model(row)
+            model, _ = row_model(run.config, row)
             if model not in pipelines:
                 pipelines[model] = load_model(run, model)
             images, cost = _drawn_at_cost(run, pipelines[model], specs)

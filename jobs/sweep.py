@@ -4,8 +4,8 @@
     python -m jobs.sweep results/llcm model=llcm steps=[1,2,4,8] guidance=[1,1.5,2] --name student
     python -m jobs.sweep results/llcm model=[stable_diffusion,llcm] checkpoint=[30000,export]
 
-  model       stable_diffusion, stable_diffusion_caption, llcm, llcm_paper, llcm_ddim, lora,
-              lcm_lora, dreambooth, unclip; default: all that the run has
+  model       stable_diffusion, stable_diffusion_caption, feedback, llcm, llcm_paper, llcm_ddim,
+              lora, lcm_lora, dreambooth, unclip; default: all that the run has
   checkpoint  export, or images seen of a kept checkpoint (RUN/MODEL/checkpoints), whose weight
               average is used; default: export. The last two are kept, and more with
               `keep_images` in a model's training
@@ -40,7 +40,7 @@ from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Item
-from hpc_hipgen.run import Run, row_settings, write_atomic
+from hpc_hipgen.run import Run, model_rows, row_settings, write_atomic
 from hpc_hipgen.sweep import EXPORT, SPLITS, Cell, Sweep
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _draw_and_measure(
 
     def draw() -> None:
         crossed = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
-        settings = row_settings(run.config, cell.model) | crossed
+        settings = row_settings(run.config, model_rows(run.config, cell.model)[0]) | crossed
         if cell.solver == "leapfrog":
             settings["eta"] = 0.0  # it takes none
         specs = image_specs(run.config.seed, films, cell.name, settings)

@@ -61,7 +61,7 @@ def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
     # another seed than the report's, so that these are no images of its
     seed, look = run.config.seed + 1, row_settings(run.config, settings.row)
     specs = image_specs(seed, films, settings.row, look, times)[: settings.generated]
-    model, _ = row_model(settings.row)
+    model, _ = row_model(run.config, settings.row)
     specs, size = with_subjects(run, model, specs), run.config.sampling.shard_size
     pipeline = load_model(run, model)
     for item in sorted(todo):

@@ -236,6 +236,36 @@ def test_adapters_need_a_base(tiny_settings):
     check_inputs(config, "x", done=["train-lora"])
 
 
+def test_feedback_asks_a_ruler_that_does_not_measure(tiny_settings):
+    tiny_settings["feedback"] = {"training": STEPS}
+    assert "reward_model: needed by feedback" in problems(tiny_settings)[0]
+    tiny_settings["reward_model"] = tiny_settings["ruler"]
+    assert parse_experiment(tiny_settings, "x").trained().index("feedback") == 4
+    pretrained = {"pretrained": "/some/ruler/export", "training": STEPS}
+    tiny_settings["reward_model"] = pretrained
+    assert "reward_model" not in parse_experiment(tiny_settings, "x").trained()
+    with pytest.raises(ConfigError, match=r"reward_model\.pretrained: .*holds no ruler\.json"):
+        check_inputs(parse_experiment(tiny_settings, "x"), "x")
+    tiny_settings["ruler"] = pretrained
+    assert "must be measured by another" in problems(tiny_settings)[0]
+    tiny_settings["feedback"] = None
+    assert "there is no feedback to ask it" in problems(tiny_settings)[0]
+
+
+def test_feedback_needs_late_steps_and_a_base(tiny_settings):
+    tiny_settings["reward_model"] = tiny_settings["ruler"]
+    tiny_settings["feedback"] = {"training": STEPS, "steps": 10, "below": 250, "stops": 3}
+    assert parse_experiment(tiny_settings, "x").feedback.late_steps == (7, 8, 9)
+    tiny_settings["feedback"]["stops"] = 4
+    assert "only 3 of 10 steps are at timestep 250 or below" in problems(tiny_settings)[0]
+    tiny_settings["feedback"]["stops"] = 1
+    tiny_settings["stable_diffusion"] = tiny_settings["autoencoder"] = None
+    assert "feedback.base: give a diffusers folder" in problems(tiny_settings)[0]
+    tiny_settings["feedback"]["base"] = "/nowhere"
+    config = parse_experiment(tiny_settings, "x")
+    assert config.trained() == ["ruler", "reward_model", "feedback", "llcm"]
+
+
 def test_settings_of_the_command_line(tmp_path, tiny_settings):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_settings))

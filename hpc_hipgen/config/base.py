@@ -11,14 +11,15 @@ TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
 
 FIRST_STAGES = (
-    "ruler", "film_ruler", "lab_ruler", "autoencoder", "probe", "discrete_vae", "clip", "prior"
+    "ruler", "reward_model", "film_ruler", "lab_ruler",
+    "autoencoder", "probe", "discrete_vae", "clip", "prior",
 )  # fmt: skip
 """Sections of which a pretrained one is taken as it is; others go on training from it."""
 
 LLCMS = ("llcm", "llcm_paper", "llcm_ddim")
 """Sections of the LLCM: the experiment's own, and students of the other two solvers."""
 
-ADAPTED = (*LLCMS, "lora", "lcm_lora", "dreambooth")
+ADAPTED = ("feedback", *LLCMS, "lora", "lcm_lora", "dreambooth")
 """Sections whose model starts from a Stable Diffusion: `base`, or the run's own."""
 
 GENERATORS = ("stable_diffusion", "stable_diffusion_caption", *ADAPTED, "dall_e", "unclip")

@@ -26,7 +26,15 @@ from hpc_hipgen.config.data import (
     Probe,
     Ruler,
 )
-from hpc_hipgen.config.generators import LLCM, DallE, Diffusion, DreamBooth, LCMLoRA, LoRA
+from hpc_hipgen.config.generators import (
+    LLCM,
+    DallE,
+    Diffusion,
+    DreamBooth,
+    Feedback,
+    LCMLoRA,
+    LoRA,
+)
 from hpc_hipgen.config.scoring import Evaluation, Logging, Sampling
 from hpc_hipgen.config.unclip import CLIP, Prior, UnCLIP, check_unclip
 
@@ -38,6 +46,7 @@ class Experiment(Section):
     seed: int = Field(0, ge=0)
     data: Data = Data()
     ruler: Ruler | None = None
+    reward_model: Ruler | None = None  # a second ruler, which feedback asks; it measures no report
     film_ruler: FilmRuler | None = None  # an experiment of its own
     lab_ruler: LabRuler | None = None  # goes on from it
     autoencoder: Autoencoder | None = None
@@ -47,6 +56,7 @@ class Experiment(Section):
     prior: Prior | None = None
     stable_diffusion: Diffusion | None = None
     stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
+    feedback: Feedback | None = None  # goes on from the teacher, and is the teacher from then on
     llcm: LLCM | None = None
     llcm_paper: LLCM | None = None  # beside it, to compare the solvers
     llcm_ddim: LLCM | None = None
@@ -105,11 +115,13 @@ def _check_experiment(config: Experiment) -> Experiment:
         if section := getattr(config, name):
             _check_measurements(name, section)
     for name in ADAPTED:
-        if (section := getattr(config, name)) and not (section.base or config.stable_diffusion):
+        own = config.stable_diffusion or (config.feedback and name != "feedback")
+        if (section := getattr(config, name)) and not (section.base or own):
             raise ValueError(
                 f"{name}.base: give a diffusers folder of Stable Diffusion, or train "
                 "stable_diffusion"
             )
+    _check_feedback(config)
     if config.data.source == "phantom":
         check_batches(config, config.data.train)
     _check_shapes(config)
@@ -161,15 +173,11 @@ def check_batches(config: Experiment, films: int) -> None:
 def _check_shapes(config: Experiment) -> None:
     """Networks that are built here can be built, and take the views; raises ValueError."""
     resolution = config.data.resolution
-    assert config.ruler is not None
-    if config.ruler.pretrained is None:
-        check_multiples("ruler.channels", config.ruler.channels, 8)
-        check_multiples(
-            "data.resolution",
-            [resolution],
-            2 ** len(config.ruler.channels),
-            "the stride of the ruler",
-        )
+    for name in ("ruler", "reward_model"):
+        if (ruler := getattr(config, name)) and ruler.pretrained is None:
+            check_multiples(f"{name}.channels", ruler.channels, 8)
+            stride = 2 ** len(ruler.channels)
+            check_multiples("data.resolution", [resolution], stride, f"the stride of the {name}")
     for name in ("autoencoder", "discrete_vae"):
         _check_autoencoder(name, getattr(config, name), resolution)
     if config.dall_e:
@@ -207,6 +215,20 @@ def _check_probe(config: Experiment) -> None:
                 f"{name}.measurement_weight: the probe reads latents of the run's autoencoder, "
                 f"{name}.base has its own; set it to 0, or autoencoder.pretrained to the base"
             )
+
+
+def _check_feedback(config: Experiment) -> None:
+    """Feedback has a ruler of its own to ask; raises ValueError."""
+    asked, measuring = config.reward_model, config.ruler
+    if config.feedback and not asked:
+        raise ValueError("reward_model: needed by feedback, which asks it")
+    if asked and not config.feedback:
+        raise ValueError("reward_model: given, but there is no feedback to ask it")
+    if asked and asked.pretrained and asked.pretrained == measuring.pretrained:
+        raise ValueError(
+            "reward_model.pretrained: is ruler.pretrained; what is trained to please a ruler must "
+            "be measured by another"
+        )
 
 
 def _check_other_captions(config: Experiment) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hpc_hipgen.config.base import Channels, Section
+from hpc_hipgen.config.base import TIMESTEPS, Channels, Section
 from hpc_hipgen.config.data import Training
 
 
@@ -79,6 +79,38 @@ class Diffusion(Denoising):
                     f"{key}: given, but the pretrained folder {self.pretrained} brings its own; "
                     f"leave {key} out, or pretrained"
                 )
+        return self
+
+
+class Feedback(Section):
+    """A Stable Diffusion that goes on learning from its own drawings, which `reward_model` reads.
+
+    One image of its training is one drawing. No guidance: it is drawn without, too.
+    """
+
+    base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
+    steps: int = Field(25, ge=1, le=TIMESTEPS)  # of a drawing
+    eta: float = Field(1.0, ge=0, le=1)  # noise that each step renews, as of sampling.eta
+    stops: int = Field(4, ge=1)  # steps of a drawing, chosen at random, at which it is judged
+    below: int = Field(400, ge=1, le=TIMESTEPS)  # timestep from which on it is clear enough
+    weight: float = Field(0.05, gt=0)  # of the angles' error
+    anchor: float = Field(1.0, ge=0)  # of the change to what is predicted
+    gradient_checkpointing: bool = False
+    training: Training
+
+    @property
+    def late_steps(self) -> tuple[int, ...]:
+        """Steps of a drawing, from 0 on, at which it may be judged ("leading" spacing)."""
+        every = TIMESTEPS // self.steps
+        return tuple(i for i in range(self.steps) if (self.steps - 1 - i) * every < self.below)
+
+    @model_validator(mode="after")
+    def _judged(self) -> Feedback:
+        if self.stops > (late := len(self.late_steps)):
+            raise ValueError(
+                f"stops: {self.stops}, but only {late} of {self.steps} steps are at timestep "
+                f"{self.below} or below"
+            )
         return self
 
 

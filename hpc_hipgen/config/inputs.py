@@ -48,11 +48,12 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
     if weights and not weights.is_file():
         problems.append(_absent("evaluation.inception", weights))
     problems += _missing_for_lab(config, done)
-    if config.ruler and config.ruler.pretrained:
-        try:
-            _check_ruler(config.ruler.pretrained, config.data)
-        except ValueError as error:
-            problems.append(str(error))
+    for name in ("ruler", "reward_model"):
+        if (section := getattr(config, name)) and section.pretrained:
+            try:
+                _check_ruler(name, section.pretrained, config.data)
+            except ValueError as error:
+                problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
 
@@ -89,20 +90,21 @@ def _absent(key: str, path: Path) -> str:
     )
 
 
-def _check_ruler(folder: Path, data: Data) -> None:
+def _check_ruler(name: str, folder: Path, data: Data) -> None:
     """A pretrained ruler measures views of the size and crop of `data`; raises ValueError."""
     try:
         settings = json.loads((folder / "ruler.json").read_text())
     except FileNotFoundError:
         raise ValueError(
-            f"ruler.pretrained: {folder} holds no ruler.json; give the folder ruler/export of a run"
+            f"{name}.pretrained: {folder} holds no ruler.json; give the folder ruler/export of a "
+            "run"
         ) from None
     except ValueError:
-        raise ValueError(f"ruler.pretrained: {folder / 'ruler.json'} is damaged") from None
+        raise ValueError(f"{name}.pretrained: {folder / 'ruler.json'} is damaged") from None
     for key in ("resolution", "head_distance"):
         made, wanted = settings.get(key), getattr(data, key)
         if made is not None and made != wanted:
             raise ValueError(
-                f"ruler.pretrained: {folder} was trained on views with {key} {made:g}, but "
+                f"{name}.pretrained: {folder} was trained on views with {key} {made:g}, but "
                 f"data.{key} is {wanted:g}; set data.{key}={made:g}, or train a ruler"
             )

@@ -29,7 +29,7 @@ def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[
     for row in results.tables:
         if row in REAL_ROWS:
             continue
-        model, _ = row_model(row)
+        model, _ = row_model(run.config, row)
         stage = run.done(f"train-{model}") or {}
         chain = [seconds.get(name) for name in (model, *trained_before(run.config, model))]
         distance = distances.get(row, {}).get("all", {})

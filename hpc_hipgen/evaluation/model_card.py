@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from hpc_hipgen.run import FEW_STEPS, Run, row_model, row_settings, write_atomic
+from hpc_hipgen.run import Run, model_rows, row_model, row_settings, write_atomic
 from hpc_hipgen.weights import known
 
 FILE = "README.md"
@@ -57,6 +57,12 @@ MODELS = {
         "from which both Norberg angles follow.",
         OURS.format("evaluation.ruler.load_ruler"),
     ),
+    "reward_model": (
+        "Reward model",
+        "A second landmark network for ventrodorsal hip radiographs of dogs: a generator is tuned "
+        "by it, nothing is measured by it.",
+        OURS.format("evaluation.ruler.load_ruler"),
+    ),
     "film_ruler": (
         "Landmark networks for whole films",
         "Find and measure both hips in a whole ventrodorsal radiograph of a dog.",
@@ -85,6 +91,11 @@ MODELS = {
     ),
     "stable_diffusion": ("Stable Diffusion", "", STOCK),
     "stable_diffusion_caption": ("Stable Diffusion, angles as digits", "", STOCK),
+    "feedback": (
+        "Stable Diffusion with feedback",
+        "",
+        STOCK + "\n\nIt was tuned without guidance: use `guidance_scale=1`.",
+    ),
     "dreambooth": ("DreamBooth", "", STOCK),
     "llcm": ("Leapfrog Latent Consistency Model", "", STOCK),
     "llcm_paper": ("Latent Consistency Model by the published leapfrog", "", STOCK),
@@ -116,6 +127,7 @@ DRAWS = (
 )
 OF_FILMS = {
     "ruler": ("ruler", "films"),
+    "reward_model": (),
     "film_ruler": (),
     "lab_ruler": (),
     "autoencoder": ("round_trip",),
@@ -193,8 +205,7 @@ def write_cards(run: Run) -> None:
 
 def _call(run: Run, model: str) -> str:
     """How a diffusers pipeline draws as the run drew the model's last row, in Markdown."""
-    row = f"{model}_{run.config.sampling.llcm_steps[-1]}" if model in FEW_STEPS else model
-    settings = row_settings(run.config, row)
+    settings = row_settings(run.config, model_rows(run.config, model)[-1])
     solver = settings.pop("solver")  # a scheduler, no argument of the call
     if not settings["eta"]:
         del settings["eta"]
@@ -247,7 +258,8 @@ def _scores(run: Run, model: str, metrics: dict[str, Any]) -> Iterator[dict[str,
     distances = (metrics["frechet"] or {"rows": {}})["rows"]
     copies = _audited(metrics)
     for row, sides in metrics["faithfulness"].items():
-        if row in OF_FILMS.get(model, ()) or (model not in OF_FILMS and row_model(row)[0] == model):
+        drawn = model not in OF_FILMS and row_model(run.config, row)[0] == model
+        if drawn or row in OF_FILMS.get(model, ()):
             distance = distances.get(row, {}).get("all")
             known_distance = distance if distance and distance["frechet"] is not None else None
             # of films themselves there is nothing to tell

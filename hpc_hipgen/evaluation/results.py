@@ -56,7 +56,7 @@ class Results:
 def row_label(row: str, run: Run) -> str:
     """Name of a row for people."""
     steps = run.config.sampling.steps
-    model, few = row_model(row)
+    model, few = row_model(run.config, row)
     if few is not None:
         name = STUDENTS[model]
         return f"{name}, {few} step{'s' if few != 1 else ''}"
@@ -66,13 +66,14 @@ def row_label(row: str, run: Run) -> str:
         "round_trip": "Autoencoder round trip",
         "round_trip_discrete": "Discrete VAE round trip",
         "stable_diffusion": f"Stable Diffusion, {steps} steps",
+        "feedback": f"Stable Diffusion with feedback, {steps} steps",
         "stable_diffusion_caption": f"Stable Diffusion, digits only, {steps} steps",
         "lora": f"LoRA, {steps} steps",
         "dreambooth": f"DreamBooth, {steps} steps",
         "dall_e": "DALL-E",
         "unclip": f"unCLIP, {steps} steps",
     }
-    return known.get(row, row.replace("_", " "))
+    return known.get(model, model.replace("_", " "))
 
 
 def read_table(run: Run, row: str) -> pd.DataFrame:

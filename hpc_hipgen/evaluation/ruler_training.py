@@ -82,18 +82,20 @@ def heat_loss(logits: Tensor, points: Tensor) -> Tensor:
 class RulerTask:
     """The ruler for the training loop."""
 
-    def __init__(self, config: Experiment, data: Path) -> None:
-        """Reads the training split of a prepared data folder."""
-        self.config = config
+    def __init__(self, config: Experiment, data: Path, name: str = "ruler") -> None:
+        """Reads the training split of a prepared data folder; `name`: of the section."""
+        self.config, self.name = config, name
+        self.section = getattr(config, name)
         self.films = read_manifest(data, "train")
         self.held_out = read_manifest(data, "validation")
-        torch.manual_seed(config.seed)
-        self.module = RulerLoss(config.ruler.channels)
+        torch.manual_seed(config.seed + (name != "ruler"))
+        self.module = RulerLoss(self.section.channels)
         self.size = len(self.films.ids)
-        self.averages = {"export": WeightAverage.for_export(self.module, config.ruler.training)}
+        self.averages = {"export": WeightAverage.for_export(self.module, self.section.training)}
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
-        """Views of the films with their landmarks, augmented."""
+        """Views of the films with their landmarks, augmented; otherwise for each ruler."""
+        random = random if self.name == "ruler" else random.fork(self.name)
         views = torch.from_numpy(self.films.images[indices]).float()[:, None] / 255
         landmarks = torch.from_numpy(self.films.landmarks[indices]).float()
         views, points, radii = move(views, landmarks, random)
@@ -113,7 +115,7 @@ class RulerTask:
         resolution = self.config.data.resolution
         error = ruler_error(Ruler(network, resolution), self.held_out)
         settings = {
-            "channels": list(self.config.ruler.channels),
+            "channels": list(self.section.channels),
             "resolution": resolution,
             "head_distance": self.config.data.head_distance,
             "source": self.config.data.source,

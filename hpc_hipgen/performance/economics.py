@@ -20,7 +20,7 @@ from hpc_hipgen.sweep import EXPORT, STUDENT_SOLVER, check_there
 
 Line = dict[str, Any]
 
-TEACHER, STUDENT = "stable_diffusion", "llcm"
+STUDENT = "llcm"
 SOLVERS = ("ddim", "leapfrog", "dpm++2m", "unipc")
 SPACINGS = ("karras", "trailing")
 STEPS = (4, 8, 16, 32)
@@ -57,16 +57,16 @@ def cells_of(run: Run) -> list[Cell]:
     Raises:
         ConfigError: when there is no export of the teacher.
     """
-    if run.config.stable_diffusion is None:
+    teacher, found = run.teacher, []
+    if getattr(run.config, teacher) is None:
         raise ConfigError(f"{run.folder}: trains no stable_diffusion, whose solvers are compared")
-    check_there(run, TEACHER, EXPORT)
-    found = []
+    check_there(run, teacher, EXPORT)
     for guidance in sorted({1.0, float(run.config.sampling.guidance)}):
         fine = (REFERENCE_STEPS, CHECK_STEPS)
-        found += [Cell(TEACHER, "leapfrog", "karras", n, guidance) for n in fine]
+        found += [Cell(teacher, "leapfrog", "karras", n, guidance) for n in fine]
         for spacing in SPACINGS:
             for solver in SOLVERS:
-                found += [Cell(TEACHER, solver, spacing, n, guidance) for n in STEPS]
+                found += [Cell(teacher, solver, spacing, n, guidance) for n in STEPS]
         found += _student_cells(run, guidance)
     return found
 

@@ -103,7 +103,7 @@ def against_diffusers(run: Run, repeats: int) -> list[Line]:
     from hpc_hipgen.performance.recipe import DiffusersRecipe
 
     ours = Trained(run, "llcm", probe=False)  # which the documented step has none of
-    theirs = DiffusersRecipe(load_parts(run.path("stable_diffusion", "export")), run.config.llcm)
+    theirs = DiffusersRecipe(load_parts(run.base("llcm")), run.config.llcm)
     films, batch = ours.task.films, ours.training.batch
     chosen = [i % len(films) for i in range(batch)]
     pixels, captions = to_pixels(films.images[chosen]), [films.captions[i] for i in chosen]

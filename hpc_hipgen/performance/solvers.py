@@ -30,7 +30,7 @@ from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
 from hpc_hipgen.diffusion.solvers import SOLVERS
 from hpc_hipgen.generators.autoencoder import to_images
 from hpc_hipgen.generators.sampling import sampling_cost
-from hpc_hipgen.performance.economics import TEACHER, Cell
+from hpc_hipgen.performance.economics import STUDENT, Cell
 from hpc_hipgen.progress import progress
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -123,7 +123,7 @@ def measure(
             chosen = specs[start : start + batch]
             latents.append(_latents(cell, chosen, pipeline).float().cpu())
     passes = cost["evaluations"] // len(specs)
-    doubled = cell.model == TEACHER and cell.guidance > 1
+    doubled = cell.model != STUDENT and cell.guidance > 1
     calls = passes // 2 if doubled else passes
     assert calls == cell.steps, f"{cell.name}: {calls} evaluations"
     tensors = {
@@ -142,7 +142,7 @@ def _latents(
     prompts, seeds = ([spec[key] for spec in specs] for key in ("prompt", "seed"))
     config = pipeline.unet.config
     size = config.sample_size
-    if cell.model == TEACHER:
+    if cell.model != STUDENT:
         noise = seeded_noise(seeds, (config.in_channels, size, size)).to(pipeline.unet.device)
         network = guided_network(pipeline, prompts, cell.guidance)
         label = cell.name if cell.steps >= LONG else ""
