@@ -8,6 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
+def shortlist(names: Iterable[str], most: int = 5) -> str:
+    """The first names in order, each once, with dots where there are more."""
+    every = sorted(set(names))
+    return ", ".join(every[:most]) + (", ..." if len(every) > most else "")
+
+
 def csv_text(lines: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """A head and the lines, as CSV.
 

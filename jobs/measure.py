@@ -153,18 +153,23 @@ def _ruler(folder: Path) -> FilmRuler:
 
 
 def _annotated(table: Path, files: Sequence[Path]) -> dict[str, Landmarks]:
-    """Landmarks of a table by the name under which a film is reported.
+    """Landmarks of a table, in square pixels, by the name under which a film is reported.
 
     Raises:
         ValueError: all that is wrong with the table, or that it names none of the films.
     """
+    from hpc_hipgen.radiograph.films import pixel_aspect
     from hpc_hipgen.radiograph.landmark_table import read_landmark_table
 
     read = read_landmark_table(table)
     if read.problems:
         raise ValueError("\n".join(read.problems))
     marks = {(table.parent / entry.film).resolve(): entry.landmarks for entry in read.entries}
-    known = {str(path): marks[path.resolve()] for path in files if path.resolve() in marks}
+    known = {
+        str(path): marks[path.resolve()].stretch(pixel_aspect(path))
+        for path in files
+        if path.resolve() in marks
+    }
     if not known:
         raise ValueError(f"{table}: names none of the films (it looks beside itself for them)")
     return known

@@ -49,6 +49,8 @@ and by `evaluation`:
 Norberg angles are computed from the landmarks. A stated angle that differs by more than half a
 degree, a landmark outside its image, a missing or truncated file, ...: all problems are listed at
 once, each with its file and row, nothing is written, and the exit status is 2.
+A DICOM film whose pixels are not square is stretched first, with its landmarks; one whose
+PatientOrientation has the patient's right at the image's right is mirrored, and named.
 DICOM attributes and overlay planes are dropped. What was masked in films, and what was found but
 left (a side's letter; anything within two head radii of a hip, which somebody has to look at), is
 in deidentified.csv beside the manifest, or in RUN/lab_films, and drawn as boxes on the small films

@@ -43,15 +43,14 @@ def film_line(name: str, film: SpacedFilm, found: FilmMeasurement) -> dict[str, 
     The patient's left hip is at the image's right unless the file says otherwise.
     """
     hips = [(found.image_left, found.uncertainty[0]), (found.image_right, found.uncertainty[1])]
-    mirrored = film.patient_at_right == "right"
-    left, right = hips if mirrored else hips[::-1]
+    left, right = hips if film.mirrored else hips[::-1]
     line: dict[str, Any] = dict.fromkeys(COLUMNS)
     height, width = film.image.shape
     line |= {
         "film": name,
         "status": REFUSED if found.reason else UNCERTAIN if found.warning else MEASURED,
         "reason": found.reason or found.warning,
-        "patient_at_right": "right" if mirrored else "left",
+        "patient_at_right": "right" if film.mirrored else "left",
         "sides_from": "PatientOrientation" if film.patient_at_right else "assumed",
         "presence": round(found.presence, 3),
         "inverted": found.inverted,
@@ -66,10 +65,8 @@ def film_line(name: str, film: SpacedFilm, found: FilmMeasurement) -> dict[str, 
         line[f"patient_{side}"] = round(angle, 2)
         line[f"uncertainty_{side}"] = round(float(doubt), 2)
         line[f"fci_{side}"] = fci_grade(angle)
-    marks = found.landmarks.copy()
-    marks[:, [1, 4]] = (marks[:, [1, 4]] + 0.5) / film.aspect - 0.5
-    line |= {k: round(float(v), 2) for k, v in zip(LANDMARK_COLUMNS, marks.ravel(), strict=True)}
-    return line
+    marks = Landmarks.from_array(found.landmarks).stretch(1 / film.aspect)
+    return line | {name: round(value, 2) for name, value in marks.flat().items()}
 
 
 def unreadable_line(name: str, reason: str) -> dict[str, Any]:
@@ -152,7 +149,7 @@ def compare(
 
     Args:
         lines: of films.
-        known: landmarks of some, by the film's name.
+        known: landmarks of some in square pixels, by the film's name.
 
     Returns:
         A table for people, one row a hip, and its figures: mean absolute error, bias and worst

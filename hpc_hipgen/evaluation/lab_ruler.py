@@ -116,15 +116,19 @@ def measure_held_out(run: Run, task: LabRulerTask, films: Sequence[LabFilm]) -> 
         ValueError: when a film can no longer be read.
     """
     base = load_film_ruler(run.first_stage("film_ruler"))  # the task's has been trained on
-    return hips_of(films, _measure(run, base, films), _measure(run, task.ruler(), films))
-
-
-def _measure(run: Run, ruler: FilmRuler, films: Sequence[LabFilm]) -> list[FilmMeasurement]:
     assert run.config.lab_ruler and run.config.lab_ruler.films
-    folder, found = run.config.lab_ruler.films, []
+    folder = run.config.lab_ruler.films
+    return hips_of(films, *(measure_films(folder, ruler, films) for ruler in (base, task.ruler())))
+
+
+def measure_films(
+    folder: Path, ruler: FilmRuler, films: Sequence[LabFilm]
+) -> list[FilmMeasurement]:
+    """What a ruler finds in prepared films of a lab's folder, in the pixels of their landmarks."""
+    found = []
     starts = range(0, len(films), BATCH)
     for start in progress(starts, len(starts), "measuring held-out films"):
         batch = films[start : start + BATCH]
-        images = [read_spaced_film(folder / film.name).square() for film in batch]
+        images = [read_spaced_film(folder / film.name).standard() for film in batch]
         found += ruler.measure(images)
     return found

@@ -32,7 +32,6 @@ from hpc_hipgen.radiograph.films import (
     FILM_SUFFIXES,
     FilmErrors,
     SpacedFilm,
-    read_film,
     read_spaced_film,
 )
 from hpc_hipgen.radiograph.geometry import SIDES, Angles, Landmarks
@@ -40,6 +39,7 @@ from hpc_hipgen.radiograph.landmark_table import SPLITS, Entry, Table, read_land
 from hpc_hipgen.radiograph.layouts import write_layouts
 from hpc_hipgen.radiograph.phantom_anatomy import ANGLE_LIMITS
 from hpc_hipgen.radiograph.views import make_view, resolution_budget
+from hpc_hipgen.tables import shortlist
 
 # Phantoms of a split are numbered from here, so that the test films stay the same when more
 # training films are asked for.
@@ -51,13 +51,16 @@ class Loaded:
     """A film as it goes into a data set.
 
     `image` (h, w) uint8, `landmarks` in its pixels, `prompt_class`; `findings`, what was burned
-    into it, or None where nobody looked.
+    into the file, and a `thumbnail` of it that shows them, or None where nobody looked; `mirrored`,
+    whether it lies in its file the other way round.
     """
 
     image: np.ndarray
     landmarks: Landmarks
     prompt_class: int
     findings: list[Finding] | None = None
+    thumbnail: np.ndarray | None = None
+    mirrored: bool = False
 
 
 class Film(Protocol):
@@ -100,6 +103,7 @@ class FilmFile:
     """A film on disk with its entry of the landmark table.
 
     Attributes:
+        landmarks: in pixels of the file.
         masked: text burned into it is masked on reading (deidentify.py).
         keep_markers: but not the L or R of a side.
     """
@@ -114,17 +118,14 @@ class FilmFile:
     keep_markers: bool = True
 
     def load(self) -> Loaded:
-        """Read it, and mask what was burned in."""
-        film, findings = self.read()
-        return Loaded(film.image, self.landmarks, self.prompt_class, findings)
-
-    def read(self) -> tuple[SpacedFilm, list[Finding] | None]:
-        """The film, masked where that is asked for, and what was found in it."""
+        """Read it, mask what was burned in, and bring it into `SpacedFilm.standard`."""
         film = read_spaced_film(self.path)
-        if not self.masked:
-            return film, None
-        image, findings = mask_film(film, self.landmarks, self.keep_markers)
-        return replace(film, image=image), findings
+        findings, small = None, None
+        if self.masked:
+            image, findings = mask_film(film, self.landmarks, self.keep_markers)
+            film, small = replace(film, image=image), thumbnail(image, findings)
+        landmarks = film.standard_landmarks(self.landmarks)
+        return Loaded(film.standard(), landmarks, self.prompt_class, findings, small, film.mirrored)
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def film_files(
     Raises:
         FilmErrors: all that is wrong, one line a problem with its file and row.
     """
-    read = read_landmark_table(table or folder / "landmarks.csv")
+    read = read_landmark_table(table or folder / "landmarks.csv", folder)
     entries = read.entries
     problems = read.problems + _film_problems(folder, read)
     if problems:
@@ -257,18 +258,19 @@ def _film_problems(folder: Path, table: Table) -> list[str]:
     problems = []
     for film, where in progress(table.films.items(), len(table.films), "checking films"):
         try:
-            image = read_film(folder / film)
+            read = read_spaced_film(folder / film)
         except ValueError as error:
             problems.append(f"{where}: {error}")
             continue
         if film in entries:
-            problems += _image_problems(entries[film], *image.shape)
+            problems += _image_problems(entries[film], read)
     return problems
 
 
-def _image_problems(entry: Entry, height: int, width: int) -> list[str]:
-    """What is wrong with the landmarks in an image of that size, or for a caption."""
+def _image_problems(entry: Entry, film: SpacedFilm) -> list[str]:
+    """What is wrong with the landmarks in a film, or for a caption."""
     problems = []
+    height, width = film.image.shape
     for side, where in zip(SIDES, entry.sides_where, strict=True):
         hip = getattr(entry.landmarks, side)
         for point in ("head", "rim"):
@@ -279,7 +281,7 @@ def _image_problems(entry: Entry, height: int, width: int) -> list[str]:
                     f" of {width} x {height} pixels"
                 )
     try:
-        caption(entry.landmarks.norberg_angles(), entry.prompt_class)
+        caption(film.standard_landmarks(entry.landmarks).norberg_angles(), entry.prompt_class)
     except ValueError as error:
         problems.append(f"{entry.where}: {entry.film}: {error}")
     return problems
@@ -320,7 +322,7 @@ def write_dataset(
         processes: default: the CPUs that this process may use.
 
     Returns:
-        The manifest's rows, the resolution budget, and what was masked, in words.
+        The manifest's rows, the resolution budget, and what was mirrored and masked, in words.
     """
     tasks = list(_tasks(folder, films, settings))
     for split in {film.split for film in films}:
@@ -340,18 +342,30 @@ def write_dataset(
         for film in made
         if film.findings is not None
     ]
-    return rows, budget, write_masking(folder, searched)
+    mirrored = mirrored_line([film.rows[0]["film"] for film in made if film.mirrored])
+    return rows, budget, [*mirrored, *write_masking(folder, searched)]
 
 
 @dataclass(frozen=True)
 class Made:
-    """What became of one film: its manifest rows, degrees per pixel and D, and what was masked."""
+    """What became of one film: its manifest rows, degrees per pixel and D; and as in `Loaded`."""
 
     rows: list[dict[str, Any]]
     degrees: float
     distance: float
     findings: list[Finding] | None
     thumbnail: np.ndarray | None
+    mirrored: bool
+
+
+def mirrored_line(films: Sequence[str]) -> list[str]:
+    """What is said of films that were mirrored; nothing where none was."""
+    if not films:
+        return []
+    return [
+        f"{len(films)} films have the patient's right at the image's right by PatientOrientation, "
+        f"and were mirrored with their landmarks: {shortlist(films)}"
+    ]
 
 
 @dataclass(frozen=True)
@@ -438,9 +452,8 @@ def _make_film(task: Task) -> Made:
                 **_labels(moved, prompt_class),
             }
         )
-    small = None if loaded.findings is None else thumbnail(image, loaded.findings)
     degrees, distance = resolution_budget(landmarks), landmarks.head_distance
-    return Made(rows, degrees, distance, loaded.findings, small)
+    return Made(rows, degrees, distance, loaded.findings, loaded.thumbnail, loaded.mirrored)
 
 
 def _labels(landmarks: Landmarks, prompt_class: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from scipy import ndimage
 from hpc_hipgen.radiograph.burned_in import Box, Mark, find_marks
 from hpc_hipgen.radiograph.films import SpacedFilm
 from hpc_hipgen.radiograph.geometry import Landmarks
-from hpc_hipgen.tables import csv_text
+from hpc_hipgen.tables import csv_text, shortlist
 
 MASKED, KEPT, NEAR_HIP, MISSED, DROPPED = "masked", "kept", "near a hip", "not found", "dropped"
 """What was done: filled; a letter of a side that stays; not filled; said to be there, yet not
@@ -138,8 +138,7 @@ def summary(lines: Sequence[dict[str, object]], films: int) -> list[str]:
     """What was done to so many films, for people; films to look at by name."""
 
     def named(action: str) -> str:
-        names = sorted({str(line["film"]) for line in lines if line["action"] == action})
-        return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return shortlist(str(line["film"]) for line in lines if line["action"] == action)
 
     count = {
         a: sum(line["action"] == a for line in lines) for a in (MASKED, KEPT, NEAR_HIP, MISSED)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
+from hpc_hipgen.radiograph.geometry import Landmarks
+
 if TYPE_CHECKING:
     from pydicom import Dataset
 
@@ -24,7 +26,7 @@ FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 
 _WHITE_IS_ZERO = (262, 0)  # TIFF tag PhotometricInterpretation, and its value
 
-_SQUARE = 1e-3  # a pixel whose sides differ by less is square
+_SQUARE = 1e-3  # a pixel whose sides differ by less is taken for square
 
 _DICOM_MAGIC = b"DICM"  # at offset 128, PS3.10 section 7.1
 
@@ -61,13 +63,27 @@ class SpacedFilm:
     overlays: int = 0
     patient_at_right: str = ""
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether the file says that the patient's right is at the image's right."""
+        return self.patient_at_right == "right"
+
+    def standard(self) -> np.ndarray:
+        """The film as `Angles` takes it: `square`, and the patient's left at the image's right."""
+        return np.ascontiguousarray(self.square()[:, ::-1]) if self.mirrored else self.square()
+
+    def standard_landmarks(self, landmarks: Landmarks) -> Landmarks:
+        """Landmarks in pixels of the file, in pixels of `standard`."""
+        square = landmarks.stretch(self.aspect)
+        return square.flip(self.image.shape[1]) if self.mirrored else square
+
     def square(self) -> np.ndarray:
         """The film stretched in height until its pixels are square: others change angles."""
         return self._square
 
     @functools.cached_property
     def _square(self) -> np.ndarray:
-        if abs(self.aspect - 1) < _SQUARE:
+        if self.aspect == 1:
             return self.image
         height, width = self.image.shape
         shape = (width, max(1, round(height * self.aspect)))
@@ -91,10 +107,10 @@ def read_film(path: Path) -> np.ndarray:
 def read_spaced_film(path: Path) -> SpacedFilm:
     """As `read_film`, with the pixel spacing or aspect ratio that a DICOM file states."""
     try:
-        is_dicom = _begins_as_dicom(path)
+        is_dicom = _is_dicom(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
-    if is_dicom or path.suffix.lower() in (".dcm", ".dicom"):
+    if is_dicom:
         film = _read_dicom(path)
     else:
         image, colour = _read_picture(path)
@@ -103,6 +119,25 @@ def read_spaced_film(path: Path) -> SpacedFilm:
     if min(height, width) < 2:
         raise ValueError(f"{path}: {width} x {height} pixels is not a film")
     return film
+
+
+def pixel_aspect(path: Path) -> float:
+    """Height by width of a film's pixels, by its header; 1 for a file that cannot be read.
+
+    Whoever reads the film says what is wrong with it.
+    """
+    try:
+        if not _is_dicom(path):
+            return 1.0
+        from pydicom import dcmread
+
+        return _spacing(dcmread(path, stop_before_pixels=True))[1]
+    except Exception:  # pydicom has no common base of what a damaged file raises
+        return 1.0
+
+
+def _is_dicom(path: Path) -> bool:
+    return _begins_as_dicom(path) or path.suffix.lower() in (".dcm", ".dicom")
 
 
 def _begins_as_dicom(path: Path) -> bool:
@@ -218,7 +253,7 @@ def _plausible(aspect: float, source: str) -> float:
     """The aspect of a pixel; ValueError for one that no detector has, which would fill memory."""
     if not 0.2 <= aspect <= 5:
         raise ValueError(f"{source}: a pixel {aspect:.3g} times as high as wide")
-    return aspect
+    return 1.0 if abs(aspect - 1) < _SQUARE else aspect
 
 
 def _displayed(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:

@@ -150,6 +150,12 @@ class Landmarks:
         """Landmarks of the film mirrored left to right; `width` in pixels. The sides swap."""
         return self.transform(np.array([[-1.0, 0.0, width - 1.0], [0.0, 1.0, 0.0]]))
 
+    def stretch(self, factor: float) -> Landmarks:
+        """Landmarks of the film stretched in height, which changes angles; the radius stays."""
+        points = self.to_array()
+        points[:, [1, 4]] = (points[:, [1, 4]] + 0.5) * factor - 0.5
+        return Landmarks.from_array(points)
+
     def to_array(self) -> np.ndarray:
         """(2, 5) float64: rows in the order of `SIDES`, columns head x, y, radius, rim x, y."""
         rows = [[getattr(getattr(self, side), name) for name in _HIP_FIELDS] for side in SIDES]

@@ -20,8 +20,13 @@ import numpy as np
 
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.dataset import FilmFile, Searched, film_files, write_masking
-from hpc_hipgen.radiograph.deidentify import thumbnail
+from hpc_hipgen.radiograph.dataset import (
+    FilmFile,
+    Searched,
+    film_files,
+    mirrored_line,
+    write_masking,
+)
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.radiograph.scene_store import CLOSE_UP_SIZE, FILM_SIZE, stack_scenes, write_scenes
 from hpc_hipgen.radiograph.scenes import Scene, close_up_matrices
@@ -41,7 +46,7 @@ _TABLE = "films.json"
 class LabFilm:
     """A prepared film: its file below the lab's folder, its dog, its fold and its landmarks.
 
-    `landmarks`: `Landmarks.flat`, in pixels of the film with square pixels (`SpacedFilm.square`).
+    `landmarks`: `Landmarks.flat`, in pixels of `SpacedFilm.standard`.
     """
 
     name: str
@@ -104,8 +109,8 @@ def write_lab_films(
 ) -> list[str]:
     """Stores the scenes of films, `VIEWS` each and in their order, and the table of the films.
 
-    Of films that are masked, also the report (`deidentified.csv` and, as a picture, `.png`), which
-    is returned in words.
+    Of films that are masked, also the report (`deidentified.csv` and, as a picture, `.png`).
+    Returns what was mirrored and masked, in words.
     """
     made = run_parallel(partial(_make, seed), films)
     done = list(progress(made, len(films), "preparing films"))
@@ -115,7 +120,9 @@ def write_lab_films(
         for film, cut in zip(films, done, strict=True)
     ]
     write_atomic(folder / _TABLE, json.dumps(table, indent=1))
-    return write_masking(folder, [film.searched for film in done if film.searched])
+    mirrored = [film.name for film, cut in zip(films, done, strict=True) if cut.mirrored]
+    searched = [film.searched for film in done if film.searched]
+    return [*mirrored_line(mirrored), *write_masking(folder, searched)]
 
 
 def prepared_films(folder: Path) -> list[LabFilm]:
@@ -132,24 +139,23 @@ def scenes_of(films: Sequence[LabFilm], chosen: Sequence[LabFilm]) -> np.ndarray
 
 @dataclass(frozen=True)
 class _Cut:
-    """What becomes of a film: landmarks in square pixels, its scenes, and what was masked."""
+    """What becomes of a film: landmarks as in `LabFilm`, its scenes, and what was done to it."""
 
     landmarks: Landmarks
     scenes: list[tuple[Scene, Scene]]
     searched: Searched | None
+    mirrored: bool
 
 
 def _make(seed: int, film: FilmFile) -> _Cut:
     """Reads a film, masked where that is asked for, and cuts its scenes."""
-    read, findings = film.read()
+    loaded = film.load()
     searched = None
-    if findings is not None:
-        searched = Searched(film.name, findings, thumbnail(read.image, findings))
-    rows = film.landmarks.to_array()
-    rows[:, [1, 4]] = (rows[:, [1, 4]] + 0.5) * read.aspect - 0.5
-    landmarks = Landmarks.from_array(rows)
+    if loaded.findings is not None:
+        searched = Searched(film.name, loaded.findings, loaded.thumbnail)
     rng = np.random.default_rng([seed, zlib.crc32(film.name.encode())])
-    return _Cut(landmarks, film_scenes(read.square(), landmarks, rng), searched)
+    scenes = film_scenes(loaded.image, loaded.landmarks, rng)
+    return _Cut(loaded.landmarks, scenes, searched, loaded.mirrored)
 
 
 def film_scenes(

@@ -6,7 +6,7 @@
     side           image_left or image_right (image sides, not the patient's)
     head_x, head_y, head_radius   best-fit circle of the femoral head, pixels of the film
     rim_x, rim_y                  craniolateral acetabular rim point
-    norberg_angle  optional, degrees: compared with the landmarks, never used
+    norberg_angle  optional, degrees: compared with the landmarks (in square pixels), never used
     dog            optional: films of one dog stay in one split (default: every film its own dog)
     split          optional: train, validation or test
     prompt_class   optional: 1 to 4 (default 4), see captions.py
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
+from hpc_hipgen.radiograph.films import pixel_aspect
 from hpc_hipgen.radiograph.geometry import SIDES, Hip, Landmarks
 
 SPLITS = ("train", "validation", "test")
@@ -82,22 +83,28 @@ class Table:
     films: dict[str, str] = field(default_factory=dict)
 
 
-def read_landmark_table(path: Path) -> Table:
-    """Read a CSV or COCO (suffix .json) table and check all that needs no image."""
+def read_landmark_table(path: Path, folder: Path | None = None) -> Table:
+    """Read a CSV or COCO (suffix .json) table and check all that needs no image.
+
+    `folder`: of the films, by default the table's; where angles are stated, their headers are read.
+    """
     if not path.is_file():
         return Table(problems=[f"{path}: no such landmark table"])
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         return Table(problems=[f"{path}: not a UTF-8 text file"])
-    table = (_read_coco if path.suffix.lower() == ".json" else _read_csv)(path, text)
+    if path.suffix.lower() == ".json":
+        table = _read_coco(path, text)
+    else:
+        table = _read_csv(path, text, path.parent if folder is None else folder)
     if not table.films and not table.problems:
         table.problems.append(f"{path}: no film in it")
     table.problems += _split_problems(table.entries)
     return table
 
 
-def _read_csv(path: Path, text: str) -> Table:
+def _read_csv(path: Path, text: str, folder: Path) -> Table:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
     if missing:
@@ -119,7 +126,7 @@ def _read_csv(path: Path, text: str) -> Table:
     table = Table(problems=problems)
     for film, sides in films.items():
         table.films[film] = next(iter(sides.values()))[0]
-        entry, faults = _join_sides(film, sides)
+        entry, faults = _join_sides(folder, film, sides)
         table.problems += faults
         table.entries += [entry] if entry else []
     return table
@@ -166,7 +173,7 @@ def _number(value: Any) -> float | None:
 
 
 def _join_sides(
-    film: str, sides: dict[str, tuple[str, Hip | None, dict[str, str]]]
+    folder: Path, film: str, sides: dict[str, tuple[str, Hip | None, dict[str, str]]]
 ) -> tuple[Entry | None, list[str]]:
     """Make one film of its two rows, or say what keeps them apart."""
     where = next(iter(sides.values()))[0]
@@ -184,7 +191,8 @@ def _join_sides(
     ]
     faults += [f"{where}: {fault}" for fault in landmark_faults(film, landmarks)]
     if not faults:
-        faults = _angle_faults(landmarks, [(sides[side][0], sides[side][2]) for side in SIDES])
+        stated = [(sides[side][0], sides[side][2]) for side in SIDES]
+        faults = _angle_faults(folder / film, landmarks, stated)
     if any(_film_faults(row) for row in rows):
         return None, faults
     where_sides = (sides[SIDES[0]][0], sides[SIDES[1]][0])
@@ -221,10 +229,14 @@ def landmark_faults(film: str, landmarks: Landmarks) -> list[str]:
     return faults
 
 
-def _angle_faults(landmarks: Landmarks, rows: list[tuple[str, dict[str, str]]]) -> list[str]:
+def _angle_faults(
+    path: Path, landmarks: Landmarks, rows: list[tuple[str, dict[str, str]]]
+) -> list[str]:
     """Stated angles that are not those of the landmarks; `rows` in the order of SIDES."""
+    if not any(row.get("norberg_angle") for _, row in rows):
+        return []
     faults = []
-    angles = landmarks.norberg_angles()
+    angles = landmarks.stretch(pixel_aspect(path)).norberg_angles()
     for side, (where, row) in zip(SIDES, rows, strict=True):
         stated, computed = _number(row.get("norberg_angle")), getattr(angles, side)
         if stated is not None and abs(stated - computed) > ANGLE_TOLERANCE:

@@ -128,12 +128,16 @@ def test_without_a_ruler_the_way_to_one_is_named(tmp_path, monkeypatch, capsys):
     assert "sbatch/film_ruler.sh" in capsys.readouterr().err
 
 
-def test_errors_against_landmarks(films, capsys):
-    flat = marked_film()[1].to_array()
+def annotate(path, film, landmarks):
+    """A table of the landmarks of one film."""
     lines = ["image,side,head_x,head_y,head_radius,rim_x,rim_y"]
-    for side, row in zip(("image_left", "image_right"), flat, strict=True):
-        lines.append(",".join(["a.png", side, *(f"{value:.3f}" for value in row)]))
-    (films / "landmarks.csv").write_text("\n".join(lines))
+    for side, hip in zip(("image_left", "image_right"), landmarks.to_array(), strict=True):
+        lines.append(f"{film},{side},{','.join(map(str, hip))}")
+    path.write_text("\n".join(lines))
+
+
+def test_errors_against_landmarks(films, capsys):
+    annotate(films / "landmarks.csv", "a.png", marked_film()[1])
     given = ["films/a.png", "--landmarks", "films/landmarks.csv", "--out", "out"]
     assert measure.main(given) == 0
     assert "2 hips measured, 0 not; mean absolute error 0." in capsys.readouterr().out
@@ -155,10 +159,7 @@ def test_sides_are_those_of_the_dicom_file(films, orientation, kind, at_right, c
     dataset = dicom(film)
     dataset.PatientOrientation, dataset.AnatomicalOrientationType = orientation, kind
     dataset.save_as("sided.dcm", enforce_file_format=True)
-    lines = ["image,side,head_x,head_y,head_radius,rim_x,rim_y"]
-    for side, hip in zip(("image_left", "image_right"), landmarks.to_array(), strict=True):
-        lines.append(f"sided.dcm,{side},{','.join(map(str, hip))}")
-    Path("landmarks.csv").write_text("\n".join(lines))
+    annotate(Path("landmarks.csv"), "sided.dcm", landmarks)
     assert measure.main(["sided.dcm", "--out", "out", "--landmarks", "landmarks.csv"]) == 0
     row = table(Path("out"))["sided.dcm"]
     at_left, right = ("right", "left") if at_right != "right" else ("left", "right")
@@ -169,21 +170,22 @@ def test_sides_are_those_of_the_dicom_file(films, orientation, kind, at_right, c
     assert "2 hips measured, 0 not; mean absolute error 0." in capsys.readouterr().out
 
 
-def test_pixels_that_are_not_square_change_no_angle(films):
+def test_pixels_that_are_not_square_change_no_angle(films, capsys):
     film, landmarks = marked_film()
     flat = np.asarray(Image.fromarray(film).resize((film.shape[1], film.shape[0] // 2)))
     dataset = dicom(255 - flat)
     dataset.PhotometricInterpretation = "MONOCHROME1"
     dataset.PixelSpacing = [0.4, 0.2]
     dataset.save_as("flat.dcm", enforce_file_format=True)
-    assert measure.main(["flat.dcm", "--out", "out"]) == 0
+    annotate(Path("landmarks.csv"), "flat.dcm", landmarks.stretch(0.5))
+    assert measure.main(["flat.dcm", "--out", "out", "--landmarks", "landmarks.csv"]) == 0
+    assert "2 hips measured, 0 not; mean absolute error 0." in capsys.readouterr().out
     row = table(Path("out"))["flat.dcm"]
     true = landmarks.norberg_angles()
     assert float(row["patient_right"]) == pytest.approx(true.image_left, abs=0.8)
     assert row["inverted"] == "False" and float(row["pixel_height_mm"]) == 0.4
     found = Landmarks.from_flat(row).to_array()
-    expected = landmarks.to_array()
-    expected[:, [1, 4]] = (expected[:, [1, 4]] + 0.5) / 2 - 0.5
+    expected = landmarks.stretch(0.5).to_array()
     np.testing.assert_allclose(found[:, [0, 1, 3, 4]], expected[:, [0, 1, 3, 4]], atol=2)
 
 

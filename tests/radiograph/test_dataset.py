@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from dicom_files import dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -38,6 +39,13 @@ def film_folder(folder, count=2, **columns):
             rows[-1].update({name: values[n] for name, values in columns.items()})
     write_table(folder, rows)
     return rows
+
+
+def as_dicom(folder, rows, name, **attributes):
+    """The first film once more as DICOM; returns the rows of both."""
+    image = np.asarray(Image.open(folder / "0.png"))
+    dicom(image, **attributes).save_as(folder / name, enforce_file_format=True)
+    return [*rows, *({**row, "image": name} for row in rows if row["image"] == "0.png")]
 
 
 def write_table(folder, rows):
@@ -176,6 +184,42 @@ def test_the_number_of_processes_changes_no_byte(tmp_path, monkeypatch):
     for path in paths:
         other = tmp_path / "two" / path.relative_to(tmp_path / "one")
         assert path.read_bytes() == other.read_bytes(), path
+
+
+def test_a_film_that_lies_the_other_way_round_is_mirrored(tmp_path):
+    rows = as_dicom(tmp_path, film_folder(tmp_path, 1), "1.dcm", PatientOrientation=["R", "F"])
+    write_table(tmp_path, rows)
+    films = film_files(tmp_path, None, {"test": 1}, 0)
+    (usual, other), _, said = made(tmp_path / "data", films)
+    assert other["patient_left"] == pytest.approx(usual["patient_right"], abs=0.01)
+    assert other["patient_right"] == pytest.approx(usual["patient_left"], abs=0.01)
+    assert f"left {other['patient_left']:.0f}" in other["caption"]
+    assert "1 films have the patient's right at the image's right" in said[0]
+    assert said[0].endswith(": 1.dcm")
+    one, two = (
+        np.asarray(Image.open(tmp_path / "data" / x["file"]), float) for x in (usual, other)
+    )
+    assert np.abs(one - two[:, ::-1]).max() <= 2
+
+
+def test_pixels_that_are_not_square_are_stretched_before_anything_is_measured(tmp_path):
+    square, flat = LANDMARKS.norberg_angles(), LANDMARKS.stretch(0.5).norberg_angles()
+    assert abs(square.image_left - flat.image_left) > 5
+    rows = as_dicom(tmp_path, film_folder(tmp_path, 1), "1.dcm", PixelSpacing=[0.1, 0.2])
+    for row in rows:
+        angles = flat if row["image"] == "1.dcm" else square
+        row["norberg_angle"] = round(getattr(angles, row["side"]), 1)
+    write_table(tmp_path, rows)
+    _, other = film_files(tmp_path, None, {"test": 1}, 0)
+    loaded = other.load()
+    assert loaded.image.shape == (150, 360) and loaded.landmarks == LANDMARKS.stretch(0.5)
+    (_, row), _, _ = made(tmp_path / "data", [_, other])
+    assert row["patient_left"] == pytest.approx(flat.image_right, abs=0.01)
+
+    rows[2]["norberg_angle"] = rows[0]["norberg_angle"]  # that of the pixels as they lie
+    write_table(tmp_path, rows)
+    with pytest.raises(FilmErrors, match=r"row 4: norberg_angle of 1\.dcm image_left"):
+        film_files(tmp_path, None, {"test": 1}, 0)
 
 
 def test_the_resolution_budget_of_films_and_views(tmp_path):

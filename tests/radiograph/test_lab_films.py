@@ -4,9 +4,20 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from films_with_markers import GREY, marked_film
+from dicom_files import dicom
+from films_with_markers import GREY, dot_ruler, marked_film
+from PIL import Image
 
-from hpc_hipgen.radiograph.lab_films import VIEWS, dog_folds, film_scenes
+from hpc_hipgen.evaluation.cross_validation import hips_of
+from hpc_hipgen.evaluation.lab_ruler import measure_films
+from hpc_hipgen.radiograph.dataset import FilmFile
+from hpc_hipgen.radiograph.lab_films import (
+    VIEWS,
+    dog_folds,
+    film_scenes,
+    prepared_films,
+    write_lab_films,
+)
 from hpc_hipgen.radiograph.scene_store import CLOSE_UP_SIZE, FILM_SIZE
 
 
@@ -49,3 +60,19 @@ def test_points_of_scenes_lie_on_what_they_mark():
     for (_, close_up), true in zip(pairs, (left, right, left, right), strict=True):
         arm = close_up.points[1] - close_up.points[0]  # the other head lies to the right
         assert np.degrees(np.arctan2(-arm[1], arm[0])) == pytest.approx(true, abs=1e-6)
+
+
+def test_films_are_learnt_from_and_measured_in_square_pixels_and_the_usual_way_round(tmp_path):
+    film, landmarks = marked_film(angles=(90.0, 108.0))
+    flat = np.asarray(Image.fromarray(film).resize((film.shape[1], film.shape[0] // 2)))
+    attributes = {"PixelSpacing": [0.4, 0.2], "PatientOrientation": ["R", "F"]}
+    dicom(flat, **attributes).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    file = FilmFile("a.dcm", "a", "train", tmp_path / "a.dcm", landmarks.stretch(0.5), 4)
+    (tmp_path / "lab").mkdir()
+    said = write_lab_films(tmp_path / "lab", [file], {"a": 0}, seed=0)
+    assert "were mirrored with their landmarks: a.dcm" in said[0]
+    films = prepared_films(tmp_path / "lab")
+    found = measure_films(tmp_path, dot_ruler(), films)
+    for hip in hips_of(films, found, found):
+        assert hip["annotated"] == pytest.approx(90 if hip["side"] == "left" else 108, abs=1e-3)
+        assert hip["after_angle"] == pytest.approx(hip["annotated"], abs=0.8)
