@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+
+def printable(path: Path | str) -> str:
+    """A path as text for files and terminals: a byte of it that is no UTF-8 becomes \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def shortlist(names: Iterable[str], most: int = 5) -> str:

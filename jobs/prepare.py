@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_hipgen.pipeline import FILMS_ROW, row_data
+from hpc_hipgen.tables import printable, shortlist
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,7 +185,7 @@ def _say_unlisted(folder: Path | None, films: Sequence[Film]) -> None:
 
     unlisted = unlisted_films(folder, films) if folder else []
     if unlisted:
-        shown = ", ".join(unlisted[:3]) + (", ..." if len(unlisted) > 3 else "")
+        shown = shortlist(printable(name) for name in unlisted)
         print(f"prepare: {len(unlisted)} films without landmarks are left out: {shown}")
 
 

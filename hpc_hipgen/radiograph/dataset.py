@@ -29,9 +29,9 @@ from hpc_hipgen.radiograph.deidentify import (
     to_csv,
 )
 from hpc_hipgen.radiograph.films import (
-    FILM_SUFFIXES,
     FilmErrors,
     SpacedFilm,
+    is_film_name,
     read_spaced_film,
 )
 from hpc_hipgen.radiograph.geometry import SIDES, Angles, Landmarks
@@ -248,7 +248,7 @@ def unlisted_films(folder: Path, films: Sequence[FilmFile]) -> list[str]:
     return sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix.lower() in FILM_SUFFIXES and path.resolve() not in known
+        if path.is_file() and is_film_name(path) and path.resolve() not in known
     )
 
 

@@ -234,7 +234,10 @@ def is_film_name(path: Path) -> bool:
     # DICOM files are named by identifiers, whose last part looks like a suffix
     if path.suffix and not path.suffix[1:].isdigit():
         return False
-    return _begins_as_dicom(path)
+    try:
+        return _begins_as_dicom(path)
+    except OSError:  # whoever reads it says why it cannot be
+        return True
 
 
 def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, float]:

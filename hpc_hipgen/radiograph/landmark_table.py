@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
-from hpc_hipgen.radiograph.films import pixel_aspect
+from hpc_hipgen.radiograph.films import FILM_SUFFIXES, pixel_aspect
 from hpc_hipgen.radiograph.geometry import SIDES, Hip, Landmarks
 
 SPLITS = ("train", "validation", "test")
@@ -52,7 +52,7 @@ class Entry:
     Attributes:
         film: file name relative to the films' folder.
         landmarks: in pixels of the film.
-        dog: whose film it is; the file without its suffix where the table does not say.
+        dog: whose film it is; where the table does not say, the file without the suffix of a film.
         split: "train", "validation", "test", or None where the table does not say.
         prompt_class: a key of `PROMPT_CLASSES`.
         where: file and row, for messages.
@@ -206,12 +206,18 @@ def _entry(
     return Entry(
         film=film,
         landmarks=landmarks,
-        dog=dog or Path(film).with_suffix("").as_posix(),
+        dog=dog or _own_dog(film),
         split=split or None,
         prompt_class=int(prompt_class or DEFAULT_CLASS),
         where=where,
         sides_where=sides,
     )
+
+
+def _own_dog(film: str) -> str:
+    """The dog of a film whose table names none; part of an identifier can look like a suffix."""
+    path = Path(film)
+    return (path.with_suffix("") if path.suffix.lower() in FILM_SUFFIXES else path).as_posix()
 
 
 def landmark_faults(film: str, landmarks: Landmarks) -> list[str]:

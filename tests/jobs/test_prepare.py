@@ -1,6 +1,7 @@
 """The stage prepare: what it writes, that it does so once, and what it refuses."""
 
 import csv
+import os
 import subprocess
 import sys
 
@@ -51,11 +52,11 @@ def test_phantoms_are_prepared_once(tmp_path, capsys):
 
 def test_eight_films_are_enough(tmp_path, capsys):
     films = film_folder(tmp_path / "films")
-    (films / "extra.png").write_bytes(b"")
+    (films / os.fsdecode(b"extra\xe9.png")).write_bytes(b"")
     run = run_folder(tmp_path / "run", source="films", films=str(films), resolution=32, views=2)
     assert main(["--run", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "1 films without landmarks are left out: extra.png" in said
+    assert "1 films without landmarks are left out: extra\\xe9.png" in said
     counts = [len(read_manifest(run / "data", s, True)) for s in ("train", "validation", "test")]
     assert counts == [5, 1, 2]
 

@@ -132,8 +132,11 @@ def test_films_that_the_table_does_not_mention_are_named(tmp_path):
     film_folder(tmp_path, 2)
     (tmp_path / "later.PNG").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "._0.png").write_text("left by macOS")
+    (tmp_path / "1.2.840").mkdir()
+    (tmp_path / "1.2.840" / "1.2.840.7").write_bytes(bytes(128) + b"DICM")
     films = film_files(tmp_path, None, PROPORTIONS, 0)
-    assert unlisted_films(tmp_path, films) == ["later.PNG"]
+    assert unlisted_films(tmp_path, films) == ["1.2.840/1.2.840.7", "later.PNG"]
 
 
 def test_test_phantoms_do_not_depend_on_the_number_of_training_phantoms():

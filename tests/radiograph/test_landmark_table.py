@@ -34,6 +34,13 @@ def test_two_rows_make_a_film(tmp_path):
     assert (entry.film, entry.dog, entry.split, entry.prompt_class) == ("a.png", "a", None, 4)
 
 
+def test_dicom_files_that_are_named_by_identifiers_are_dogs_of_their_own(tmp_path):
+    names = ["1.2.840.1", "1.2.840.2", "x/b.PNG"]
+    rows = [row.replace("a.png", name) for name in names for row in (LEFT, RIGHT)]
+    read = read_landmark_table(table(tmp_path, *rows))
+    assert [entry.dog for entry in read.entries] == ["1.2.840.1", "1.2.840.2", "x/b"]
+
+
 def test_optional_columns(tmp_path):
     header = HEADER + ",dog,split,prompt_class"
     path = table(tmp_path, LEFT + ",rex,test,2", RIGHT + ",rex,test,2", header=header)
