@@ -29,9 +29,10 @@ The ruler (--ruler) is a folder that `bash sbatch/film_ruler.sh` makes or, from 
 `sbatch/lab_ruler.sh`; without one, that of results/reference/film_ruler. --check writes nothing; it
 shows the ruler 40 pictures that are no films, of which it should refuse 38, and 200 phantoms, of
 which it should refuse one at most.
-Exit status: 0 all files were read (refused films included), 1 some could not be read, or the check
-was not passed, 2 nothing was done because the command is wrong. Not for diagnosis or breeding
-decisions.
+Exit status: 0 all files were read (refused films included), 1 some could not be read, a picture not
+be written (a full disk, say), or the check was not passed, 2 nothing was done because the command
+is wrong, 130 interrupted (Ctrl-C, SIGTERM). When it is stopped, the tables hold what was measured
+until then. Not for diagnosis or breeding decisions.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.tables import printable
+from hpc_hipgen.training.interruption import terminable
 
 if TYPE_CHECKING:
     from hpc_hipgen.evaluation.film_ruler import FilmMeasurement, FilmRuler
@@ -56,29 +59,49 @@ if TYPE_CHECKING:
 OWN_RULER = Path("results/film_ruler/film_ruler/export")
 """What sbatch/film_ruler.sh makes, in the folder where it was called."""
 
+OVERLAYS = "overlays"
+"""Folder of the pictures in --out."""
+
+_LONGEST_NAME = 200  # bytes of a picture's name that are the film's; a name ends at 255
+
 SHIPPED_RULER = Path(__file__).parents[1] / "results" / "reference" / "film_ruler"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the head of the module for the exit status."""
     given = _parse(arguments)
+    given.ruler = given.ruler or (OWN_RULER if OWN_RULER.is_dir() else SHIPPED_RULER)
+    with terminable():
+        try:
+            return _check(_ruler(given.ruler)) if given.check else _measure(given)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+
+def _measure(given: argparse.Namespace) -> int:
+    """Measures the films that the command line names; returns the exit status."""
+    files = find_films(given.films, given.out)
+    known = _annotated(given.landmarks, files) if given.landmarks else {}
+    ruler = _ruler(given.ruler)
+    print(f"{len(files)} files, measured with the ruler of {given.ruler}", file=sys.stderr)
     lines: list[dict[str, Any]] = []
+    status = 0
     try:
-        given.ruler = given.ruler or (OWN_RULER if OWN_RULER.is_dir() else SHIPPED_RULER)
-        if given.check:
-            return _check(_ruler(given.ruler))
-        files = find_films(given.films, given.out)
-        known = _annotated(given.landmarks, files) if given.landmarks else {}
-        ruler = _ruler(given.ruler)
-        print(f"{len(files)} files, measured with the ruler of {given.ruler}", file=sys.stderr)
         measure_files(files, ruler, given.out, given.batch, not given.no_overlays, lines)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {error}; stopped after {len(lines)} of {len(files)} files", file=sys.stderr)
+        status = 1
     except KeyboardInterrupt:
         print(f"interrupted after {len(lines)} of {len(files)} files", file=sys.stderr)
-        return _finish(lines, given, known, ruler.lab_films) or 130
-    return _finish(lines, given, known, ruler.lab_films)
+        status = 130
+    finally:
+        # an earlier call's tables are not exchanged for empty ones
+        unread = _finish(lines, given, known, ruler.lab_films) if lines else 0
+    return status or unread
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -113,8 +136,8 @@ def _check(ruler: FilmRuler) -> int:
 def find_films(given: Sequence[str], out: Path) -> list[Path]:
     """Files that arguments name, each once: files, folders with all below, globs.
 
-    Of a folder: what has the suffix of a film or is DICOM without one, but nothing below `out`,
-    where an earlier call may have drawn its overlays.
+    Of a folder: what has the suffix of a film or is DICOM without one, but not the overlays that an
+    earlier call may have drawn in `out`.
 
     Raises:
         ValueError: naming the argument that names nothing.
@@ -122,13 +145,13 @@ def find_films(given: Sequence[str], out: Path) -> list[Path]:
     from hpc_hipgen.radiograph.films import FILM_SUFFIXES, is_film_name
 
     found: dict[Path, Path] = {}
-    out = out.resolve()
+    drawn = (out / OVERLAYS).resolve()
     for name in given:
         path = Path(name)
         if path.is_dir():
             files = (p for p in sorted(path.rglob("*")) if p.is_file())
-            below = (p for p in files if not p.resolve().is_relative_to(out))
-            paths = [p for p in below if is_film_name(p)]
+            others = (p for p in files if not p.resolve().is_relative_to(drawn))
+            paths = [p for p in others if is_film_name(p)]
             if not paths:
                 raise ValueError(f"{name}: no films in this folder ({', '.join(FILM_SUFFIXES)})")
         elif path.exists():
@@ -166,7 +189,7 @@ def _annotated(table: Path, files: Sequence[Path]) -> dict[str, Landmarks]:
         raise ValueError("\n".join(read.problems))
     marks = {(table.parent / entry.film).resolve(): entry.landmarks for entry in read.entries}
     known = {
-        str(path): marks[path.resolve()].stretch(pixel_aspect(path))
+        printable(path): marks[path.resolve()].stretch(pixel_aspect(path))
         for path in files
         if path.resolve() in marks
     }
@@ -197,7 +220,7 @@ def measure_files(
         for path, film, found, line in done:
             lines.append(line)
             if overlays and film is not None and found is not None:
-                place = out / "overlays" / names[path]
+                place = out / OVERLAYS / names[path]
                 pictures.append(pool.submit(_draw, place, film, line, found))
                 while len(pictures) > 2 * batch:  # each holds its film
                     pictures.pop(0).result()
@@ -223,10 +246,10 @@ def _measured(
         found = iter(ruler.measure([film.square() for film in readable]))
         for path, film in zip(group, films, strict=True):
             if isinstance(film, str):
-                yield path, None, None, unreadable_line(str(path), film)
+                yield path, None, None, unreadable_line(printable(path), film)
             else:
                 measurement = next(found)
-                yield path, film, measurement, film_line(str(path), film, measurement)
+                yield path, film, measurement, film_line(printable(path), film, measurement)
 
 
 def _read(path: Path) -> SpacedFilm | str:
@@ -238,7 +261,7 @@ def _read(path: Path) -> SpacedFilm | str:
         film.square()  # whatever it raises, it is this file that cannot be read
         return film
     except Exception as error:
-        return str(error).removeprefix(f"{path}: ") or type(error).__name__
+        return printable(str(error).removeprefix(f"{path}: ")) or type(error).__name__
 
 
 def _draw(path: Path, film: SpacedFilm, line: dict[str, Any], found: FilmMeasurement) -> None:
@@ -253,9 +276,10 @@ def _overlay_names(files: Sequence[Path]) -> dict[Path, str]:
     count: Counter[str] = Counter()
     names = {}
     for path in files:
-        count[path.name] += 1
-        number = f"-{count[path.name]}" if count[path.name] > 1 else ""
-        names[path] = f"{path.name}{number}.png"
+        name = printable(path.name).encode()[:_LONGEST_NAME].decode(errors="ignore")
+        count[name] += 1
+        number = f"-{count[name]}" if count[name] > 1 else ""
+        names[path] = f"{name}{number}.png"
     return names
 
 
@@ -280,7 +304,7 @@ def _finish(
     print(*text, sep="\n", end="\n" if text else "")
     statuses = (film_report.UNCERTAIN, film_report.REFUSED, film_report.UNREADABLE)
     others = ", ".join(f"{count[status]} {status}" for status in statuses)
-    table = given.out / "measurements.csv"
+    table = printable(given.out / "measurements.csv")
     print(f"{count[film_report.MEASURED]} films measured, {others}: {table}")
     return 1 if count[film_report.UNREADABLE] else 0
 

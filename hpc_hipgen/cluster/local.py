@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from hpc_hipgen.cluster.executors import (
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.pipeline import CROSS_VALIDATION, Stage
 from hpc_hipgen.run import Run
+from hpc_hipgen.training.interruption import terminable
 
 _POLL_SECONDS = 0.2
 _SAVE_SECONDS = 30.0  # for a training step and the checkpoint after it
@@ -50,7 +50,7 @@ def run_stages(run: Run, graph: list[Stage], site: Site) -> None:
         StageFailed: at the first stage that fails; the ones before it stay done.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the running stage has been stopped.
     """
-    with _terminable():
+    with terminable():
         for number, stage in enumerate(graph, 1):
             head = f"[{number}/{len(graph)}] {stage.name}"
             if stage.done(run):
@@ -155,24 +155,6 @@ def _wait(job: Any, seconds: float) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         while not job.done() and time.monotonic() < until:
             time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM (scancel, kill, a shutdown) stops the stages as Ctrl-C does."""
-    try:
-        before = signal.signal(signal.SIGTERM, _interrupt)
-    except ValueError:  # not in the main thread: whoever is there handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def duration(seconds: float) -> str:

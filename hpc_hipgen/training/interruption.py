@@ -7,8 +7,10 @@ means stop here and go on later: the job queues itself again (hpc_hipgen/cluster
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +19,24 @@ STOP = signal.SIGTERM
 GO_ON_LATER = signal.SIGUSR2
 _ORDER = (None, STOP, GO_ON_LATER)
 """The later of two requests wins: a preempted job may get both, and must come back."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM (scancel, kill, a shutdown) stops what is within as Ctrl-C does."""
+    try:
+        before = signal.signal(STOP, _interrupt)
+    except ValueError:  # not in the main thread: whoever is there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(STOP, before)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 class Interrupted(RuntimeError):

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,14 @@ def films(tmp_path, monkeypatch):
 def table(folder: Path) -> dict[str, dict[str, str]]:
     with (folder / "measurements.csv").open(newline="") as file:
         return {Path(row["film"]).name: row for row in csv.DictReader(file)}
+
+
+def annotate(path, film, landmarks):
+    """A table of the landmarks of one film."""
+    lines = ["image,side,head_x,head_y,head_radius,rim_x,rim_y"]
+    for side, hip in zip(("image_left", "image_right"), landmarks.to_array(), strict=True):
+        lines.append(f"{film},{side},{','.join(map(str, hip))}")
+    path.write_text("\n".join(lines))
 
 
 def test_a_folder_is_measured_whatever_is_in_it(films, capsys):
@@ -93,6 +104,57 @@ def test_an_interruption_leaves_what_was_measured(films, monkeypatch, capsys):
     assert "interrupted after 2 of 4 files" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("step", ["_ruler", "_read"])
+def test_an_interruption_before_the_first_film_leaves_an_earlier_table(
+    films, monkeypatch, capsys, step
+):
+    def interrupt(_):
+        signal.raise_signal(signal.SIGTERM)  # as Slurm does
+
+    before = signal.getsignal(signal.SIGTERM)
+    Path("out").mkdir()
+    Path("out/measurements.csv").write_text("of an earlier call")
+    if step == "_ruler":
+        monkeypatch.setattr(measure, step, interrupt)
+    else:
+        monkeypatch.setattr(measure, "_measured", lambda *_: (interrupt(_) for _ in range(1)))
+    assert measure.main(["films", "--out", "out"]) == 130
+    assert Path("out/measurements.csv").read_text() == "of an earlier call"
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_pictures_that_cannot_be_written_lose_no_measurement(films, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(measure, "_draw", full)
+    assert measure.main(["films/a.png", "films/more", "--out", "out"]) == 1
+    assert set(table(Path("out"))) == {"a.png", "b.tif"}
+    assert "No space left on device; stopped after 2 of 2 files" in capsys.readouterr().err
+
+
+def test_any_name_of_a_file_is_reported(films, capsys):
+    odd, long = os.fsdecode(b"fallo\xe9.png"), f"{'x' * 251}.png"
+    for name in (odd, long):
+        shutil.copy(films / "a.png", films / "more" / name)
+    annotate(films / "more" / "landmarks.csv", long, marked_film()[1])
+    given = ["--out", "out", "--landmarks", "films/more/landmarks.csv"]
+    assert measure.main(["films/more", *given]) == 0
+    rows = table(Path("out"))
+    assert set(rows) == {"b.tif", "fallo\\xe9.png", long}
+    assert {row["status"] for row in rows.values()} == {"measured"}
+    pictures = {path.name for path in Path("out/overlays").iterdir()}
+    assert pictures == {"b.tif.png", "fallo\\xe9.png.png", f"{'x' * 200}.png"}
+    assert "2 hips measured, 0 not" in capsys.readouterr().out
+
+
+def test_results_may_lie_beside_the_films(films):
+    for _ in range(2):  # the second call finds the pictures of the first, and leaves them alone
+        assert measure.main(["films", "--out", "films"]) == 1
+        assert set(table(films)) == {"a.png", "b.tif", "noise.png", "z.png"}
+
+
 def test_a_file_that_raises_whatever_it_likes_stops_nothing(films, monkeypatch):
     inner = films_module.read_spaced_film
 
@@ -126,14 +188,6 @@ def test_without_a_ruler_the_way_to_one_is_named(tmp_path, monkeypatch, capsys):
     Image.fromarray(marked_film()[0]).save("a.png")
     assert measure.main(["a.png"]) == 2
     assert "sbatch/film_ruler.sh" in capsys.readouterr().err
-
-
-def annotate(path, film, landmarks):
-    """A table of the landmarks of one film."""
-    lines = ["image,side,head_x,head_y,head_radius,rim_x,rim_y"]
-    for side, hip in zip(("image_left", "image_right"), landmarks.to_array(), strict=True):
-        lines.append(f"{film},{side},{','.join(map(str, hip))}")
-    path.write_text("\n".join(lines))
 
 
 def test_errors_against_landmarks(films, capsys):
