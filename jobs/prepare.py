@@ -38,7 +38,8 @@ What is made is set by `seed` and `data` of RUN/config.yaml:
                   default: landmarks.csv in the folder
   train, validation, test   phantoms to draw; for films, the proportions in which dogs are split
   resolution, head_distance, views   size of the square views, distance between the femoral
-                  heads as a fraction of it, crops of each training film
+                  heads as a fraction of it, crops of each training film; half of them are mirrored,
+                  but not of films with a letter or text left in them, or in prompt classes 1 to 3
   even_angles     share of the training phantoms whose angles are even over 58 to 122 degrees
   jitter          share of the full jitter (4 degrees, 3 % of the width, 5 % zoom) of those crops
   warp            degrees by which the angles of a crop with jitter differ from its film's (0: not)

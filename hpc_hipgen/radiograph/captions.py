@@ -34,7 +34,10 @@ PROMPT_CLASSES: dict[int, str] = {
 """The four prompt classes of the source paper's DALL-E evaluation, in our own words."""
 
 MIRROR_CLASSES: frozenset[int] = frozenset({4})
-"""Classes whose mirrored films are still true: no phrase that names a side, no date, no marker."""
+"""Classes whose mirrored films are still true: no phrase that names a side, no date, no marker.
+
+A real film can hold a letter all the same; see `dataset.Loaded`.
+"""
 
 DATE_CLASSES: frozenset[int] = frozenset({1, 2, 3})
 """Classes whose caption names a date on the film."""

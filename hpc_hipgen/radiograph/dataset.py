@@ -24,6 +24,7 @@ from hpc_hipgen.radiograph.deidentify import (
     Finding,
     contact_sheet,
     mask_film,
+    nothing_left,
     summary,
     thumbnail,
     to_csv,
@@ -50,14 +51,15 @@ _FIRST_INDEX = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
 class Loaded:
     """A film as it goes into a data set.
 
-    `image` (h, w) uint8, `landmarks` in its pixels, `prompt_class`; `findings`, what was burned
-    into the file, and a `thumbnail` of it that shows them, or None where nobody looked; `mirrored`,
-    whether it lies in its file the other way round.
+    `image` (h, w) uint8, `landmarks` in its pixels, `prompt_class`; `may_flip`, whether its mirror
+    image is as true; `findings`, what was burned into the file, and a `thumbnail` of it that shows
+    them, or None where nobody looked; `mirrored`, whether it lies in its file the other way round.
     """
 
     image: np.ndarray
     landmarks: Landmarks
     prompt_class: int
+    may_flip: bool
     findings: list[Finding] | None = None
     thumbnail: np.ndarray | None = None
     mirrored: bool = False
@@ -95,7 +97,8 @@ class PhantomFilm:
         from hpc_hipgen.radiograph.phantom import draw_phantom
 
         phantom = draw_phantom(self.seed, self.index, self.size, angles=self.angles)
-        return Loaded(phantom.image, phantom.landmarks, phantom.prompt_class)
+        may_flip = phantom.prompt_class in MIRROR_CLASSES
+        return Loaded(phantom.image, phantom.landmarks, phantom.prompt_class, may_flip)
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,15 @@ class FilmFile:
         if self.masked:
             image, findings = mask_film(film, self.landmarks, self.keep_markers)
             film, small = replace(film, image=image), thumbnail(image, findings)
-        landmarks = film.standard_landmarks(self.landmarks)
-        return Loaded(film.standard(), landmarks, self.prompt_class, findings, small, film.mirrored)
+        return Loaded(
+            film.standard(),
+            film.standard_landmarks(self.landmarks),
+            self.prompt_class,
+            self.prompt_class in MIRROR_CLASSES and nothing_left(findings),
+            findings,
+            small,
+            film.mirrored,
+        )
 
 
 @dataclass(frozen=True)
@@ -424,7 +434,7 @@ def _make_film(task: Task) -> Made:
         if view > 0:
             # One generator per view: neither other films nor the number of views change it.
             rng = np.random.default_rng([settings.seed, zlib.crc32(film.name.encode()), view])
-            flip = bool(rng.random() < 0.5) and prompt_class in MIRROR_CLASSES
+            flip = bool(rng.random() < 0.5) and loaded.may_flip
         pixels, moved = make_view(
             image,
             landmarks,

@@ -51,6 +51,13 @@ class Finding:
         return dict(zip(COLUMNS, (film, self.what, self.action, *box), strict=True))
 
 
+def nothing_left(findings: Iterable[Finding] | None) -> bool:
+    """Whether no writing is known to be left in a film; None: nobody looked."""
+    if findings is None:
+        return False
+    return all(finding.action in (MASKED, DROPPED) for finding in findings)
+
+
 def mask_text(image: np.ndarray) -> np.ndarray:
     """A grey film or view (h, w) uint8 with its text filled; markers stay.
 

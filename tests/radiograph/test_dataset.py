@@ -2,13 +2,14 @@
 
 import csv
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from dicom_files import dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from hpc_hipgen.radiograph.captions import MIRROR_CLASSES
 from hpc_hipgen.radiograph.dataset import (
@@ -22,6 +23,7 @@ from hpc_hipgen.radiograph.dataset import (
 )
 from hpc_hipgen.radiograph.films import FilmErrors
 from hpc_hipgen.radiograph.geometry import Hip, Landmarks
+from hpc_hipgen.radiograph.phantom import draw_phantom
 
 PROPORTIONS = {"train": 219, "validation": 31, "test": 84}
 LANDMARKS = Landmarks(Hip(100, 120, 20, 95, 95), Hip(260, 126, 20, 266, 99))
@@ -174,6 +176,34 @@ def test_flips_swap_the_sides_and_spare_the_classes_that_name_one(phantoms):
         for side, origin in zip(sides, sides[:: -1 if row["flipped"] else 1], strict=True):
             # Rounding of the landmarks to 1e-4 px moves an angle by less than this.
             assert row[side] == pytest.approx(nominal[row["film"]][origin], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "masking", "mirrored"),
+    [
+        ("", {}, True),
+        ("", {"masked": False}, False),  # nobody looked
+        ("L", {}, False),
+        ("L", {"keep_markers": False}, True),
+        ("12.03.2019", {}, True),
+        ("near", {}, False),
+    ],
+)
+def test_a_film_in_which_writing_stays_is_not_mirrored(tmp_path, text, masking, mirrored):
+    film = draw_phantom(5, 3, 384, prompt_class=4)
+    picture = Image.fromarray(film.image).convert("RGB")
+    at = (40, 30)
+    if text == "near":
+        text, at = (
+            "12.03.2019",
+            (film.landmarks.image_left.head_x, film.landmarks.image_left.head_y),
+        )
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(30 if text == "L" else 16)
+    draw.text(at, text, (220, 0, 0), font)
+    picture.save(tmp_path / "a.png")
+    file = FilmFile("a.png", "a", "train", tmp_path / "a.png", film.landmarks, 4, **masking)
+    rows, _, _ = made(tmp_path / "data", [file], replace(SMALL, views=12))
+    assert any(row["flipped"] for row in rows) == mirrored
 
 
 def test_the_number_of_processes_changes_no_byte(tmp_path, monkeypatch):
