@@ -18,17 +18,8 @@ from PIL import Image
 
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.captions import DATE_CLASSES, MIRROR_CLASSES, caption
-from hpc_hipgen.radiograph.deidentify import (
-    MASKED,
-    Finding,
-    contact_sheet,
-    mask_film,
-    nothing_left,
-    summary,
-    thumbnail,
-    to_csv,
-)
+from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
+from hpc_hipgen.radiograph.deidentify import Masking, Searched, mask_film, thumbnail
 from hpc_hipgen.radiograph.films import (
     FilmErrors,
     SpacedFilm,
@@ -52,16 +43,15 @@ class Loaded:
     """A film as it goes into a data set.
 
     `image` (h, w) uint8, `landmarks` in its pixels, `prompt_class`; `may_flip`, whether its mirror
-    image is as true; `findings`, what was burned into the file, and a `thumbnail` of it that shows
-    them, or None where nobody looked; `mirrored`, whether it lies in its file the other way round.
+    image is as true; `searched`, what was burned into the file, or None where nobody looked;
+    `mirrored`, whether it lies in its file the other way round.
     """
 
     image: np.ndarray
     landmarks: Landmarks
     prompt_class: int
     may_flip: bool
-    findings: list[Finding] | None = None
-    thumbnail: np.ndarray | None = None
+    searched: Searched | None = None
     mirrored: bool = False
 
 
@@ -123,17 +113,19 @@ class FilmFile:
     def load(self) -> Loaded:
         """Read it, mask what was burned in, and bring it into `SpacedFilm.standard`."""
         film = read_spaced_film(self.path)
-        findings, small = None, None
+        searched = None
         if self.masked:
             image, findings = mask_film(film, self.landmarks, self.keep_markers)
-            film, small = replace(film, image=image), thumbnail(image, findings)
+            film = replace(film, image=image)
+            small = thumbnail(image, findings)
+            searched = Searched(self.name, findings, small, self.prompt_class)
+        left = searched is None or searched.writing_left
         return Loaded(
             film.standard(),
             film.standard_landmarks(self.landmarks),
             self.prompt_class,
-            self.prompt_class in MIRROR_CLASSES and nothing_left(findings),
-            findings,
-            small,
+            self.prompt_class in MIRROR_CLASSES and not left,
+            searched,
             film.mirrored,
         )
 
@@ -222,18 +214,20 @@ def film_files(
     seed: int,
     masked: bool = True,
     keep_markers: bool = True,
+    captioned: bool = True,
 ) -> list[FilmFile]:
     """Validate a folder of films with its landmark table (default: landmarks.csv in it).
 
     Every film is read to its last byte. Splits come from the table, or from `split_dogs`. `masked`
-    and `keep_markers` are those of `FilmFile`.
+    and `keep_markers` are those of `FilmFile`; `captioned`: their angles must be such as a caption
+    can name.
 
     Raises:
         FilmErrors: all that is wrong, one line a problem with its file and row.
     """
     read = read_landmark_table(table or folder / "landmarks.csv", folder)
     entries = read.entries
-    problems = read.problems + _film_problems(folder, read)
+    problems = read.problems + _film_problems(folder, read, captioned)
     if problems:
         raise FilmErrors(problems)
     dealt = split_dogs([entry.dog for entry in entries], proportions, seed)
@@ -262,7 +256,7 @@ def unlisted_films(folder: Path, films: Sequence[FilmFile]) -> list[str]:
     )
 
 
-def _film_problems(folder: Path, table: Table) -> list[str]:
+def _film_problems(folder: Path, table: Table, captioned: bool) -> list[str]:
     """What is wrong with the files of a table, and with its landmarks in these images."""
     entries = {entry.film: entry for entry in table.entries}
     problems = []
@@ -274,11 +268,12 @@ def _film_problems(folder: Path, table: Table) -> list[str]:
             continue
         if film in entries:
             problems += _image_problems(entries[film], read)
+            problems += _caption_problems(entries[film], read) if captioned else []
     return problems
 
 
 def _image_problems(entry: Entry, film: SpacedFilm) -> list[str]:
-    """What is wrong with the landmarks in a film, or for a caption."""
+    """Landmarks that are outside their film."""
     problems = []
     height, width = film.image.shape
     for side, where in zip(SIDES, entry.sides_where, strict=True):
@@ -290,11 +285,16 @@ def _image_problems(entry: Entry, film: SpacedFilm) -> list[str]:
                     f"{where}: {entry.film} {side} {point} ({x:g}, {y:g}) is outside the image"
                     f" of {width} x {height} pixels"
                 )
+    return problems
+
+
+def _caption_problems(entry: Entry, film: SpacedFilm) -> list[str]:
+    """Angles that no caption can name."""
     try:
         caption(film.standard_landmarks(entry.landmarks).norberg_angles(), entry.prompt_class)
     except ValueError as error:
-        problems.append(f"{entry.where}: {entry.film}: {error}")
-    return problems
+        return [f"{entry.where}: {entry.film}: {error}"]
+    return []
 
 
 @dataclass(frozen=True)
@@ -337,7 +337,11 @@ def write_dataset(
     tasks = list(_tasks(folder, films, settings))
     for split in {film.split for film in films}:
         (folder / "images" / split).mkdir(parents=True)
-    made = list(progress(run_parallel(_make_film, tasks, processes), len(tasks), "preparing films"))
+    made, masking = [], Masking()
+    working = run_parallel(_make_film, tasks, processes)
+    for film in progress(working, len(tasks), "preparing films"):
+        masking.add(film.searched)
+        made.append(replace(film, searched=None))
     rows = [row for film in made for row in film.rows]
     write_layouts(folder, rows)
     nominal = [Landmarks.from_flat(film.rows[0]) for film in made]
@@ -347,25 +351,19 @@ def write_dataset(
         film_distance=np.array([film.distance for film in made]),
         view_distance=settings.head_distance * settings.resolution,
     )
-    searched = [
-        Searched(film.rows[0]["film"], film.findings, film.thumbnail, film.rows[0]["prompt_class"])
-        for film in made
-        if film.findings is not None
-    ]
     mirrored = mirrored_line([film.rows[0]["film"] for film in made if film.mirrored])
-    return rows, budget, [*mirrored, *write_masking(folder, searched)]
+    return rows, budget, [*mirrored, *masking.write(folder)]
 
 
 @dataclass(frozen=True)
 class Made:
-    """What became of one film: its manifest rows, degrees per pixel and D; and as in `Loaded`."""
+    """What became of one film: its manifest rows, degrees per pixel and D, and what was done."""
 
     rows: list[dict[str, Any]]
     degrees: float
     distance: float
-    findings: list[Finding] | None
-    thumbnail: np.ndarray | None
     mirrored: bool
+    searched: Searched | None
 
 
 def mirrored_line(films: Sequence[str]) -> list[str]:
@@ -376,41 +374,6 @@ def mirrored_line(films: Sequence[str]) -> list[str]:
         f"{len(films)} films have the patient's right at the image's right by PatientOrientation, "
         f"and were mirrored with their landmarks: {shortlist(films)}"
     ]
-
-
-@dataclass(frozen=True)
-class Searched:
-    """A film in which burned-in text was looked for: what was found, and a small picture of it.
-
-    `prompt_class`: of its caption; None where it has none.
-    """
-
-    film: str
-    findings: Sequence[Finding]
-    thumbnail: np.ndarray | None
-    prompt_class: int | None = None
-
-
-def write_masking(folder: Path, films: Sequence[Searched]) -> list[str]:
-    """Write the report of masked films; what it says, for people."""
-    if not films:
-        return []
-    films = sorted(films, key=lambda film: film.film)
-    lines = [finding.line(film.film) for film in films for finding in film.findings]
-    shown = sorted(films, key=lambda film: not film.findings)  # those with something first
-    (folder / "deidentified.csv").write_text(to_csv(lines), encoding="utf-8")
-    (folder / "deidentified.png").write_bytes(
-        contact_sheet([film.thumbnail for film in shown if film.thumbnail is not None])
-    )
-    masked = {line["film"] for line in lines if line["action"] == MASKED}
-    dated = sum(film.film in masked and film.prompt_class in DATE_CLASSES for film in films)
-    text = summary(lines, len(films))
-    if dated:
-        text.append(
-            f"{dated} of these films are of a prompt class whose caption names a date, which may "
-            "be masked now: class 4 names none"
-        )
-    return text
 
 
 Task = tuple[Path, Film, int, ViewSettings]
@@ -463,7 +426,7 @@ def _make_film(task: Task) -> Made:
             }
         )
     degrees, distance = resolution_budget(landmarks), landmarks.head_distance
-    return Made(rows, degrees, distance, loaded.findings, loaded.thumbnail, loaded.mirrored)
+    return Made(rows, degrees, distance, loaded.mirrored, loaded.searched)
 
 
 def _labels(landmarks: Landmarks, prompt_class: int) -> dict[str, Any]:

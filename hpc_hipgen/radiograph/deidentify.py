@@ -11,15 +11,18 @@ three pixels are beyond it. Look at the contact sheet before sharing films or a 
 
 from __future__ import annotations
 
+import bisect
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from hpc_hipgen.radiograph.burned_in import Box, Mark, find_marks
+from hpc_hipgen.radiograph.captions import DATE_CLASSES
 from hpc_hipgen.radiograph.films import SpacedFilm
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.tables import csv_text, shortlist
@@ -49,13 +52,6 @@ class Finding:
         """The line, `COLUMNS`."""
         box = self.box or ("", "", "", "")
         return dict(zip(COLUMNS, (film, self.what, self.action, *box), strict=True))
-
-
-def nothing_left(findings: Iterable[Finding] | None) -> bool:
-    """Whether no writing is known to be left in a film; None: nobody looked."""
-    if findings is None:
-        return False
-    return all(finding.action in (MASKED, DROPPED) for finding in findings)
 
 
 def mask_text(image: np.ndarray) -> np.ndarray:
@@ -184,8 +180,7 @@ def thumbnail(masked: np.ndarray, findings: Sequence[Finding]) -> np.ndarray:
 
 
 def contact_sheet(thumbnails: Sequence[np.ndarray], columns: int = 6) -> bytes:
-    """A PNG of the first `SHEET` thumbnails, side by side."""
-    thumbnails = thumbnails[:SHEET]
+    """A PNG of thumbnails, side by side."""
     columns = min(columns, len(thumbnails))
     rows = -(-len(thumbnails) // columns)
     sheet = np.zeros((rows * THUMBNAIL, columns * THUMBNAIL, 3), np.uint8)
@@ -195,3 +190,60 @@ def contact_sheet(thumbnails: Sequence[np.ndarray], columns: int = 6) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A film in which burned-in text was looked for: what was found, and a small picture of it.
+
+    `prompt_class`: of its caption; None where it has none.
+    """
+
+    film: str
+    findings: Sequence[Finding]
+    thumbnail: np.ndarray
+    prompt_class: int | None = None
+
+    @property
+    def writing_left(self) -> bool:
+        """Whether a letter or text is known to be left in the film."""
+        return any(finding.action not in (MASKED, DROPPED) for finding in self.findings)
+
+
+class Masking:
+    """The report of masked films, taken one by one; keeps no more thumbnails than are shown."""
+
+    def __init__(self) -> None:
+        self._lines: list[dict[str, object]] = []
+        self._films = self._dated = 0
+        self._shown: list[Searched] = []
+
+    def add(self, film: Searched | None) -> None:
+        """Takes a film; None where nobody looked."""
+        if film is None:
+            return
+        self._films += 1
+        self._lines += [finding.line(film.film) for finding in film.findings]
+        masked = any(finding.action == MASKED for finding in film.findings)
+        self._dated += masked and film.prompt_class in DATE_CLASSES
+        # those with something first
+        bisect.insort(self._shown, film, key=lambda shown: (not shown.findings, shown.film))
+        del self._shown[SHEET:]
+
+    def write(self, folder: Path) -> list[str]:
+        """Writes the table and the contact sheet, of films that were searched; in words."""
+        if not self._films:
+            return []
+        lines = sorted(self._lines, key=lambda line: str(line["film"]))
+        (folder / "deidentified.csv").write_text(to_csv(lines), encoding="utf-8")
+        sheet = contact_sheet([film.thumbnail for film in self._shown])
+        (folder / "deidentified.png").write_bytes(sheet)
+        text = summary(lines, self._films)
+        if self._films > SHEET:
+            text.append(f"deidentified.png shows {SHEET} of {self._films} films")
+        if self._dated:
+            text.append(
+                f"{self._dated} of these films are of a prompt class whose caption names a date, "
+                "which may be masked now: class 4 names none"
+            )
+        return text

@@ -12,7 +12,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +20,8 @@ import numpy as np
 
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.dataset import (
-    FilmFile,
-    Searched,
-    film_files,
-    mirrored_line,
-    write_masking,
-)
+from hpc_hipgen.radiograph.dataset import FilmFile, film_files, mirrored_line
+from hpc_hipgen.radiograph.deidentify import Masking, Searched
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.radiograph.scene_store import CLOSE_UP_SIZE, FILM_SIZE, stack_scenes, write_scenes
 from hpc_hipgen.radiograph.scenes import Scene, close_up_matrices
@@ -100,7 +95,8 @@ def read_lab_films(
         FilmErrors: all that is wrong with the films or the table.
         ValueError: for too few dogs.
     """
-    films = film_files(folder, table, {"train": 1}, seed, masked, keep_markers)
+    # a ruler has no captions: the worst hips are worth learning from too
+    films = film_files(folder, table, {"train": 1}, seed, masked, keep_markers, captioned=False)
     return films, dog_folds([film.dog for film in films], folds, seed)
 
 
@@ -112,8 +108,11 @@ def write_lab_films(
     Of films that are masked, also the report (`deidentified.csv` and, as a picture, `.png`).
     Returns what was mirrored and masked, in words.
     """
-    made = run_parallel(partial(_make, seed), films)
-    done = list(progress(made, len(films), "preparing films"))
+    done, masking = [], Masking()
+    working = run_parallel(partial(_make, seed), films)
+    for cut in progress(working, len(films), "preparing films"):
+        masking.add(cut.searched)
+        done.append(replace(cut, searched=None))
     write_scenes(folder, stack_scenes([pair for film in done for pair in film.scenes]))
     table = [
         asdict(LabFilm(film.name, film.dog, folds[film.dog], cut.landmarks.flat()))
@@ -121,8 +120,7 @@ def write_lab_films(
     ]
     write_atomic(folder / _TABLE, json.dumps(table, indent=1))
     mirrored = [film.name for film, cut in zip(films, done, strict=True) if cut.mirrored]
-    searched = [film.searched for film in done if film.searched]
-    return [*mirrored_line(mirrored), *write_masking(folder, searched)]
+    return [*mirrored_line(mirrored), *masking.write(folder)]
 
 
 def prepared_films(folder: Path) -> list[LabFilm]:
@@ -150,9 +148,8 @@ class _Cut:
 def _make(seed: int, film: FilmFile) -> _Cut:
     """Reads a film, masked where that is asked for, and cuts its scenes."""
     loaded = film.load()
-    searched = None
-    if loaded.findings is not None:
-        searched = Searched(film.name, loaded.findings, loaded.thumbnail)
+    # a lab's films have no captions
+    searched = loaded.searched and replace(loaded.searched, prompt_class=None)
     rng = np.random.default_rng([seed, zlib.crc32(film.name.encode())])
     scenes = film_scenes(loaded.image, loaded.landmarks, rng)
     return _Cut(loaded.landmarks, scenes, searched, loaded.mirrored)

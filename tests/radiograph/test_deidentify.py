@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from hpc_hipgen.radiograph import deidentify
 from hpc_hipgen.radiograph.burned_in import find_marks
 from hpc_hipgen.radiograph.deidentify import (
     COLUMNS,
     Finding,
+    Searched,
     contact_sheet,
     fill,
     mask_film,
@@ -121,3 +123,18 @@ def test_the_report_is_a_table_and_a_picture(phantom):
     small = thumbnail(phantom.image, [finding])
     sheet = Image.open(io.BytesIO(contact_sheet([small] * 7)))
     assert sheet.size == (6 * 256, 2 * 256)
+
+
+def test_no_more_thumbnails_are_kept_than_are_shown(phantom, tmp_path, monkeypatch):
+    monkeypatch.setattr(deidentify, "SHEET", 2)
+    finding = Finding("text", "masked", (1, 2, 30, 14))
+    masking = deidentify.Masking()
+    for name, findings in (("d", []), ("c", []), ("b", [finding]), ("a", []), ("e", [])):
+        masking.add(Searched(name, findings, thumbnail(phantom.image, findings), 4))
+    assert [film.film for film in masking._shown] == ["b", "a"]
+    said = masking.write(tmp_path)
+    assert "deidentified.png shows 2 of 5 films" in said and "1 places masked in 1" in said[0]
+    assert Image.open(tmp_path / "deidentified.png").size == (2 * 256, 256)
+    assert (tmp_path / "deidentified.csv").read_text().splitlines()[1:] == [
+        "b,text,masked,1,2,30,14"
+    ]
