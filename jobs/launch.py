@@ -114,8 +114,9 @@ def check_films(config: Experiment, done: Iterable[str] = ()) -> None:
     """Reads all real films once before anything is written, so that bad ones are named at once.
 
     Raises:
-        ConfigError: one line for each film or row that cannot be used, or the batch that is above
-            the number of their views; or the number of dogs, too small for the folds.
+        ConfigError: one line for each film or row that cannot be used, or the splits without a
+            film, or the batch that is above the number of their views; or the number of dogs, too
+            small for the folds.
     """
     lab = config.lab_ruler
     if not (config.data.films or config.evaluation.films or lab) or "prepare" in done:
@@ -129,7 +130,25 @@ def check_films(config: Experiment, done: Iterable[str] = ()) -> None:
         films, _ = read_films(config)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
+    if config.data.source == "films":
+        _check_splits({film.split for film in films})
     check_batches(config, sum(film.split == "train" for film in films))
+
+
+def _check_splits(found: Container[str]) -> None:
+    """Sees that there are films to train on, to look at meanwhile and to measure at the end.
+
+    Raises:
+        ConfigError: naming each split without one.
+    """
+    from hpc_hipgen.radiograph.landmark_table import SPLITS
+
+    missing = [split for split in SPLITS if split not in found]
+    if missing:
+        raise ConfigError(
+            f"data.films: no film in split {', '.join(missing)}; each needs one: name it in the "
+            "column split of the landmark table, or give films of at least three dogs"
+        )
 
 
 def check_ranks(config: Experiment, graph: list[Stage], site: Site, slurm: bool) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from PIL import Image
 
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.config import Experiment, load_experiment
@@ -178,8 +179,22 @@ def test_bad_films_end_before_anything_is_written(experiment, tmp_path, capsys):
     assert not folder.parent.exists()
 
 
+def test_splits_without_a_film_are_named(experiment, tmp_path, capsys):
+    rows = ["image,side,head_x,head_y,head_radius,rim_x,rim_y,split"]
+    for n in range(20):
+        Image.new("L", (120, 90), n).save(tmp_path / f"{n}.png")
+        rows += [f"{n}.png,image_left,30,40,8,28,31,train"]
+        rows += [f"{n}.png,image_right,90,41,8,92,32,train"]
+    (tmp_path / "landmarks.csv").write_text("\n".join(rows))
+    arguments = ["data.source=films", f"data.films={tmp_path}"]
+    assert launch.main([str(experiment), "--run", str(tmp_path / "runs" / "x"), *arguments]) == 2
+    assert "error: data.films: no film in split validation, test" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_batch_above_the_films_is_refused(experiment, tmp_path, capsys, monkeypatch):
-    films = [SimpleNamespace(split=split) for split in ("train", "train", "test")]
+    splits = ("train", "train", "validation", "test")
+    films = [SimpleNamespace(split=split) for split in splits]
     monkeypatch.setattr(prepare, "read_films", lambda config: (films, []))
     (tmp_path / "films").mkdir()
     arguments = ["data.source=films", f"data.films={tmp_path / 'films'}", "data.views=7"]
