@@ -84,15 +84,18 @@ def fisher_interval(r: float | None, n: int) -> tuple[float | None, float | None
     return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
-def faithfulness(asked: ArrayLike, measured: ArrayLike) -> dict[str, float | int | None]:
+def faithfulness(
+    asked: ArrayLike, measured: ArrayLike, dogs: Sequence[str] | None = None
+) -> dict[str, float | int | None]:
     """How faithfully one side's angles were drawn.
 
-    asked: (n,) degrees; measured: (n,) degrees, NaN where the ruler refused. Returns
+    asked: (n,) degrees; measured: (n,) degrees, NaN where the ruler refused; dogs: whose images
+    they are, by default each a dog's own. Returns
 
     - ``n`` images measured and ``failed`` images refused: refusals are counted, and the other
       numbers are over the measured images;
     - ``r`` with its Fisher 95 % interval ``r_low``, ``r_high``, and ``r2`` = r squared (what the
-      paper calls R²);
+      paper calls R²); the interval counts dogs, for images of one dog are not independent;
     - ``r2_identity`` = 1 - sum (measured - asked)² / sum (asked - mean asked)², the R² of the
       line y = x: 1 is perfect, 0 is as good as drawing the mean request every time, and it has no
       lower bound. It also punishes what r forgives: an offset and a wrong scale;
@@ -106,7 +109,7 @@ def faithfulness(asked: ArrayLike, measured: ArrayLike) -> dict[str, float | int
     x, y = x_all[valid], y_all[valid]
     n = len(x)
     r = pearson(x, y)
-    low, high = fisher_interval(r, n)
+    low, high = fisher_interval(r, n if dogs is None else len(set(np.asarray(dogs)[valid])))
     error = y - x
     fit = n >= MIN_IMAGES and _varies(x)
     dx = x - x.mean() if n else x

@@ -219,7 +219,9 @@ def chain(
         errors.set_yticks(range(len(rows)), [labels[row] for row in rows])
         errors.set(xlabel="mean absolute error (°)", ylim=(len(rows) - 0.4, -0.8))
         errors.set_xlim(left=0)
-        lowest = [_float(scores[row][side]["r_low"]) for row in rows for side in SIDES]
+        sides = [scores[row][side] for row in rows for side in SIDES]
+        # few dogs have an r without an interval
+        lowest = [_float(score[key]) for score in sides for key in ("r", "r_low")]
         correlations.set(xlabel="r, asked against measured", xlim=(_floor(lowest), 1.03))
         for axes in (errors, correlations):
             axes.grid(axis="y", visible=False)

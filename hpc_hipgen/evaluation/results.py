@@ -23,7 +23,7 @@ from hpc_hipgen.evaluation.faithfulness import (
     permutation_null,
     ruler_ceiling,
 )
-from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS
+from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, row_data
 from hpc_hipgen.run import Run, row_model
 from hpc_hipgen.utility import summaries
 
@@ -133,8 +133,11 @@ def collect(run: Run) -> Results:
         raise ValueError(f"{run.path('evaluation')}: nothing evaluated yet")
     manifest = _manifest(run)
     logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
-    dogs = _dogs(manifest)
-    scores = {row: _sides(table, run, dogs) for row, table in found.items()}
+    dogs, theirs = _dogs(manifest), _dogs(_manifest(run, FILMS_ROW))
+    scores = {
+        row: _sides(table, run, theirs if row == FILMS_ROW else dogs)
+        for row, table in found.items()
+    }
     ruler, baseline = _ruler(scores, found), _baseline(found, manifest)
     means = {side: baseline[side]["mean"] for side in SIDES} if baseline else None
     features = _read_features(run, found)
@@ -174,7 +177,7 @@ def _sides(table: pd.DataFrame, run: Run, dogs: Mapping[str, str]) -> dict[str, 
     names = [str(dogs.get(film, film)) for film in table["film"]]
     for side in SIDES:
         asked, measured = table[f"asked_{side}"], table[f"measured_{side}"]
-        result[side] = faithfulness(asked, measured)
+        result[side] = faithfulness(asked, measured, names)
         result[side] |= bootstrap_intervals(asked, measured, names, seed=run.config.seed)
         count = run.config.evaluation.permutations
         null = (
@@ -186,8 +189,9 @@ def _sides(table: pd.DataFrame, run: Run, dogs: Mapping[str, str]) -> dict[str, 
     return result
 
 
-def _manifest(run: Run) -> pd.DataFrame | None:
-    path = run.path("data", "manifest.csv")
+def _manifest(run: Run, row: str = "ruler") -> pd.DataFrame | None:
+    """The manifest of the films that a row is made from."""
+    path = row_data(run, row) / "manifest.csv"
     return pd.read_csv(path, dtype={"film": str, "dog": str}) if path.is_file() else None
 
 

@@ -32,6 +32,17 @@ def test_r_interval_slope_agree_with_scipy(n, rho):
     assert got["r2"] == pytest.approx(reference.statistic**2)
 
 
+def test_the_interval_of_r_counts_dogs():
+    x, y = sample(30)
+    dogs = [f"dog {n // 3}" for n in range(30)]
+    got, each = f.faithfulness(x, y, dogs), f.faithfulness(x, y)
+    assert (got["r_low"], got["r_high"]) == f.fisher_interval(each["r"], 10)
+    assert {k for k in got if got[k] != each[k]} == {"r_low", "r_high"}
+    y[:3] = np.nan
+    got = f.faithfulness(x, y, dogs)
+    assert (got["r_low"], got["r_high"]) == f.fisher_interval(got["r"], 9)
+
+
 def test_known_numbers():
     got = f.faithfulness([90, 95, 100, 105], [92, 97, 102, 107])
     assert (got["r"], got["r_low"], got["r_high"]) == pytest.approx((1, 1, 1))

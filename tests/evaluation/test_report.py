@@ -161,6 +161,25 @@ def test_films_without_generators_make_a_report_too(tmp_path, stubs):
     assert json.loads(run.path("report", "metrics.json").read_text())["frechet"] is None
 
 
+def test_intervals_of_real_films_resample_their_dogs(tmp_path, stubs, monkeypatch):
+    (tmp_path / "films").mkdir()
+    run = make_run(tmp_path / "run", evaluation={"films": str(tmp_path / "films")})
+    run.path("films").mkdir()
+    lines = [f"film-{n:02d},dog-{n // 3}\n" for n in range(FILMS)]
+    run.path("films", "manifest.csv").write_text("film,dog\n" + "".join(lines))
+    rows = [("ruler", 0), ("ruler", 1), ("films", 0), ("films", 1)]
+    evaluate.evaluate_items(run, rows)
+    resampled = []
+    monkeypatch.setattr(
+        results,
+        "bootstrap_intervals",
+        lambda asked, measured, dogs, seed: resampled.append(sorted(set(dogs))) or {},
+    )
+    results.collect(run)
+    films, dogs = [f"film-{n:02d}" for n in range(FILMS)], [f"dog-{n}" for n in range(FILMS // 3)]
+    assert resampled == [films, films, dogs, dogs]  # two sides each
+
+
 def test_nothing_evaluated_is_said(tmp_path):
     run = Run.create(tmp_path / "run", experiment())
     with pytest.raises(ValueError, match="nothing evaluated yet"):
