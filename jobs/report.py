@@ -44,8 +44,17 @@ def report(run: Run, force: bool = False) -> Path:
     return page
 
 
+FILM_PICTURES = ("closest_pairs", "samples")
+"""Figures that show films of the data set."""
+
+
 def _track(run: Run) -> None:
-    """The scores and figures for Weights & Biases, where it is configured."""
+    """The scores and figures for Weights & Biases, where it is configured.
+
+    What shows real films stays here unless `logging.wandb.films` lets it go.
+    """
+    wandb, of_films = run.config.logging.wandb, run.config.data.source == "films"
+    withheld = wandb and not wandb.films and (of_films or run.config.evaluation.films)
     with tracked(run, "report") as tracker:
         metrics = json.loads(run.path("report", "metrics.json").read_text())
         scores = {
@@ -56,8 +65,17 @@ def _track(run: Run) -> None:
             if score[key] is not None
         }
         tracker.log(0, scores)
-        figures = run.path("report", "figures").glob("*.png")
-        tracker.pictures({path.stem: path for path in sorted(figures)})
+        figures = {p.stem: p for p in sorted(run.path("report", "figures").glob("*.png"))}
+        if withheld and of_films:
+            figures = {name: path for name, path in figures.items() if name not in FILM_PICTURES}
+        tracker.pictures(figures)
+        if withheld:
+            print(
+                "report: it shows real films, so Weights & Biases gets its numbers alone "
+                "(logging.wandb.films=true: all of it)",
+                flush=True,
+            )
+            return
         tracker.artefact("report", run.path("report"))
 
 

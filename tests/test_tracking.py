@@ -10,7 +10,7 @@ import yaml
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.run import Run
 from hpc_hipgen.tracking import check_tracking, tracked
-from jobs import launch
+from jobs import launch, report
 
 FAKE = """
 import json, os
@@ -111,6 +111,35 @@ def test_a_failed_stage_ends_as_failed_and_other_ranks_say_nothing(tmp_path, tin
     with tracked(run, "llcm", active=False) as tracker:
         tracker.log(8, {"loss": 1.0})
     assert len(said()) == count
+
+
+@pytest.mark.parametrize(
+    ("films", "allowed", "pictures", "artefacts"),
+    [
+        (None, {}, ["closest_pairs", "dots", "samples"], 1),
+        ("evaluation", {}, ["closest_pairs", "dots", "samples"], 0),  # phantoms and drawn films
+        ("data", {}, ["dots"], 0),
+        ("data", {"films": True}, ["closest_pairs", "dots", "samples"], 1),
+    ],
+)
+def test_pictures_of_real_films_stay_here(
+    tmp_path, tiny_settings, said, capsys, films, allowed, pictures, artefacts
+):
+    (tmp_path / "clinic").mkdir()
+    if films:
+        tiny_settings[films] |= {"films": str(tmp_path / "clinic")}
+    if films == "data":
+        tiny_settings["data"]["source"] = "films"
+    run = make_run(tmp_path, tiny_settings, **allowed)
+    run.path("report", "figures").mkdir(parents=True)
+    for name in ("closest_pairs", "dots", "samples"):
+        run.path("report", "figures", f"{name}.png").touch()
+    run.path("report", "metrics.json").write_text('{"faithfulness": {}}')
+    report._track(run)
+    logged = [line["values"] for line in said() if line["what"] == "log"]
+    assert logged[-1].keys() == set(pictures)
+    assert len([line for line in said() if line["what"] == "artefact"]) == artefacts
+    assert ("shows real films" in capsys.readouterr().out) == (artefacts == 0)
 
 
 def test_artefacts_can_be_left_out(tmp_path, tiny_settings, said):

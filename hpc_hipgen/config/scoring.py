@@ -61,7 +61,10 @@ class WandB(Section):
     entity: str | None = None  # user or team; default: the one of the login
     # Compute nodes have no internet: `wandb sync RUN/wandb/offline-*` sends all of it later.
     mode: Literal["offline", "online"] = "offline"
-    artefacts: bool = True  # the last checkpoint and the export of every model
+    artefacts: bool = True  # the last checkpoint and the export of every model, and the report
+    # Where real films take part: also the report and its pictures, which show them. Models that
+    # learnt from films are artefacts all the same.
+    films: bool = False
 
 
 class Logging(Section):
