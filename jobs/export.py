@@ -1,7 +1,8 @@
 """Drawn films of a run as DICOM files, marked as synthetic.
 
     python -m jobs.export --run results/llcm --row llcm_4     one row of the report
-    python -m jobs.export --run results/llcm                  every row that a generator drew
+    python -m jobs.export --run results/llcm                  every row that a generator drew;
+                                                              rows not sampled yet are named
 
 Writes RUN/dicom/ROW/NNNNNN.dcm, one for each image of the row's sample shards: Secondary Capture
 with Synthetic Data YES, an empty or made-up patient, the caption, the angles that were asked for
@@ -54,6 +55,23 @@ def export_row(run: Run, row: str) -> Path:
     return run.path("dicom", row)
 
 
+def drawn_rows(run: Run) -> list[str]:
+    """Rows that a generator drew; names those that are not sampled yet on the console.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    from hpc_hipgen.evaluation.samples import shard_numbers
+
+    rows = [row for row in run.rows() if row not in MEASURED_ROWS]
+    drawn = [row for row in rows if shard_numbers(run.path("samples", row), "tar")]
+    if not drawn:
+        raise ValueError(f"{run.path('samples')}: no row of a generator is sampled yet")
+    if missing := [row for row in rows if row not in drawn]:
+        print(f"not sampled yet, left out: {', '.join(missing)}")
+    return drawn
+
+
 def _measured(run: Run, row: str) -> dict[str, dict[str, float]]:
     """Measured angles by sample; what the ruler refused, or has not seen yet, is left out."""
     from hpc_hipgen.evaluation.results import read_table
@@ -79,8 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run = Run(given.run)
         check_row(given.row, run.rows())
-        drawn = [row for row in run.rows() if row not in MEASURED_ROWS]
-        for row in [given.row] if given.row else drawn:
+        for row in [given.row] if given.row else drawn_rows(run):
             folder = export_row(run, row)
             print(f"{folder}: {len(list(folder.iterdir()))} files")
     except ValueError as error:

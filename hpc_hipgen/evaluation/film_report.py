@@ -164,7 +164,7 @@ def compare(
             continue
         angles = known[line["film"]].norberg_angles()
         for side in ("left", "right"):
-            at_right = side == line["patient_at_right"]
+            at_right = side == (line["patient_at_right"] or "left")  # unknown of unreadable films
             true = angles.image_right if at_right else angles.image_left
             angle = line[f"patient_{side}"]
             row = f"{line['film']:{width}}  {side:5}  {true:9.1f}"

@@ -86,6 +86,16 @@ def test_a_row_is_exported_whole(drawn, capsys):
     assert "5 files" in capsys.readouterr().out
 
 
+def test_rows_that_are_not_sampled_yet_hold_up_no_other(drawn, capsys):
+    shutil.rmtree(drawn.path("samples", "stable_diffusion"))
+    assert export.main(["--run", str(drawn.folder)]) == 0
+    assert sorted(path.name for path in drawn.path("dicom").iterdir()) == ["llcm_1", "llcm_2"]
+    assert "not sampled yet, left out: stable_diffusion\n" in capsys.readouterr().out
+    shutil.rmtree(drawn.path("samples"))
+    assert export.main(["--run", str(drawn.folder)]) == 2
+    assert "no row of a generator is sampled yet" in capsys.readouterr().err
+
+
 def test_films_and_rows_that_are_not_there_are_refused(drawn, capsys):
     for row, words in (("ruler", "holds films"), ("llcm_3", "is not one of")):
         assert export.main(["--run", str(drawn.folder), "--row", row]) == 2

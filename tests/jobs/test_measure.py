@@ -198,6 +198,14 @@ def test_errors_against_landmarks(films, capsys):
     assert json.loads(Path("out/measurements.json").read_text())["against_landmarks"]["hips"] == 2
 
 
+def test_annotated_angles_of_a_file_that_cannot_be_read_are_those_of_their_sides(films, capsys):
+    annotate(films / "landmarks.csv", "z.png", marked_film(angles=(90.0, 108.0))[1])
+    given = ["films/z.png", "--landmarks", "films/landmarks.csv", "--out", "out"]
+    assert measure.main(given) == 1
+    said = capsys.readouterr().out
+    assert "left       108.0   unreadable" in said and "right       90.0   unreadable" in said
+
+
 @pytest.mark.parametrize(
     ("orientation", "kind", "at_right"),
     [
