@@ -20,6 +20,9 @@ from hpc_hipgen.pipeline import CONTROLS_ROW, score_shard
 from hpc_hipgen.run import Run
 from hpc_hipgen.tracking import tracked
 
+FILM_PICTURES = ("closest_pairs", "samples")
+"""Figures that show films of the data set."""
+
 
 def report(run: Run, force: bool = False) -> Path:
     """Makes the report unless there is one of the same evaluation; returns its report.html.
@@ -42,10 +45,6 @@ def report(run: Run, force: bool = False) -> Path:
     for line in film_lines(run):
         print(line, flush=True)
     return page
-
-
-FILM_PICTURES = ("closest_pairs", "samples")
-"""Figures that show films of the data set."""
 
 
 def _track(run: Run) -> None:
@@ -71,8 +70,8 @@ def _track(run: Run) -> None:
         tracker.pictures(figures)
         if withheld:
             print(
-                "report: it shows real films, so Weights & Biases gets its numbers alone "
-                "(logging.wandb.films=true: all of it)",
+                "report: it shows real films, so Weights & Biases gets its scores and the figures "
+                "without films (logging.wandb.films=true: all of it)",
                 flush=True,
             )
             return
