@@ -75,7 +75,7 @@ def stages(config: Experiment) -> list[Stage]:
         return [*graph, Stage("report", "jobs.cross_validate:report", "cpu", last)]
     if config.film_ruler:  # samples nothing, and reports its errors itself
         return graph
-    generators = tuple(f"train-{model}" for model in trained if model != "ruler")
+    generators = tuple(f"train-{model}" for model in trained if model not in RULERS)
     ruler = tuple(f"train-{model}" for model in trained if model == "ruler")
     return [
         *graph,

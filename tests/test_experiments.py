@@ -24,7 +24,8 @@ def test_they_have_the_phantoms_and_the_ruler_of_the_demo(name):
 @pytest.mark.parametrize("name", ["dreambooth", "lora", "stable_diffusion"])
 def test_teachers_are_that_of_the_demo(name):
     demo, other = experiment("llcm"), experiment(name)
-    for model in ("autoencoder", "probe", "stable_diffusion"):
+    more = ("reward_model", "feedback") if name == "stable_diffusion" else ()
+    for model in ("autoencoder", "probe", "stable_diffusion", *more):
         assert getattr(other, model) == getattr(demo, model), model
 
 
