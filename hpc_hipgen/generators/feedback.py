@@ -106,6 +106,8 @@ class FeedbackLoss(nn.Module):
             z = self.scheduler.step(
                 output.float(), t, z, eta=self.section.eta, variance_noise=renewed[:, i]
             ).prev_sample
+        # Autocast keeps weights that it has cast, these without a gradient, for all of a step.
+        torch.clear_autocast_cache()
         return torch.stack(seen, 1)
 
     def forward(

@@ -164,6 +164,15 @@ def test_drawings_come_to_show_what_is_asked_for(tiny_run, tiny_settings, tmp_pa
     assert after < 0.5 * before
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_weights_learn_from_what_was_drawn(tiny_run, tiny_settings, tmp_path, precision):
+    task = make_task(tiny_run, tiny_settings)
+    before = {n: p.detach().clone() for n, p in task.module.unet.named_parameters()}
+    train(task, Training(**STEPS | {"precision": precision}), tmp_path, seed=3, title="feedback")
+    kept = [n for n, p in task.module.unet.named_parameters() if torch.equal(p, before[n])]
+    assert not kept
+
+
 def test_an_interrupted_run_goes_on_to_the_bit(tiny_run, tiny_settings, tmp_path):
     training = Training(**STEPS | {"images": 12, "ema_images": 8, "deterministic": True})
     straight = make_task(tiny_run, tiny_settings)
