@@ -72,10 +72,11 @@ def _launch(options: argparse.Namespace) -> int:
     if options.redo and options.redo not in [s.name for s in graph]:
         names = ", ".join(s.name for s in graph)
         raise ConfigError(f"--redo {options.redo}: no such stage; this experiment has {names}")
+    stale = outdated(graph, options.redo) if options.redo else set()
     there = (folder / "config.yaml").is_file()
     run = Run.create(folder, config, write=False) if there else None
-    done = [stage.name for stage in graph if run and stage.done(run)]
-    if run and len(done) == len(graph) and not (options.redo or options.dry_run):
+    done = [s.name for s in graph if run and s.name not in stale and s.done(run)]
+    if run and len(done) == len(graph) and not options.dry_run:
         print(f"{shown(folder)}: everything is done. {report_line(run)}")
         for line in film_lines(run):
             print(line)
@@ -85,11 +86,10 @@ def _launch(options: argparse.Namespace) -> int:
     check_inputs(config, options.experiment, done)
     check_films(config, done)
     if options.dry_run:
-        stale = outdated(graph, options.redo) if options.redo else set()
         return dry_run(folder, f"experiment {config.name}", graph, site, slurm, stale)
     run = Run.create(folder, config)
-    if options.redo:
-        forget(run, graph, options.redo)
+    if stale:
+        forget(run, graph, stale, slurm)
     return execute(run, graph, site, slurm)
 
 
@@ -189,16 +189,44 @@ def outdated(graph: list[Stage], name: str) -> set[str]:
     return stale
 
 
-def forget(run: Run, graph: list[Stage], name: str) -> None:
-    """Unmarks a stage and all that depend on it; artefacts of arrays are removed."""
-    stale = outdated(graph, name)
-    for stage in graph:
-        if stage.name not in stale:
-            continue
-        run.path("stages", f"{stage.name}.json").unlink(missing_ok=True)
-        if stage.items and stage.artefact:
-            for row in {stage.artefact(run, item).parent for item in stage.items(run) or []}:
-                shutil.rmtree(row, ignore_errors=True)
+def forget(run: Run, graph: list[Stage], stale: Container[str], slurm: bool) -> None:
+    """Unmarks these stages; artefacts of arrays are removed.
+
+    Raises:
+        ConfigError: when one of them is at work or in the queue; then nothing is removed.
+    """
+    from hpc_hipgen.cluster.slurm import alone
+
+    with alone(run):
+        check_idle(run, [stage.name for stage in graph if stage.name in stale], slurm)
+        # from the end: what an array holds is known only as long as `prepare` is marked, and
+        # whatever cuts this short, nothing is left as done that reads what is not
+        for stage in reversed(graph):
+            if stage.name not in stale:
+                continue
+            if stage.items and stage.artefact:
+                for row in {stage.artefact(run, item).parent for item in stage.items(run) or []}:
+                    shutil.rmtree(row, ignore_errors=True)
+            run.path("stages", f"{stage.name}.json").unlink(missing_ok=True)
+
+
+def check_idle(run: Run, names: Iterable[str], slurm: bool) -> None:
+    """Sees that nobody works on these stages, or waits in the queue to do so.
+
+    Raises:
+        ConfigError: naming the stage, and its job or process.
+    """
+    from hpc_hipgen.cluster.calls import running, submitted
+    from hpc_hipgen.cluster.executors import queued_jobs
+
+    queued = queued_jobs() if slurm else {}
+    for name in names:
+        job = (submitted(run, name) or {}).get("job")
+        if job in queued:
+            raise ConfigError(f"--redo: {name} is in the queue; wait, or scancel {job} first")
+        if working := running(run, name):
+            who = ", ".join(f"pid {w['pid']} on {w['host']}" for w in working if "pid" in w)
+            raise ConfigError(f"--redo: {name} is at work ({who}); wait, or stop it first")
 
 
 def execute(
@@ -215,9 +243,9 @@ def execute(
     provenance.record_launch(run, sys.argv, site)
     if slurm:
         print(f"{shown(run.folder)}: submitting to Slurm")
-        submit_stages(run, graph, site)
+        jobs = submit_stages(run, graph, site)
         print(f"python -m jobs.status {shown(run.folder)}   shows how far it is")
-        return 0
+        return 0 if all(s.name in jobs or s.done(run) for s in graph) else 1
     print(f"{shown(run.folder)}: {len(graph)} stages on this machine, one after another")
     try:
         run_stages(run, graph, site)

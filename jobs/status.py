@@ -22,7 +22,7 @@ from typing import Any
 from hpc_hipgen import sweep as sweeps
 from hpc_hipgen import utility
 from hpc_hipgen.arguments import documented_parser
-from hpc_hipgen.cluster.accounting import GOOD, WAITING, WORKING, Job, look_up
+from hpc_hipgen.cluster.accounting import FINE, GOOD, Job, look_up
 from hpc_hipgen.cluster.site import Site, load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Stage, stages
@@ -81,7 +81,7 @@ def state_of(
     if submission and job and job.state in ("RUNNING", "PENDING"):
         word = job.state.lower()
         waits = f"({job.reason})" if word == "pending" and job.reason else ""
-        error = _error(run, stage.name) if set(job.states.values()) - _FINE else ""
+        error = _error(run, stage.name) if set(job.states.values()) - FINE else ""
         return word, _joined(f"job {submission['job']}", waits, job.counts(), progress, error)
     working = running(run, stage.name)
     if working:
@@ -97,9 +97,6 @@ def state_of(
         word = "left" if answered else "submitted"
         return word, _joined(f"job {submission['job']}", progress, _last_words(submission))
     return "missing", progress
-
-
-_FINE = {GOOD, *WORKING, *WAITING}
 
 
 def _joined(*parts: str) -> str:

@@ -252,5 +252,9 @@ def queued_jobs() -> dict[str, str]:
         said = " ".join(listed.stderr.split()) or f"exit status {listed.returncode}"
         raise ConfigError(f"squeue does not answer, so nothing was submitted: {said}")
     rows = [line.split() for line in listed.stdout.splitlines()]
-    # an array has a line for its waiting tasks and one for each that runs: running wins
-    return dict(sorted((row for row in rows if len(row) == 2), key=lambda row: row[1] == "RUNNING"))
+    # an array has a line for its waiting tasks and one for each that runs: the liveliest wins
+    return dict(sorted((row for row in rows if len(row) == 2), key=lambda row: _life(row[1])))
+
+
+def _life(state: str) -> int:
+    return {"COMPLETING": 0, "RUNNING": 2}.get(state, 1)

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpc_hipgen.cluster.calls import StageCall, stage_logs, submitted
+from hpc_hipgen.cluster.accounting import FINE, look_up
+from hpc_hipgen.cluster.calls import StageCall, failures, stage_logs, submitted
 from hpc_hipgen.cluster.executors import (
     queued_jobs,
     refusal,
@@ -31,16 +32,19 @@ from hpc_hipgen.run import Run, lock, write_atomic
 def submit_stages(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:
     """Submits what is neither done nor in the queue; returns the job id of each stage that waits.
 
+    A stage whose job in the queue has failed in part, or cannot succeed, is left out, and so is
+    what comes after it: that would wait for nothing. A later launch submits both.
+
     Raises:
         ConfigError: when Slurm refuses a job; those submitted before it are cancelled. When the
             queue is not known, or another launch of this run is at it: then nothing is submitted.
     """
-    with _alone(run):
+    with alone(run):
         return _submit_missing(run, graph, site)
 
 
 @contextmanager
-def _alone(run: Run) -> Iterator[None]:
+def alone(run: Run) -> Iterator[None]:
     """Keeps a second launch of the run out: each would not see what the other submits.
 
     Raises:
@@ -61,32 +65,67 @@ def _alone(run: Run) -> Iterator[None]:
 def _submit_missing(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:
     ids: dict[str, str] = {}
     mine: dict[str, list[StageCall]] = {}
+    held: set[str] = set()
     queued = queued_jobs()
     for stage in graph:
         if stage.done(run):
             print(f"{stage.name:32} done before")
             continue
-        earlier = submitted(run, stage.name)
-        if earlier and earlier["job"] in queued:
-            ids[stage.name] = earlier["job"]
-            print(f"{stage.name:32} job {earlier['job']}, in the queue already")
-            continue
-        beside = mine.get(stage.follows or "", [])
-        beside = beside if len(beside) > 1 else []  # one job is no array to follow task by task
-        calls = calls_of(run, stage, site, beside)
-        waits = {name: ids[name] for name in stage.after if name in ids}
-        followed = waits.pop(stage.follows) if stage.follows and beside else None
-        try:
-            job = _submit(run, stage, site, calls, list(waits.values()), followed)
-        except Exception as error:
-            _cancel([ids[name] for name in mine])
-            raise ConfigError(f"Slurm refuses {stage.name}: {_reason(error)}") from error
-        ids[stage.name], mine[stage.name] = job, calls
-        array = f" [{len(calls)} tasks]" if len(calls) > 1 else ""
-        after = f"  after {', '.join(waits.values())}" if waits else ""
-        each = f"  each task after the same one of {followed}" if followed else ""
-        print(f"{stage.name:32} job {job}{array}{after}{each}", flush=True)
+        job = (submitted(run, stage.name) or {}).get("job", "")
+        if job in queued:
+            trouble = _trouble(run, stage, job, queued[job], {*held, *mine})
+            if trouble:
+                held.add(stage.name)
+                trouble += ": start again when it has left the queue"
+            else:
+                ids[stage.name] = job
+            print(f"{stage.name:32} job {job}{trouble or ', in the queue already'}")
+        elif waits := [name for name in stage.after if name in held]:
+            held.add(stage.name)
+            print(f"{stage.name:32} not submitted: waits for {', '.join(waits)}")
+        else:
+            ids[stage.name] = _submit_after(run, stage, site, ids, mine)
     return ids
+
+
+def _trouble(run: Run, stage: Stage, job: str, state: str, anew: set[str]) -> str:
+    """Why this job, which is in the queue, will not do all of its stage; empty if it may.
+
+    `anew`: stages of which the job that it was submitted to follow has not done all.
+    """
+    if again := [name for name in stage.after if name in anew]:
+        return f" waits for a job of {', '.join(again)} that did not do all"
+    if state == "COMPLETING":
+        return " is ending, and something is undone"
+    known = look_up([job])[0].get(job) if stage.items else None
+    ended_badly = known and set(known.states.values()) - FINE
+    return " has failed tasks" if stage.items and (ended_badly or failures(run, stage.name)) else ""
+
+
+def _submit_after(
+    run: Run, stage: Stage, site: Site, ids: dict[str, str], mine: dict[str, list[StageCall]]
+) -> str:
+    """Submits a stage to wait for those of `ids`; returns its job id.
+
+    `mine`: the calls of what this launch has submitted; this stage's are added. All are cancelled
+    when Slurm refuses it.
+    """
+    beside = mine.get(stage.follows or "", [])
+    beside = beside if len(beside) > 1 else []  # one job is no array to follow task by task
+    calls = calls_of(run, stage, site, beside)
+    waits = {name: ids[name] for name in stage.after if name in ids}
+    followed = waits.pop(stage.follows) if stage.follows and beside else None
+    try:
+        job = _submit(run, stage, site, calls, list(waits.values()), followed)
+    except Exception as error:
+        _cancel([ids[name] for name in mine])
+        raise ConfigError(f"Slurm refuses {stage.name}: {_reason(error)}") from error
+    mine[stage.name] = calls
+    array = f" [{len(calls)} tasks]" if len(calls) > 1 else ""
+    after = f"  after {', '.join(waits.values())}" if waits else ""
+    each = f"  each task after the same one of {followed}" if followed else ""
+    print(f"{stage.name:32} job {job}{array}{after}{each}", flush=True)
+    return job
 
 
 def calls_of(

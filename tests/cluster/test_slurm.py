@@ -6,11 +6,13 @@ from unittest.mock import patch
 import pytest
 
 from hpc_hipgen.cluster import executors
+from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Resources, Site
 from hpc_hipgen.cluster.slurm import calls_of, describe, submit_stages
 from hpc_hipgen.config import ConfigError, parse_experiment
-from hpc_hipgen.pipeline import score_items, stages
+from hpc_hipgen.pipeline import Stage, score_items, stages
 from hpc_hipgen.run import Run, lock, write_atomic
+from jobs import launch
 from tests.conftest import TINY
 
 SITE = Site(executor="slurm", array_tasks=2, array_parallel=2)
@@ -40,6 +42,59 @@ def test_what_is_done_or_queued_is_not_submitted_again(run, fake_stages, fake_sl
     assert "--dependency" not in (fake_slurm / "104.sh").read_text()
     said = capsys.readouterr().out.splitlines()
     assert "done before" in said[0] and "queue already" in said[1] and "[2 tasks]" in said[2]
+
+
+def queue(fake_slurm, *lines):
+    (fake_slurm / "queue").write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_nothing_waits_for_an_array_with_a_failed_task(run, fake_stages, fake_slurm, capsys):
+    graph = [*fake_stages.FOLLOWED, Stage("table", "fake_stages:first", "cpu", ("follower",))]
+    submit_stages(run, graph, SITE)
+    run.mark_done("first")
+    run.mark_done("second")
+    write_atomic(stage_logs(run, "array") / "failed-1.json", "{}")
+    queue(fake_slurm, "103 RUNNING", "104 PENDING")  # 105 went when 104 could not be done
+    capsys.readouterr()
+    assert submit_stages(run, graph, SITE) == {}
+    said = capsys.readouterr().out.splitlines()[2:]
+    words = ["103 has failed tasks: start", "104 waits for a job of array", "not submitted: waits"]
+    assert all(word in line for word, line in zip(words, said, strict=True))
+    queue(fake_slurm, "104 RUNNING")  # of which the task that was to follow the failed one is gone
+    assert submit_stages(run, graph, SITE) == {"array": "106"}
+    queue(fake_slurm, "106 RUNNING")
+    assert submit_stages(run, graph, SITE) == {"array": "106", "follower": "107", "table": "108"}
+
+
+def test_accounts_tell_of_tasks_that_could_not_say_so(run, fake_stages, fake_slurm):
+    submit_stages(run, fake_stages.GRAPH, SITE)
+    killed = "#!/bin/bash\necho '103_0|OUT_OF_MEMORY|1|0:9'\necho '103_1|RUNNING|1|0:0'\n"
+    (fake_slurm / "bin" / "sacct").write_text(killed)
+    (fake_slurm / "bin" / "sacct").chmod(0o755)
+    assert submit_stages(run, fake_stages.GRAPH, SITE) == {"first": "101", "second": "102"}
+
+
+def test_a_job_that_ends_undone_is_not_waited_for(run, fake_stages, fake_slurm, capsys):
+    submit_stages(run, fake_stages.GRAPH, SITE)
+    queue(fake_slurm, "101 COMPLETING", "102 PENDING", "103 RUNNING", "103 COMPLETING")
+    assert submit_stages(run, fake_stages.GRAPH, SITE) == {}
+    assert "101 is ending, and something is undone" in capsys.readouterr().out
+    run.mark_done("first")
+    assert submit_stages(run, fake_stages.GRAPH, SITE) == {"second": "102", "array": "103"}
+    assert launch.execute(run, fake_stages.GRAPH, SITE, slurm=True) == 0
+    queue(fake_slurm, "102 COMPLETING", "103 RUNNING")
+    assert launch.execute(run, fake_stages.GRAPH, SITE, slurm=True) == 1
+
+
+def test_redo_leaves_what_is_in_the_queue_alone(run, fake_stages, fake_slurm):
+    run.mark_done("first")
+    submit_stages(run, fake_stages.GRAPH, SITE)
+    with pytest.raises(ConfigError, match="second is in the queue; wait, or scancel 101 first"):
+        launch.forget(run, fake_stages.GRAPH, {"first", "second"}, slurm=True)
+    assert run.done("first")
+    queue(fake_slurm)
+    launch.forget(run, fake_stages.GRAPH, {"first", "second"}, slurm=True)
+    assert run.done("first") is None
 
 
 @pytest.mark.parametrize("squeue", ["echo down >&2; exit 1", "exec sleep 60"])

@@ -12,10 +12,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.config import Experiment, load_experiment
 from hpc_hipgen.pipeline import sample_shard, score_shard, stages
-from hpc_hipgen.run import Run
+from hpc_hipgen.run import Run, lock, write_atomic
 from jobs import launch, prepare
 
 ROOT = Path(__file__).parents[2]
@@ -325,14 +326,61 @@ def test_a_finished_run_says_so_without_torch(experiment, run):
 def test_redo_forgets_a_stage_and_what_follows(run):
     complete(run)
     graph = stages(run.config)
-    launch.forget(run, graph, "evaluate")
+    launch.forget(run, graph, launch.outdated(graph, "evaluate"), slurm=False)
     state = {stage.name: stage.done(run) for stage in graph}
     assert state.pop("evaluate") is state.pop("report") is False
     assert all(state.values())
     assert sample_shard(run, ("ruler", 0)).is_file()
     assert not score_shard(run, ("ruler", 0)).exists()
     with pytest.raises(launch.ConfigError, match="another run"):
-        launch.forget(run, graph, "prepare")
+        launch.outdated(graph, "prepare")
+
+
+def films_run(tmp_path):
+    """A run that looks finished, trains nothing and measures real films, which are gone."""
+    ruler = tmp_path / "ruler"
+    ruler.mkdir()
+    (ruler / "ruler.json").write_text("{}")
+    settings = SETTINGS | {"evaluation": {"films": str(tmp_path / "films")}}
+    settings["ruler"] = {"pretrained": str(ruler), "training": TRAINING}
+    run = Run.create(tmp_path / "tiny", Experiment.model_validate(settings))
+    write_atomic(run.path("films", "manifest.csv"), "split,view\ntest,0\n")
+    run.mark_done("prepare")
+    complete(run)
+    return run
+
+
+def test_redo_of_films_forgets_what_was_measured_in_them(tmp_path):
+    run = films_run(tmp_path)
+    graph = stages(run.config)
+    launch.forget(run, graph, launch.outdated(graph, "prepare"), slurm=False)
+    assert run.done("prepare") is run.done("report") is None
+    for item in (("films", 0), ("ruler", 0)):
+        assert not sample_shard(run, item).exists() and not score_shard(run, item).exists()
+
+
+def test_films_that_will_be_read_again_are_checked(tmp_path, capsys):
+    run = films_run(tmp_path)
+    again = [str(run.folder), "--site", "local", "--redo", "prepare"]
+    assert launch.main(again) == 2
+    assert "evaluation.films" in capsys.readouterr().err
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "landmarks.csv").write_text("image,side,head_x\n")
+    assert launch.main(again) == 2
+    assert "landmarks.csv" in capsys.readouterr().err
+    assert run.done("prepare") and sample_shard(run, ("films", 0)).is_file()
+
+
+def test_redo_leaves_what_is_worked_on_alone(run, capsys):
+    complete(run)
+    again = [str(run.folder), "--site", "local", "--redo", "evaluate"]
+    with (stage_logs(run, "report") / "running").open("w") as other:
+        assert lock(other)
+        other.write('{"pid": 7, "host": "node3"}')
+        other.flush()
+        assert launch.main(again) == 2
+    assert "report is at work (pid 7 on node3)" in capsys.readouterr().err
+    assert score_shard(run, ("ruler", 0)).is_file() and run.done("report")
 
 
 def test_a_dry_run_shows_what_redo_would_do_again(run, capsys):
