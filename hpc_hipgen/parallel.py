@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -13,6 +16,8 @@ Result = TypeVar("Result")
 
 LEAST = 16
 """Below that many items, starting processes takes longer than the work."""
+
+_AT_ONCE = 4  # items that are handed to a process together
 
 
 def run_parallel(
@@ -25,5 +30,35 @@ def run_parallel(
         return
     # Not fork: the caller may have threads (torch), whose locks a fork would copy. An executor,
     # because a multiprocessing.Pool waits for ever for a worker that was killed.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, items, chunksize=4)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _end_with, (os.getpid(),)) as pool:
+        parts = [items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE)]
+        futures = [pool.submit(_results, function, part) for part in parts]
+        futures.reverse()
+        try:
+            while futures:
+                yield from futures.pop().result()
+        except BaseException:
+            # else all parts are waited for; python 3.11 cannot kill after cancelling them
+            for worker in list(pool._processes.values()):
+                worker.kill()
+            raise
+
+
+def _results(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]
+
+
+def _end_with(parent: int, every: float = 1.0) -> None:
+    """Ends this worker when its parent was killed: it would wait for work for ever.
+
+    Ctrl-C in a terminal reaches it too, and is the parent's to act on.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
