@@ -290,11 +290,22 @@ def launcher_identity() -> str:
 
 def _started(pid: int) -> str | None:
     """Start time of a process in clock ticks since boot, or None when there is no such process."""
+    fields = _stat(pid)
+    return None if not fields or fields[0] == "Z" else fields[19]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process of this machine has started, and that are still there."""
+    there = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [child for child in there if _stat(child)[1:2] == [str(pid)]]
+
+
+def _stat(pid: int) -> list[str]:
+    """What /proc says of a process, from its state on; empty when there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
+        return []
 
 
 def _end_with_launcher(every: float = 1.0) -> None:

@@ -15,6 +15,7 @@ import submitit
 from hpc_hipgen.cluster.calls import (
     LAUNCHER_VARIABLE,
     StageCall,
+    children,
     failures,
     launcher_identity,
     stage_logs,
@@ -28,7 +29,7 @@ from hpc_hipgen.cluster.executors import (
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.pipeline import CROSS_VALIDATION, Stage
 from hpc_hipgen.run import Run
-from hpc_hipgen.training.interruption import terminable
+from hpc_hipgen.training.interruption import handled, terminable
 
 _POLL_SECONDS = 0.2
 _SAVE_SECONDS = 30.0  # for a training step and the checkpoint after it
@@ -67,7 +68,11 @@ def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
     began = time.time()
     items = stage.missing(run) if stage.items else None
     processes = local_processes(stage.kind)
-    with local_variables(site, {LAUNCHER_VARIABLE: launcher_identity()}):
+    # A terminal sends Ctrl-C to all its processes: a job ignores it, and the launcher stops the job
+    with (
+        local_variables(site, {LAUNCHER_VARIABLE: launcher_identity()}),
+        handled(signal.SIGINT, signal.SIG_IGN),
+    ):
         executor = local_executor(folder, site, processes)
         job = executor.submit(StageCall(stage, str(run.folder), items))
     log = job.paths.stdout if processes == 1 else job.task(0).paths.stdout
@@ -75,7 +80,7 @@ def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
         follow(job, log)
     except KeyboardInterrupt:
         trains = stage.name.startswith("train-") or stage.name == CROSS_VALIDATION
-        _stop(job, saves=trains)
+        _stop(job, saves=trains, shell=bool(site.setup))
         raise
     problem = _outcome(job)
     if problem is None and not stage.done(run):
@@ -135,18 +140,28 @@ def _failed(run: Run, stage: Stage, reason: str, log: Path, since: float) -> Sta
     return StageFailed(stage.name, shown or reason, log, user)
 
 
-def _stop(job: Any, saves: bool) -> None:
+def _stop(job: Any, saves: bool, shell: bool) -> None:
     """Ends the job and waits until nothing of it writes any more.
 
     SIGTERM first for a stage that saves: training does at its next step, and ends by itself.
+    submitit hands it on to the ranks; with `shell` that is a child of the job's first process.
     """
-    if saves:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(job.job_id), signal.SIGTERM)
-            _wait(job, _SAVE_SECONDS)
+    first = int(job.job_id)
     with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C is no reason to leave it behind
-        job.cancel(check=False)
+        if saves:
+            _send(signal.SIGTERM, children(first) if shell else [first])
+            _wait(job, _SAVE_SECONDS)
+    processes = [] if job.done() else [first]
+    for process in processes:  # which grows
+        processes += children(process)
+    _send(signal.SIGKILL, processes)
     _wait(job, 10)
+
+
+def _send(number: signal.Signals, processes: list[int]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _wait(job: Any, seconds: float) -> None:

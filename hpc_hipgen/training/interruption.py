@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,22 @@ _ORDER = (None, STOP, GO_ON_LATER)
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM (scancel, kill, a shutdown) stops what is within as Ctrl-C does."""
+def handled(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Handles a signal in this way; outside the main thread whoever is there handles signals."""
     try:
-        before = signal.signal(STOP, _interrupt)
-    except ValueError:  # not in the main thread: whoever is there handles signals
+        before = signal.signal(number, handler)
+    except ValueError:
         yield
         return
     try:
         yield
     finally:
-        signal.signal(STOP, before)
+        signal.signal(number, before)
+
+
+def terminable() -> AbstractContextManager[None]:
+    """SIGTERM (scancel, kill, a shutdown) stops what is within as Ctrl-C does."""
+    return handled(STOP, _interrupt)
 
 
 def _interrupt(*_: Any) -> None:

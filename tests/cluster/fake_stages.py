@@ -63,6 +63,19 @@ def slow(run: Run) -> None:
     time.sleep(60)
 
 
+def saves(run: Run) -> None:
+    """As training does: saves at the end of a step, which takes a while."""
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    write_atomic(run.path("slow.pid"), str(os.getpid()))
+    for _ in range(600):
+        time.sleep(0.1)
+        if asked:
+            time.sleep(2)
+            write_atomic(run.path("saved"), "")
+            raise Interrupted("saved at 64 images", signal.SIGTERM)
+
+
 GRAPH = [
     Stage("first", "fake_stages:first", "cpu"),
     Stage("second", "fake_stages:second", "train", ("first",), ("hello",)),
@@ -82,3 +95,4 @@ FOLLOWED = [
 ]
 BROKEN = [GRAPH[0], Stage("broken", "fake_stages:broken", "cpu", ("first",))]
 SLOW = [GRAPH[0], Stage("slow", "fake_stages:slow", "cpu", ("first",))]
+SAVING = [GRAPH[0], Stage("train-slow", "fake_stages:saves", "gpu", ("first",))]

@@ -90,13 +90,14 @@ def test_a_failure_names_the_error_and_the_log(run, fakes, capfd):
     assert run.done("first") and not run.done("broken")
 
 
-def start(run, graph):
+def start(run, graph, setup=()):
     """A launcher in a process of its own whose slow stage is at work; and that stage's pid."""
     code = (
         "import signal, sys; from fake_stages import *; from jobs.launch import *\n"
         # a shell that runs the tests in the background has it ignored, which is inherited
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"sys.exit(execute(Run({str(run.folder)!r}), {graph}, Site(executor='local'), False))"
+        f"site = Site(executor='local', setup={list(setup)})\n"
+        f"sys.exit(execute(Run({str(run.folder)!r}), {graph}, site, False))"
     )
     path = os.pathsep.join([str(FAKES), str(ROOT)])
     process = subprocess.Popen(
@@ -136,6 +137,29 @@ def test_an_interrupted_launch_takes_its_stage_along(run, number):
     assert "The same command goes on" in said
     assert ended(pid)
     assert run.done("first") and not run.done("slow")
+
+
+@pytest.mark.parametrize("setup", [[], ["true"]])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_a_terminal_lets_training_save(run, number, setup):
+    process, pid = start(run, "SAVING", setup)
+    if number == signal.SIGINT:  # which a terminal sends to all
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert ended(pid, seconds=1) and run.path("saved").is_file()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_training_to_save(run):
+    process, pid = start(run, "SAVING", ["true"])
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert ended(pid, seconds=1) and not run.path("saved").is_file()
 
 
 def test_a_killed_launch_leaves_nothing_running(run):
