@@ -99,7 +99,11 @@ def record_start(run: Run, stage: str) -> None:
     with (folder / "jobs.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     launched = json.loads((folder / LAUNCHES).read_text().splitlines()[-1])
-    if any(launched.get(key) != value for key, value in code.items()):
+    known = launched.get("commit")
+    if known and not code["commit"]:
+        said = f"warning: no git here, so it is not known with which code {stage} works"
+        print(said, file=sys.stderr, flush=True)
+    elif known and any(launched.get(key) != value for key, value in code.items()):
         before, now = (str(of["commit"])[:9] or "no commit" for of in (launched, code))
         print(
             f"warning: {stage} works with other code than was there at its launch ({before}, now "

@@ -11,7 +11,8 @@ is left alone. After an interruption the same command goes on, with the file tha
 Every file is checked against a hash that is written in the code, or against the hub's, before
 anything gets its name. huggingface_hub downloads: HF_ENDPOINT=https://mirror asks another hub,
 proxies are taken from https_proxy; a token is neither needed nor sent.
-Exit status: 0 all there, 1 a download failed, a hash is wrong or something is missing, 2 a mistake.
+Exit status: 0 all there, 1 a download failed, a hash is wrong or something is missing, 2 a mistake,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return max([_one(weights, folder, options.check) for weights in found], default=0)
+    try:
+        return max([_one(weights, folder, options.check) for weights in found], default=0)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
 
 
 def wanted(arguments: list[str]) -> list[Weights]:
@@ -117,9 +122,6 @@ def _one(weights: Weights, folder: Path, check: bool) -> int:
     except OSError as error:
         print(f"error: {place}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -108,6 +108,23 @@ def test_a_job_says_when_the_code_has_changed_since_the_launch(run, clone, monke
     assert run.path("provenance", two["uncommitted_changes"]).is_file()
 
 
+@pytest.mark.parametrize("at_launch", [True, False])
+def test_a_job_where_there_is_no_git_claims_no_other_code(
+    run, clone, monkeypatch, capsys, at_launch
+):
+    (clone / "a.py").write_text("changed\n")
+    with monkeypatch.context() as without:
+        if not at_launch:
+            without.setattr(provenance, "ROOT", clone.parent / "nowhere")
+        record_launch(run, ["launch"])
+    if at_launch:
+        monkeypatch.setattr(provenance, "ROOT", clone.parent / "nowhere")
+    record_start(run, "train-llcm")
+    said = capsys.readouterr().err
+    assert "other code" not in said
+    assert ("no git here, so it is not known with which code train-llcm" in said) is at_launch
+
+
 def test_without_git_there_is_a_record_all_the_same(run, tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path / "nowhere")
     record_launch(run, ["launch", "--run", "x"])

@@ -1,5 +1,6 @@
 """Fetching of weights, from a hub that is a local server: complete, checked, or not there."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -253,6 +254,18 @@ def test_the_command_says_what_it_did(command, hub, tmp_path, capsys):
     assert "config.json is missing" in capsys.readouterr().err
     assert command(["modle"]) == 2
     assert "error: modle: not known here; known are model" in capsys.readouterr().err
+
+
+def test_an_interruption_ends_all_downloads(command, monkeypatch, capsys):
+    def interrupted(weights, folder):
+        begun.append(weights)
+        raise KeyboardInterrupt
+
+    begun = []
+    monkeypatch.setattr(prefetch, "CATALOGUE", (MODEL, dataclasses.replace(MODEL, name="other")))
+    monkeypatch.setattr(prefetch, "fetch", interrupted)
+    assert command([]) == 130
+    assert begun == [MODEL] and "Interrupted" in capsys.readouterr().err
 
 
 def test_weights_elsewhere_are_linked(command, tmp_path, monkeypatch, capsys):
