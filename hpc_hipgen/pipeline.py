@@ -224,8 +224,13 @@ def _prepared_films(run: Run, name: str) -> int | None:
     manifest = run.path(name, "manifest.csv")
     if run.done("prepare") is None or not manifest.is_file():
         return None
+    return count_films(manifest, "test")
+
+
+def count_films(manifest: Path, split: str) -> int:
+    """How many films of a split a manifest has: each has one view without jitter, number 0."""
     with manifest.open(newline="") as file:
-        return sum(r["split"] == "test" and r["view"] == "0" for r in csv.DictReader(file))
+        return sum(r["split"] == split and r["view"] == "0" for r in csv.DictReader(file))
 
 
 def sample_shard(run: Run, item: Item) -> Path:

@@ -232,7 +232,9 @@ def check_there(run: Run, model: str, checkpoint: str) -> None:
 
 
 def check_ready(run: Run) -> None:
-    """Raises ConfigError unless there are captions and a ruler."""
+    """Raises ConfigError unless there are captions and a ruler for what is drawn for them."""
+    if run.config.ruler is None:
+        raise ConfigError(f"{run.folder}: this run has no generator")
     for path in (run.path("data", "manifest.csv"), run.first_stage("ruler") / "ruler.json"):
         if not path.is_file():
             raise ConfigError(f"{path}: missing; finish the run first")

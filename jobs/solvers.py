@@ -47,6 +47,7 @@ from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.performance import economics
 from hpc_hipgen.performance.economics import Cell
+from hpc_hipgen.pipeline import count_films
 from hpc_hipgen.run import Run, write_atomic
 from hpc_hipgen.sweep import check_ready
 
@@ -78,8 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _captions(run: Run, wanted: int | None) -> int:
-    """How many captions are drawn; raises ConfigError for more than the split has."""
-    there = run.config.data.validation
+    """How many captions are drawn; raises ConfigError for more than the split has, or none."""
+    manifest = run.path("data", "manifest.csv")
+    there = count_films(manifest, "validation")
+    if not there:
+        raise ConfigError(f"{manifest}: no films in the split validation")
     if wanted is not None and not 1 <= wanted <= there:
         raise ConfigError(f"--captions {wanted}: the validation split has {there}")
     return wanted or there

@@ -6,9 +6,10 @@ import json
 import pytest
 from safetensors.numpy import load_file
 
-from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.performance import economics, workspace
 from hpc_hipgen.performance.economics import Cell
+from hpc_hipgen.run import Run, write_atomic
 from jobs import solvers
 
 
@@ -58,6 +59,21 @@ def test_the_table_and_a_cell_that_was_lost(run, tmp_path, capsys):
     # other captions are not mixed with these
     assert solvers.main([*command, "--captions", "1"]) == 2
     assert "made with other captions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("films", [0, 3])
+def test_captions_are_those_of_the_films_and_no_proportion(tmp_path, tiny_settings, films):
+    tree = tiny_settings | {"data": {"source": "films", "films": str(tmp_path), "validation": 15}}
+    run = Run.create(tmp_path / "run", parse_experiment(tree, "x"))
+    rows = ["split,view", "train,0", *("validation,0", "validation,1") * films]
+    write_atomic(run.path("data", "manifest.csv"), "\n".join(rows))
+    if not films:
+        with pytest.raises(ConfigError, match="no films in the split validation"):
+            solvers._captions(run, None)
+        return
+    assert solvers._captions(run, None) == 3 and solvers._captions(run, 2) == 2
+    with pytest.raises(ConfigError, match="--captions 4: the validation split has 3"):
+        solvers._captions(run, 4)
 
 
 def test_errors_are_rms_of_latents_and_means_of_angles(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from hpc_hipgen import sweep as sweeps
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.run import Run
-from jobs import launch, sweep
+from jobs import launch, solvers, sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +36,14 @@ def run(tmp_path, tiny_settings):
 
 def planned(run, *arguments, name="x", split="validation"):
     return sweeps.plan(run, sweeps.parse_grid(list(arguments)), name, split)
+
+
+@pytest.mark.parametrize("command", [sweep.main, solvers.main])
+def test_a_run_without_generators_is_refused_in_one_line(tmp_path, capsys, command):
+    settings = {"name": "x", "film_ruler": {"training": {"images": 8, "batch": 4, "lr": 1e-3}}}
+    run = Run.create(tmp_path / "run", parse_experiment(settings, "x"))
+    assert command([str(run.folder)]) == 2
+    assert capsys.readouterr().err == f"error: {run.folder}: this run has no generator\n"
 
 
 def test_a_grid_is_crossed_for_each_model(run):
