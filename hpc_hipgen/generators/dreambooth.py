@@ -9,6 +9,7 @@ loss(instance) + prior_weight * loss(prior).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.run import atomic_folder, row_settings
 from hpc_hipgen.training.clock import ImageRandom
-from hpc_hipgen.training.engine import device, rank, world_size
+from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.rank_zero import only_rank_0
 
 FIRST_SEED = 500_000
 """Prior images have seeds from here, so that none shares its noise with a sample of the report."""
@@ -65,8 +67,17 @@ def prior_prompts(films: Films, count: int, seed: int) -> list[str]:
     return [distinct[order[i % len(order)]] for i in range(count)]
 
 
-def draw_prior(base: Path, prompts: list[str], config: Experiment, folder: Path) -> None:
-    """Lets the base draw its own class images: NNNNN.png, marked as synthetic, and NNNNN.txt."""
+def draw_prior(
+    base: Path,
+    prompts: list[str],
+    config: Experiment,
+    folder: Path,
+    say_busy: Callable[[], None],
+) -> None:
+    """Lets the base draw its own class images: NNNNN.png, marked as synthetic, and NNNNN.txt.
+
+    `say_busy` is called after each batch.
+    """
     sampling = config.sampling
     pipeline = load_pipeline(base, sampling.precision)
     starts = range(0, len(prompts), sampling.batch)
@@ -85,6 +96,7 @@ def draw_prior(base: Path, prompts: list[str], config: Experiment, folder: Path)
                 path = temporary / f"{number:05d}.png"
                 path.write_bytes(png(image, synthetic=True))
                 path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
+            say_busy()
 
 
 def read_prior(folder: Path) -> tuple[np.ndarray, list[str]]:
@@ -129,11 +141,10 @@ class DreamBoothTask(DenoisingTask):
         """
         section = config.dreambooth
         instances = instance_films(films, section)
-        if rank() == 0 and not prior.is_dir():
-            prompts = prior_prompts(films, section.prior_images, config.seed)
-            draw_prior(base, prompts, config, prior)
-        if world_size() > 1:
-            torch.distributed.barrier()
+        prompts = prior_prompts(films, section.prior_images, config.seed)
+        only_rank_0(
+            lambda busy: None if prior.is_dir() else draw_prior(base, prompts, config, prior, busy)
+        )
         torch.manual_seed(config.seed)
         parts = adapted_parts(base, section, section.train_text)
         super().__init__(section, config, instances, parts, cache, section.train_text)

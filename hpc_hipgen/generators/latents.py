@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.run import write_atomic
 from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.rank_zero import only_rank_0
 
 BATCH = 32
 """Views that are encoded at once."""
@@ -30,6 +31,9 @@ def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Ten
     file's name is a hash of the autoencoder's weights and of the views, so latents of another
     autoencoder or of other films are never used.
 
+    All ranks have to ask, and rank 0 computes. A file of each, put in the place of the one before,
+    would take that from those who have mapped it, on a disk that nodes share.
+
     Raises:
         ValueError: names the first views of a batch whose latents are not finite; nothing is kept.
     """
@@ -41,16 +45,23 @@ def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Ten
     digest.update("\n".join(films.ids).encode())
     digest.update(films.fingerprint())
     path = cache / f"{digest.hexdigest()[:20]}.npy"
-    if not path.is_file():
+
+    def compute(say_busy: Callable[[], None]) -> None:
+        if path.is_file():
+            return
         # channels last: on a CPU an encoder is 1.7 times as fast so (docs/log.md); its
         # training is not, hence the copy
         encoder = copy.deepcopy(autoencoder).to(device(), memory_format=torch.channels_last)
-        write_atomic(path, _encoded(encoder.eval(), films))
+        write_atomic(path, _encoded(encoder.eval(), films, say_busy))
+
+    only_rank_0(compute)
     # copy-on-write: torch warns of arrays that it may not write to
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
-def _encoded(autoencoder: AutoencoderKL, films: Films) -> Iterator[bytes]:
+def _encoded(
+    autoencoder: AutoencoderKL, films: Films, say_busy: Callable[[], None]
+) -> Iterator[bytes]:
     """The latents as an .npy file, batch by batch; the next views are decoded meanwhile."""
     numbers = np.arange(len(films))
     starts = range(0, len(films), BATCH)
@@ -65,6 +76,7 @@ def _encoded(autoencoder: AutoencoderKL, films: Films) -> Iterator[bytes]:
         if start == 0:
             yield _header((len(films), *latents.shape[1:]))
         yield latents.numpy().tobytes()
+        say_busy()
 
 
 def _header(shape: tuple[int, ...]) -> bytes:

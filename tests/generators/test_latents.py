@@ -1,6 +1,8 @@
 """The cache of latents."""
 
 import dataclasses
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -36,6 +38,60 @@ def test_they_are_computed_once(autoencoder, tmp_path, monkeypatch):
     monkeypatch.setattr("hpc_hipgen.generators.latents.encode", None)
     assert torch.equal(cached_latents(autoencoder, films, tmp_path), first)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+TWO_RANKS = """
+import sys, time
+from datetime import timedelta
+import numpy as np, torch
+from hpc_hipgen.config import Autoencoder
+from hpc_hipgen.generators import latents
+from hpc_hipgen.generators.autoencoder import build_autoencoder
+from hpc_hipgen.radiograph.layouts import Films
+
+rank, folder, bad = int(sys.argv[1]), latents.Path(sys.argv[2]), sys.argv[3] == "bad"
+(folder / f"here-{rank}").touch()
+while len(list(folder.glob("here-*"))) < 2:
+    time.sleep(0.05)
+torch.distributed.init_process_group(
+    "gloo", f"file://{folder}/store", timedelta(seconds=6), world_size=2, rank=rank
+)
+encode, latents.BATCH = latents.encode, 1
+def slow(autoencoder, images, batch):
+    print("encodes", flush=True)
+    time.sleep(1.5)
+    return encode(autoencoder, images, batch) * (torch.nan if bad else 1)
+latents.encode = slow
+torch.manual_seed(0)
+autoencoder = build_autoencoder(Autoencoder(block_out_channels=(8, 8)), 16).eval()
+ids = [f"view-{i}" for i in range(6)]
+images = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
+angles, classes = np.full(6, 100.0), np.ones(6, np.int64)
+films = Films(ids, images, np.zeros((6, 2, 5)), ids, angles, angles, classes, ids)
+print(latents.cached_latents(autoencoder, films, folder / "cache").double().sum().item())
+"""
+
+
+@pytest.mark.parametrize("films", ["good", "bad"])
+def test_one_rank_computes_and_the_others_wait_for_it(tmp_path, films):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_RANKS, str(rank), str(tmp_path), films],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    (first, why), (second, follows) = [process.communicate(timeout=120) for process in ranks]
+    assert "encodes" not in second, "two ranks would put a file in the place of each other's"
+    if films == "bad":
+        assert "non-finite latents for view-0" in why and "rank 0 has failed" in follows
+        assert all(process.returncode for process in ranks)
+        return
+    # that takes longer than the process group lets a rank wait
+    assert first.count("encodes") == 6, why
+    assert first.splitlines()[-1] == second.splitlines()[-1], follows
 
 
 def test_other_films_or_another_autoencoder_have_their_own(autoencoder, tmp_path):
