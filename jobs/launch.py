@@ -18,7 +18,7 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 
 from hpc_hipgen.arguments import documented_parser
-from hpc_hipgen.cluster.site import ROOT, Site, load_site, slurm_answers
+from hpc_hipgen.cluster.site import ROOT, Site, load_site, shares_work, slurm_answers
 from hpc_hipgen.config import (
     ConfigError,
     Experiment,
@@ -155,16 +155,17 @@ def check_ranks(config: Experiment, graph: list[Stage], site: Site, slurm: bool)
     """Sees that every batch can be shared out among the processes that will train on it.
 
     Raises:
-        ConfigError: naming the batch and the number of processes.
+        ConfigError: naming the batch and the number of processes, or a stage that is one process
+            and is given several nodes.
     """
     from hpc_hipgen.cluster.executors import local_processes
 
     for stage in graph:
-        if not stage.name.startswith("train-"):
-            continue
         need = site.of(stage.name, stage.kind)
+        if not shares_work(stage.name, stage.kind):
+            continue
         ranks = need.nodes * need.processes if slurm else local_processes(stage.kind)
-        (model,) = stage.arguments
+        model = stage.arguments[0] if stage.arguments else "lab_ruler"  # for its cross-validation
         training = getattr(config, model).training
         share, rest = divmod(training.batch, ranks)
         if rest or (training.micro_batch and share % min(training.micro_batch, share)):

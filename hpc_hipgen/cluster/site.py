@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from hpc_hipgen.config import TRAINED, ConfigError, Section
 from hpc_hipgen.config.reading import parse_settings, read_yaml
@@ -32,6 +32,11 @@ Kind = Literal["cpu", "gpu", "train"]
 """cpu: no accelerator; gpu: one process on one GPU; train: one process per GPU on whole nodes."""
 
 
+def shares_work(stage: str, kind: Kind) -> bool:
+    """True for training, of which each rank does a part. All else every rank would do again."""
+    return kind == "train" or stage.startswith("train-") or stage == "cross_validate"
+
+
 class Resources(Section):
     """What one job asks for. None: not asked for, the scheduler's default holds."""
 
@@ -47,10 +52,12 @@ class Resources(Section):
     hours: float = Field(4.0, gt=0)
     extra: dict[str, str | int | bool] = Field({})  # any other sbatch option: {"exclude": "node7"}
 
+    _shared: bool = PrivateAttr(False)  # among processes; see `shares_work`
+
     @property
     def processes(self) -> int:
-        """Processes per node: one for each GPU, or one."""
-        return max(1, self.gpus)
+        """Processes per node: in training one for each GPU, else one, whatever it asks for."""
+        return max(1, self.gpus) if self._shared else 1
 
 
 class Site(Section):
@@ -94,9 +101,20 @@ class Site(Section):
         return Path(path)
 
     def of(self, stage: str, kind: Kind) -> Resources:
-        """The resources of a stage: those of its kind, changed by its own entry."""
+        """The resources of a stage: those of its kind, changed by its own entry.
+
+        Raises:
+            ConfigError: for several nodes where one process does the work.
+        """
         base = self.resources.get(kind, Resources()).model_dump(exclude_unset=True)
-        return Resources.model_validate(base | self.stages.get(stage, {}))
+        found = Resources.model_validate(base | self.stages.get(stage, {}))
+        found._shared = shares_work(stage, kind)
+        if found.nodes > 1 and not found._shared:
+            raise ConfigError(
+                f"site: {stage} is the work of one process, and cannot use {found.nodes} nodes; "
+                f"write stages: {{{stage}: {{nodes: 1}}}}"
+            )
+        return found
 
     def run_folder(self, name: str) -> Path:
         """The run that a person means: a path, or a name in this site's parent of runs."""

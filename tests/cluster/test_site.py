@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_hipgen.cluster.executors import slurm_parameters
 from hpc_hipgen.cluster.site import ROOT, SITES, STAGES, Resources, Site, load_site
 from hpc_hipgen.config import ConfigError, load_experiment
 from hpc_hipgen.pipeline import stages
@@ -19,6 +20,19 @@ def test_a_stage_changes_only_what_it_names():
     assert longer.hours > usual.hours
     assert longer.model_copy(update={"hours": usual.hours}) == usual
     assert usual.processes == usual.gpus == 8
+
+
+def test_only_training_starts_several_processes():
+    """All others would do all of their work in each."""
+    site = Site(resources={"gpu": Resources(gpus=4), "cpu": Resources(nodes=2)})
+    for stage in ("sample", "evaluate", "sweep-x"):
+        need = site.of(stage, "gpu")
+        assert (need.processes, need.gpus) == (1, 4)
+        assert slurm_parameters(stage, need, site)["ntasks_per_node"] == 1
+    for stage in ("train-ruler", "cross_validate"):
+        assert site.of(stage, "gpu").processes == 4
+    with pytest.raises(ConfigError, match=r"prepare .*cannot use 2 nodes; write stages: \{prepare"):
+        site.of("prepare", "cpu")
 
 
 def test_a_kind_that_is_not_named_asks_for_defaults():

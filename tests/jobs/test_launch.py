@@ -271,6 +271,19 @@ def test_a_batch_that_the_gpus_cannot_share_is_refused(tmp_path):
     config = Experiment.model_validate(SETTINGS)
     with pytest.raises(launch.ConfigError, match=r"16 .* among 3 processes"):
         launch.check_ranks(config, stages(config), launch.load_site(str(path)), slurm=True)
+    lab = load_experiment(ROOT / "configs" / "lab_ruler.yaml", [f"lab_ruler.films={tmp_path}"])
+    path.write_text("{executor: slurm, stages: {cross_validate: {gpus: 5}}}")
+    with pytest.raises(launch.ConfigError, match=r"lab_ruler.training.batch: .* among 5 processes"):
+        launch.check_ranks(lab, stages(lab), launch.load_site(str(path)), slurm=True)
+
+
+def test_several_nodes_for_one_process_are_refused(experiment, tmp_path, capsys):
+    path = tmp_path / "site.yaml"
+    path.write_text("{executor: slurm, resources: {cpu: {nodes: 2}}}")
+    arguments = [str(experiment), "--run", str(tmp_path / "runs" / "x"), "--site", str(path)]
+    assert launch.main(arguments) == 2
+    assert "prepare is the work of one process" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_keeps_its_settings(experiment, run, capsys):
