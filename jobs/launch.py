@@ -5,8 +5,8 @@
     python -m jobs.launch results/llcm --redo evaluate             score an existing run again
 
 The same command again goes on where the last one stopped, and does nothing when all is done.
-Exit status: 0 done or submitted, 1 a stage failed, 2 the input is wrong (nothing was submitted),
-130 interrupted.
+Exit status: 0 done or submitted, 1 a stage failed, here or in the queue (what waits for it is not
+submitted), 2 the input is wrong (nothing was submitted), 130 interrupted.
 """
 
 from __future__ import annotations
