@@ -53,7 +53,10 @@ RULERS = ("ruler", "reward_model", "film_ruler", "lab_ruler")
 """Too small to be worth several GPUs."""
 
 SHARED_BATCH = 8
-"""Smallest batch that the GPUs of a node share out; below it, as for the ruler, one is enough."""
+"""Smallest batch that the GPUs of a node share out; below it, as for the ruler, one is enough.
+
+In images, or in groups of pairs where these are contrasted: a rank holds whole groups.
+"""
 
 
 def stages(config: Experiment) -> list[Stage]:
@@ -65,7 +68,7 @@ def stages(config: Experiment) -> list[Stage]:
         if model == "lab_ruler":
             graph.append(_cross_validation(after))
             after = (*after, CROSS_VALIDATION)
-        small = getattr(config, model).training.batch < SHARED_BATCH
+        small = getattr(config, model).training.batch // contrast(config, model) < SHARED_BATCH
         kind: Kind = "gpu" if model in RULERS or small else "train"
         graph.append(
             Stage(f"train-{model}", "jobs.train:train", kind, ("prepare", *after), (model,))
@@ -98,6 +101,11 @@ def stages(config: Experiment) -> list[Stage]:
         ),
         Stage("report", "jobs.report:report", "cpu", ("evaluate",)),
     ]
+
+
+def contrast(config: Experiment, model: str) -> int:
+    """Images of a batch that one rank has to hold together: those that a CLIP contrasts, or one."""
+    return getattr(getattr(config, model), "contrast", 1)
 
 
 CROSS_VALIDATION = "cross_validate"

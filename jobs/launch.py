@@ -27,7 +27,7 @@ from hpc_hipgen.config import (
     load_experiment,
 )
 from hpc_hipgen.evaluation.real_films import film_lines
-from hpc_hipgen.pipeline import Stage, stages
+from hpc_hipgen.pipeline import Stage, contrast, stages
 from hpc_hipgen.run import Run
 from hpc_hipgen.tracking import check_tracking
 
@@ -166,12 +166,14 @@ def check_ranks(config: Experiment, graph: list[Stage], site: Site, slurm: bool)
             continue
         ranks = need.nodes * need.processes if slurm else local_processes(stage.kind)
         model = stage.arguments[0] if stage.arguments else "lab_ruler"  # for its cross-validation
-        training = getattr(config, model).training
+        training, group = getattr(config, model).training, contrast(config, model)
         share, rest = divmod(training.batch, ranks)
-        if rest or (training.micro_batch and share % min(training.micro_batch, share)):
+        held = min(training.micro_batch or share, share)
+        if rest or share % held or held % group:
+            whole = f" in whole groups of {model}.contrast, {group}" if group > 1 else ""
             raise ConfigError(
                 f"{model}.training.batch: {training.batch} (micro_batch {training.micro_batch}) "
-                f"cannot be shared out among {ranks} processes"
+                f"cannot be shared out among {ranks} processes{whole}"
             )
 
 

@@ -286,6 +286,26 @@ def test_several_nodes_for_one_process_are_refused(experiment, tmp_path, capsys)
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_gpus_of_a_node_share_out_every_experiment(path):
+    config, site = load_experiment(path), launch.load_site("a100")
+    launch.check_ranks(config, stages(config), site, slurm=True)
+
+
+def test_a_rank_holds_whole_groups_of_contrasted_pairs(tmp_path):
+    path = tmp_path / "site.yaml"
+    nodes = "resources: {train: {gpus: 8}}, stages: {train-clip: {nodes: 2}}"
+    path.write_text(f"{{executor: slurm, {nodes}}}")
+    site = launch.load_site(str(path))
+    few, many = (
+        load_experiment(ROOT / "configs" / "unclip.yaml", [f"clip.training.batch={batch}"])
+        for batch in (128, 256)
+    )
+    launch.check_ranks(many, stages(many), site, slurm=True)
+    with pytest.raises(launch.ConfigError, match=r"clip.* 128 .*16 processes in whole groups"):
+        launch.check_ranks(few, stages(few), site, slurm=True)
+
+
 def test_a_run_keeps_its_settings(experiment, run, capsys):
     assert launch.main([str(experiment), "--run", str(run.folder), "seed=3"]) == 2
     assert "other settings (seed: 0 there, 3 now)" in capsys.readouterr().err
