@@ -94,8 +94,6 @@ def _check_experiment(config: Experiment) -> Experiment:
     for name in ("stable_diffusion", "unclip"):
         if getattr(config, name) and not config.autoencoder:
             raise ValueError(f"autoencoder: needed by {name}")
-    if config.unclip and config.sampling.precision != "fp32":
-        raise ValueError("sampling.precision: unclip is drawn in fp32 only, bf16 failed its test")
     if config.dall_e and not config.discrete_vae:
         raise ValueError("discrete_vae: needed by dall_e")
     _check_probe(config)

@@ -23,6 +23,7 @@ class Sampling(Section):
     per_caption: int = Field(1, ge=1)
     shard_size: int = Field(84, ge=1)  # images per shard: one array task
     batch: int = Field(28, ge=1)
+    # of the networks; noise is fp32 in both, so that a seed means the same image
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from diffusers import (
     StableDiffusionPipeline,
     StableUnCLIPPipeline,
 )
+from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
+from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.lora import ADAPTER, adapter_parameters
 from hpc_hipgen.training.engine import device
 
@@ -37,7 +41,8 @@ def load_pipeline(
 
     Args:
         folder: the pipeline.
-        precision: fp32 or bf16.
+        precision: fp32, or bf16 for the networks that take the time; latents and the noise in
+            them are fp32 all the same, so that a seed means the same image in both.
         adapters: folder of adapters for it, with the scheduler that they need, if any.
 
     Raises:
@@ -49,7 +54,7 @@ def load_pipeline(
         folder,
         local_files_only=True,
         use_safetensors=True,
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        dtype=torch.float32,
     )
     pipeline.set_progress_bar_config(disable=True)
     use_best_attention(pipeline.unet)
@@ -61,7 +66,26 @@ def load_pipeline(
             pipeline.scheduler = LCMScheduler.from_pretrained(
                 adapters / "scheduler", local_files_only=True
             )
+    if precision == "bf16":
+        _autocast(pipeline.unet, "forward")
+        _autocast(pipeline.vae, "decode")
     return pipeline.to(device())
+
+
+def _autocast(network: nn.Module, method: str) -> None:
+    """Has a method of a network compute in bf16 and answer in fp32, in place.
+
+    A pipeline that is bf16 throughout also draws its noise in bf16: other numbers than those of
+    fp32 for the same seed, and a few hundred different ones in a whole image.
+    """
+    inner = getattr(freeze(network, bf16=True), method)
+
+    @wraps(inner)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device().type, torch.bfloat16):
+            return tree_map_only(torch.Tensor, torch.Tensor.float, inner(*args, **kwargs))
+
+    setattr(network, method, answer)
 
 
 @torch.no_grad()

@@ -199,13 +199,14 @@ def test_what_is_loaded_is_the_average(tiny_run, tiny_settings, tmp_path, name, 
     else:
         unet = task.averages["target"].module
         weights = [weight for _, weight in adapter_parameters(unet)]
-    pipeline = load_pipeline(
-        tiny_run.path("stable_diffusion", "export"), adapters=tmp_path / "export"
-    )
+    folders = (tiny_run.path("stable_diffusion", "export"), tmp_path / "export")
+    pipeline, half = (load_pipeline(folders[0], p, folders[1]) for p in ("fp32", "bf16"))
     with torch.no_grad():
         for (_, parameter), weight in zip(adapter_parameters(unet), weights, strict=True):
             parameter.copy_(weight)
-        expected, found = (u(*inputs_of_a_unet()).sample for u in (unet, pipeline.unet))
+        expected, found, coarse = (
+            u(*inputs_of_a_unet()).sample for u in (unet, pipeline.unet, half.unet)
+        )
         checkpoints = tmp_path / name / "checkpoints"
         load_average(pipeline, checkpoints / "0000000004")
         earlier = pipeline.unet(*inputs_of_a_unet()).sample
@@ -214,4 +215,6 @@ def test_what_is_loaded_is_the_average(tiny_run, tiny_settings, tmp_path, name, 
         pipeline.unload_lora_weights()
         base = pipeline.unet(*inputs_of_a_unet()).sample
     assert torch.equal(found, expected) and not torch.equal(found, base)
+    assert coarse.dtype == torch.float32, "the latents stay in it"
+    assert torch.allclose(coarse, expected, atol=0.05)
     assert torch.equal(last, expected) and not torch.equal(earlier, expected), "as sweeps load it"

@@ -68,6 +68,20 @@ def test_solvers_of_the_paper_and_ddim_draw_the_same(tiny_run):
     assert not np.array_equal(images["ddim"], images["leapfrog"])
 
 
+@pytest.mark.parametrize(
+    "model, solver, eta",
+    [("stable_diffusion", "ddim", 0), ("stable_diffusion", "ddim", 1),
+     ("stable_diffusion", "leapfrog", 0), ("llcm", "lcm", 0)],
+)  # fmt: skip
+def test_a_seed_means_the_same_image_in_bf16(tiny_run, model, solver, eta):
+    """Noise that is drawn in bf16 is other noise, and coarse."""
+    settings = {"steps": 3, "guidance": 2.0, "solver": solver, "eta": eta, "resolution": 32}
+    pipelines = [load_pipeline(tiny_run.path(model, "export"), p) for p in ("fp32", "bf16")]
+    assert next(pipelines[1].unet.conv_in.parameters()).dtype == torch.bfloat16, "half the memory"
+    images = [draw(p, ["a hip"] * 2, [1, 2], **settings).astype(int) for p in pipelines]
+    assert abs(images[0] - images[1]).max() <= 8 < images[0].std()
+
+
 def test_what_a_shard_cost_stands_beside_it(tiny_run):
     for row, each in (("stable_diffusion", 2 * 2), ("llcm_2", 2), ("llcm_1", 1)):
         note = json.loads(tiny_run.path("samples", row, "shard-00000.json").read_text())
