@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen.config import LLCMS
+from hpc_hipgen.config import LLCMS, autoencoder_config
 from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def load_autoencoder(run: Run) -> Any:
     """The run's autoencoder: its own, or the pretrained one (a VAE or a pipeline folder)."""
     from diffusers import AutoencoderKL
 
-    folder = run.first_stage("autoencoder")
-    if (folder / "vae").is_dir():
-        folder = folder / "vae"
+    folder = autoencoder_config(run.first_stage("autoencoder")).parent
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 

@@ -1,5 +1,7 @@
 """Experiments: strict settings, one line per problem, and the files of configs/."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -75,7 +77,51 @@ def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_pa
         assert "`bash sbatch/prefetch.sh`" in line
     (weights / "sd").mkdir(parents=True)
     (weights / "inception.pth").touch()
-    check_inputs(config, "x.yaml")
+    with pytest.raises(ConfigError) as error:
+        check_inputs(config, "x.yaml")
+    words = ("autoencoder.pretrained: .* holds no autoencoder", "holds no diffusers pipeline")
+    for line, expected in zip(str(error.value).splitlines(), words, strict=True):
+        assert re.search(expected, line)
+    published_folder(weights / "sd")
+    with pytest.raises(ConfigError, match=r"set stable_diffusion\.prediction=epsilon"):
+        check_inputs(config, "x.yaml")
+    check_inputs(config, "x.yaml", done=["train-stable_diffusion"])
+
+
+def published_folder(folder, **unet):
+    """The settings of a Stable Diffusion's parts, as published: what is as usual is left out."""
+    settings = {
+        "model_index.json": {},
+        "scheduler/scheduler_config.json": {},
+        "unet/config.json": unet,
+        "vae/config.json": {},
+    }
+    for name, values in settings.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(values))
+
+
+def test_a_pretrained_folder_fits_the_experiment(tiny_settings, tmp_path):
+    training = tiny_settings["stable_diffusion"]["training"]
+    tiny_settings["stable_diffusion"] = {"pretrained": str(tmp_path), "training": training}
+    tiny_settings["stable_diffusion"] |= {"conditioning": "caption"}
+    tiny_settings["autoencoder"] |= {"latent_channels": 8}
+
+    def checked():
+        check_inputs(parse_experiment(tiny_settings, "x.yaml"), "x.yaml")
+
+    published_folder(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        checked()
+    first, second = str(error.value).splitlines()
+    assert first.endswith("predicts epsilon; set stable_diffusion.prediction=epsilon")
+    assert "takes 4 latent channels, but the autoencoder has 8" in second
+    tiny_settings["stable_diffusion"]["prediction"] = "epsilon"
+    published_folder(tmp_path, in_channels=8)
+    checked()
+    tiny_settings["autoencoder"] = {"pretrained": str(tmp_path)}
+    with pytest.raises(ConfigError, match="takes 8 latent channels, but the autoencoder has 4"):
+        checked()
 
 
 def test_an_llcm_may_have_a_teacher_of_another_run(tiny_settings, tmp_path):
@@ -210,6 +256,10 @@ def test_all_mistakes_are_listed(tiny_settings):
 def test_the_baseline_takes_captions_only(tiny_settings):
     tiny_settings["stable_diffusion_caption"] = tiny_settings["stable_diffusion"]
     assert "must be 'caption'" in problems(tiny_settings)[0]
+    for name in ("stable_diffusion", "llcm", "autoencoder"):
+        del tiny_settings[name]
+    tiny_settings["stable_diffusion_caption"]["conditioning"] = "caption"
+    assert problems(tiny_settings) == ["x.yaml: autoencoder: needed by stable_diffusion_caption"]
 
 
 def test_a_probe_reads_no_latents_of_another_autoencoder(tiny_settings):

@@ -41,7 +41,7 @@ from hpc_hipgen.config.generators import (
     TokenSampling,
     UNet,
 )
-from hpc_hipgen.config.inputs import check_inputs
+from hpc_hipgen.config.inputs import autoencoder_config, check_inputs
 from hpc_hipgen.config.reading import (
     load_experiment,
     parse_experiment,
@@ -91,6 +91,7 @@ __all__ = [
     "UnCLIPSampling",
     "Vision",
     "WandB",
+    "autoencoder_config",
     "check_batches",
     "check_inputs",
     "load_experiment",

@@ -91,7 +91,7 @@ def _check_experiment(config: Experiment) -> Experiment:
         raise ValueError("film_ruler: needed by lab_ruler, which goes on from it")
     if config.ruler is None:
         raise ValueError("key 'ruler' is missing")
-    for name in ("stable_diffusion", "unclip"):
+    for name in ("stable_diffusion", "stable_diffusion_caption", "unclip"):
         if getattr(config, name) and not config.autoencoder:
             raise ValueError(f"autoencoder: needed by {name}")
     if config.dall_e and not config.discrete_vae:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hpc_hipgen.config.base import ADAPTED, ConfigError
 from hpc_hipgen.config.data import Data
 from hpc_hipgen.config.experiment import Experiment
+from hpc_hipgen.config.generators import Diffusion
 
 
 def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> None:
@@ -24,18 +26,22 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
     """
     done = set(done)
     problems = [] if "prepare" in done else _missing_films(config)
-    for name in ("autoencoder", "stable_diffusion", "stable_diffusion_caption"):
+    auto = config.autoencoder
+    if auto and auto.pretrained and not auto.pretrained.exists():
+        problems.append(_absent("autoencoder.pretrained", auto.pretrained))
+    elif auto and auto.pretrained and not autoencoder_config(auto.pretrained).is_file():
+        problems.append(
+            f"autoencoder.pretrained: {auto.pretrained} holds no autoencoder (config.json, or "
+            "vae/config.json of a pipeline)"
+        )
+    for name in ("stable_diffusion", "stable_diffusion_caption"):
         section = getattr(config, name)
-        folder = section.pretrained if section else None
-        if folder and f"train-{name}" not in done and not folder.exists():
-            problems.append(_absent(f"{name}.pretrained", folder))
+        if section and section.pretrained and f"train-{name}" not in done:
+            problems += _unlike(name, section, config)
     for name in ADAPTED:
         section = getattr(config, name)
         if section and section.base and f"train-{name}" not in done:
-            if not (section.base / "model_index.json").is_file():
-                problems.append(
-                    f"{name}.base: {section.base} holds no diffusers pipeline (model_index.json)"
-                )
+            problems += _no_pipeline(f"{name}.base", section.base)
     for name in ("discrete_vae", "clip", "prior"):
         section = getattr(config, name)
         folder = section.pretrained if section else None
@@ -56,6 +62,53 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
                 problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+
+
+def autoencoder_config(folder: Path) -> Path:
+    """Settings of the KL autoencoder that a folder holds: of a pipeline, or alone."""
+    own = folder / "vae" / "config.json"
+    return own if own.parent.is_dir() else folder / "config.json"
+
+
+def _no_pipeline(key: str, folder: Path) -> list[str]:
+    if (folder / "model_index.json").is_file():
+        return []
+    return [f"{key}: {folder} holds no diffusers pipeline (model_index.json)"]
+
+
+def _unlike(name: str, section: Diffusion, config: Experiment) -> list[str]:
+    """What of a pretrained Stable Diffusion is not as the experiment has it, or not there."""
+    folder, auto = section.pretrained, config.autoencoder
+    assert folder and auto
+    if not folder.exists():
+        return [_absent(f"{name}.pretrained", folder)]
+    if missing := _no_pipeline(f"{name}.pretrained", folder):
+        return missing
+    problems = []
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    predicts = _setting(scheduler, "prediction_type", "epsilon")
+    if predicts != section.prediction:
+        problems.append(
+            f"{name}.prediction: {section.prediction}, but {folder} predicts {predicts}; set "
+            f"{name}.prediction={predicts}"
+        )
+    takes, gives = _setting(folder / "unet" / "config.json", "in_channels", 4), auto.latent_channels
+    if auto.pretrained:
+        gives = _setting(autoencoder_config(auto.pretrained), "latent_channels", 4)
+    if takes != gives:
+        problems.append(
+            f"{name}.pretrained: the UNet of {folder} takes {takes} latent channels, but the "
+            f"autoencoder has {gives}; set autoencoder.pretrained to that folder, or to one like it"
+        )
+    return problems
+
+
+def _setting(path: Path, key: str, default: Any) -> Any:
+    """One setting of a diffusers model, which leaves out `default`; that too where none is read."""
+    try:
+        return json.loads(path.read_text()).get(key, default)
+    except (OSError, ValueError):  # whoever loads the folder names what is missing
+        return default
 
 
 def _missing_for_lab(config: Experiment, done: set[str]) -> list[str]:
