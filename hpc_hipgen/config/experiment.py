@@ -27,6 +27,7 @@ from hpc_hipgen.config.data import (
     Ruler,
 )
 from hpc_hipgen.config.generators import (
+    CAPTION_TOKENS,
     LLCM,
     DallE,
     Diffusion,
@@ -262,6 +263,12 @@ def _check_autoencoder(name: str, auto: Autoencoder | DiscreteVAE | None, resolu
 def _check_dall_e(section: DallE, vae: DiscreteVAE | None) -> None:
     """The transformer can be built, and draws from a codebook that is there; raises ValueError."""
     check_multiples("dall_e.width", [section.width], section.heads, "dall_e.heads")
+    needed = CAPTION_TOKENS[section.conditioning]
+    if section.text_length < needed:
+        raise ValueError(
+            f"dall_e.text_length: {section.text_length}, but with conditioning "
+            f"'{section.conditioning}' captions have up to {needed} tokens"
+        )
     top_k = section.sampling.top_k
     if vae and vae.pretrained is None and top_k and top_k > vae.codes:
         raise ValueError(f"dall_e.sampling.top_k: {top_k} is above discrete_vae.codes, {vae.codes}")
@@ -324,6 +331,7 @@ def _check_captions_dropped(config: Experiment) -> None:
     for name, keys in (
         ("stable_diffusion", guided + taught),
         ("stable_diffusion_caption", guided),
+        ("unclip", guided),
     ):
         section = getattr(config, name)
         if section and keys and not section.guidable:

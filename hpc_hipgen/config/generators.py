@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from hpc_hipgen.config.base import TIMESTEPS, Channels, Section
 from hpc_hipgen.config.data import Training
 
+CAPTION_TOKENS = {"measurement": 40, "caption": 52}
+"""Most tokens of a caption, by conditioning, with the tokenizer that is built here."""
+
 
 class Text(Section):
     """The CLIP text encoder that is built when none is given."""
@@ -218,7 +221,7 @@ class DallE(Section):
     """The autoregressive transformer over the tokens of a caption and of its image."""
 
     conditioning: Literal["measurement", "caption"] = "measurement"
-    text_length: int = Field(64, ge=2)  # tokens of a caption; with digits they have up to 52
+    text_length: int = Field(64, ge=2)  # tokens of a caption: no fewer than CAPTION_TOKENS
     width: int = Field(192, gt=0)
     layers: int = Field(6, ge=1)
     heads: int = Field(6, ge=1)

@@ -85,6 +85,11 @@ class UnCLIP(Denoising):
     noise_levels: int = Field(200, ge=1, le=TIMESTEPS)
     sampling: UnCLIPSampling = UnCLIPSampling()
 
+    @property
+    def guidable(self) -> bool:
+        """Whether the decoder knows images without their embedding, which guidance subtracts."""
+        return self.caption_dropout > 0
+
 
 def check_unclip(
     section: UnCLIP | None, clip: CLIP | None, prior: Prior | None, resolution: int

@@ -70,8 +70,9 @@ def test_captions_may_stay_digits(token_run):
     transformer = task.parts.transformer
     assert isinstance(transformer.get_input_embeddings(), torch.nn.Embedding)
     assert transformer.config.vocab_size == len(task.parts.tokenizer)
-    with pytest.raises(ValueError, match="tokens, the text encoder takes 30"):
-        make_task(token_run, conditioning="caption", text_length=30)
+    for text_length in (51, 40):  # 40 do for captions with measurements
+        with pytest.raises(ValueError, match=f"text_length: {text_length}, .* up to 52 tokens"):
+            make_task(token_run, conditioning="caption", text_length=text_length)
 
 
 def test_half_of_the_first_heads_look_at_the_measurements(token_run):
@@ -266,6 +267,7 @@ def test_samples_say_how_they_were_drawn(samples, token_run):
         ("discrete_vae.window", 64, "discrete_vae.window: 64 is above data.resolution, 32"),
         ("discrete_vae.temperature", [1.0, 0.0], "discrete_vae.temperature"),
         ("dall_e.width", 33, "dall_e.width: 33 is not a multiple of 2, dall_e.heads"),
+        ("dall_e.text_length", 39, "dall_e.text_length: 39, but with conditioning 'measurement'"),
         ("dall_e.sampling", {"top_k": 17}, "top_k: 17 is above discrete_vae.codes, 16"),
         ("dall_e.sampling", {"top_p": 0}, "dall_e.sampling.top_p"),
         ("dall_e.sampling", {"top_q": 1}, "unknown key 'dall_e.sampling.top_q'"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hpc_hipgen.config import Text
+from hpc_hipgen.config.generators import CAPTION_TOKENS
 from hpc_hipgen.generators import text
 from hpc_hipgen.radiograph.captions import ANGLE_MAX, ANGLE_MIN, PROMPT_CLASSES, caption
 from hpc_hipgen.radiograph.geometry import Angles
@@ -74,12 +75,10 @@ def test_other_numbers_are_words(measured, words):
 
 
 def test_captions_fit(measured, plain):
-    for tokenizer, _ in (measured, plain):
+    for (tokenizer, _), conditioning in ((measured, "measurement"), (plain, "caption")):
         assert tokenizer.model_max_length == Text().max_length
-        for words in all_captions():
-            assert len(tokenizer(words).input_ids) <= tokenizer.model_max_length, words
-    lengths = [len(measured[0](words).input_ids) for words in all_captions()]
-    assert max(lengths) <= 48
+        most = max(len(tokenizer(words).input_ids) for words in all_captions())
+        assert most == CAPTION_TOKENS[conditioning] <= tokenizer.model_max_length
 
 
 def test_digits_are_tokens_of_their_own_without_measurements(plain):

@@ -261,6 +261,7 @@ def test_first_stages_of_another_run(embedding_run, embedding_settings, tmp_path
         ("unclip.sampling.prior_step", 1, "unknown key 'unclip.sampling.prior_step'"),
         ("unclip.unet.block_out_channels", [8, 16], "8 is not a multiple of 16"),
         ("prior.caption_dropout", 0, "prior_guidance: needs prior.caption_dropout"),
+        ("unclip.caption_dropout", 0, "sampling.guidance: needs unclip.caption_dropout"),
     ],
 )
 def test_a_mistake_is_one_line(embedding_settings, key, value, words):
