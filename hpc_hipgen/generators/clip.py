@@ -55,8 +55,7 @@ def load_parts(folder: Path) -> Parts:
         ValueError: the text states have another width than the embeddings; the prior of diffusers
             takes both through one layer's shape.
     """
-    local = {"local_files_only": True, "use_safetensors": True}
-    model = CLIPModel.from_pretrained(folder, **local).requires_grad_(False).eval()
+    model = CLIPModel.from_pretrained(folder, **text.WEIGHTS).requires_grad_(False).eval()
     parts = Parts(model, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
     if (states := model.config.text_config.hidden_size) != parts.width:
         raise ValueError(

@@ -26,10 +26,15 @@ from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPToken
 from hpc_hipgen.config import Text
 from hpc_hipgen.radiograph.captions import ANGLE_MAX, ANGLE_MIN, ANGLE_STEP, PROMPT_CLASSES, caption
 from hpc_hipgen.radiograph.geometry import Angles
+from hpc_hipgen.training.engine import device
 
 SIDES = ("left", "right")
 FREQUENCIES = (0.5, 1.0, 2.0, 4.0)
 """Of the Fourier features, in periods over the range of angles: the fastest has 17.5 degrees."""
+
+WEIGHTS = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+"""How transformers loads what is trained on or with: without the network, safetensors only, and in
+fp32 however it is stored (left to itself, it takes the type of the file)."""
 
 
 def measurement_phrases() -> list[tuple[str, float, int]]:
@@ -281,22 +286,23 @@ def caption_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 def encode_captions(
     tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: list[str]
 ) -> tuple[Tensor, np.ndarray]:
-    """States of every distinct caption, computed once.
+    """States of every distinct caption, computed once, on this rank's device.
 
     Returns:
-        states (u, n, d) of the u distinct captions, and each caption's row in them.
+        states (u, n, d) of the u distinct captions, on the CPU, and each caption's row in them.
     """
     distinct, rows = np.unique(np.array(captions), return_inverse=True)
-    encoder = encoder.eval()
     parts = np.array_split(distinct, max(1, len(distinct) // 64))
     ids = [caption_ids(tokenizer, [str(c) for c in part]) for part in parts]
-    return torch.cat([encoder(i.to(encoder.device))[0].float().cpu() for i in ids]), rows
+    before = encoder.device
+    encoder.eval().to(device())
+    states = torch.cat([encoder(i.to(device()))[0].float().cpu() for i in ids])
+    encoder.to(before)  # its memory is the training's
+    return states, rows
 
 
 def load_text(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """Tokenizer and text encoder of a diffusers folder (safetensors only, no network)."""
+    """Tokenizer and text encoder of a diffusers folder."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", local_files_only=True, use_safetensors=True
-    )
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **WEIGHTS)
     return tokenizer, encoder

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from hpc_hipgen.config import Experiment, UnCLIP
-from hpc_hipgen.generators import clip, sampling
+from hpc_hipgen.generators import clip, sampling, text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import stride
 from hpc_hipgen.generators.prior import load_prior, prior_scheduler
@@ -167,9 +167,7 @@ class UnCLIPTask(DenoisingTask):
             prior,
             build_normalizer(prior),
             encoder.tokenizer,
-            CLIPTextModelWithProjection.from_pretrained(
-                clip_folder, local_files_only=True, use_safetensors=True
-            ),
+            CLIPTextModelWithProjection.from_pretrained(clip_folder, **text.WEIGHTS),
             section.prediction,
         )
         super().__init__(section, config, films, parts, cache)

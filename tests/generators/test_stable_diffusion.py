@@ -102,8 +102,9 @@ def test_the_prompt_decides_the_image(tiny_run):
         pipeline.encode_prompt(f"left {a} degrees", "cpu", 1, False)[0] for a in (90.0, 120.0)
     ]
     assert not torch.equal(*states)
-    drawn = draw(pipeline, ["left 90.0 degrees"] * 2, [5, 5], resolution=32, **settings)
-    assert np.array_equal(drawn[0], drawn[1])
+    prompts = ["left 90.0 degrees", "left 90.0 degrees", "left 120.0 degrees"]
+    drawn = draw(pipeline, prompts, [5] * 3, resolution=32, **settings)
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
 def test_captions_are_dropped_for_guidance(tiny_run, tiny_settings):

@@ -205,6 +205,23 @@ def test_states_are_computed_once_per_caption(measured):
     assert torch.allclose(states[rows], expected, atol=1e-5)
 
 
+def test_states_are_computed_on_this_ranks_device(measured, monkeypatch):
+    tokenizer, encoder = measured
+    here, moved = torch.device("cpu", 0), []
+    monkeypatch.setattr(text, "device", lambda: here)
+    monkeypatch.setattr(encoder, "to", moved.append)
+    text.encode_captions(tokenizer, encoder, ["a hip"])
+    assert moved == [here, encoder.device], "and back"
+
+
+def test_an_encoder_is_fp32_however_it_is_stored(plain, tmp_path):
+    tokenizer, encoder = plain
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    copy.deepcopy(encoder).half().save_pretrained(tmp_path / "text_encoder")
+    _, loaded = text.load_text(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
 def test_a_caption_that_would_be_cut_is_named(plain):
     tokenizer, _ = plain
     with pytest.raises(ValueError, match=r"takes 64: 'hip hip"):

@@ -138,6 +138,19 @@ def test_a_prior_of_another_clip_is_refused(embedding_run):
         load_prior(embedding_run.path("prior", "export"), 64)
 
 
+def test_a_clip_is_fp32_however_it_is_stored(embedding_run, make_task, tmp_path, monkeypatch):
+    parts = clip.load_parts(embedding_run.path("clip", "export"))
+    parts.model.half().save_pretrained(tmp_path)
+    parts.tokenizer.save_pretrained(tmp_path)
+    own = Run.first_stage
+    monkeypatch.setattr(
+        Run, "first_stage", lambda run, name: tmp_path if name == "clip" else own(run, name)
+    )
+    encoder = make_task("unclip").parts.text_encoder
+    for network in (encoder, clip.load_parts(tmp_path).model):
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
 def test_embeddings_are_noised_as_in_the_pipeline(pipeline):
     random = torch.Generator().manual_seed(0)
     embeddings, noise = torch.randn(2, 3, 32, generator=random)
