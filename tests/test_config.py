@@ -60,9 +60,17 @@ def test_guidance_needs_a_teacher_that_knows_images_without_captions(
     parse_experiment(tiny_settings, "x.yaml")
 
 
+def test_the_guidance_of_an_llcm_needs_one(tiny_settings):
+    tiny_settings["sampling"] |= {"llcm_guidance": 4}
+    parse_experiment(tiny_settings, "x.yaml")
+    del tiny_settings["llcm"]
+    (line,) = problems(tiny_settings)
+    assert line.startswith("x.yaml: sampling.llcm_guidance: given, but there is no LLCM")
+
+
 def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_path):
     weights = tmp_path / "weights"
-    tiny_settings["autoencoder"]["pretrained"] = str(weights / "sd")
+    tiny_settings["autoencoder"] = {"pretrained": str(weights / "sd")}
     teacher = {"pretrained": str(weights / "sd"), "conditioning": "caption"}
     training = tiny_settings["stable_diffusion"]["training"]
     tiny_settings["stable_diffusion"] = teacher | {"training": training}
@@ -199,6 +207,10 @@ def test_the_default_experiment_has_all_models():
         ("name", "a b", "name: "),
         ("llcm.skip", 30, "llcm.skip: 30 does not divide"),
         ("llcm.guidance", [6, 2], "llcm.guidance: 0 <= w_min <= w_max"),
+        ("sampling.guidance", 9, "sampling.guidance: w = 8 (the scale less 1) is outside llcm.gui"),
+        ("sampling.llcm_guidance", 9, "sampling.llcm_guidance: w = 8 (the scale less 1) is"),
+        ("sampling", {"llcm_guidance": None, "guidance": 1}, "give sampling.llcm_guidance to draw"),
+        ("autoencoder.pretrained", "/nowhere", "autoencoder: block_out_channels: given, but the"),
         ("sampling.llcm_steps", [1, 51], "sampling.llcm_steps: different numbers within 1..50"),
         ("sampling.llcm_steps", [2, 2], "sampling.llcm_steps: different numbers"),
         ("sampling.llcm_steps", [], "sampling.llcm_steps: different numbers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,6 +42,16 @@ class Section(BaseModel):
     """A group of settings; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def check_brings_its_own(section: Section, folder: Path | None, keys: Iterable[str]) -> None:
+    """None of the keys is given where a folder brings them; raises ValueError naming the key."""
+    for key in keys:
+        if folder and getattr(section, key) != type(section).model_fields[key].default:
+            raise ValueError(
+                f"{key}: given, but the pretrained folder {folder} brings its own; leave {key} "
+                "out, or pretrained"
+            )
 
 
 def check_multiples(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from hpc_hipgen.config.base import Channels, Section
+from hpc_hipgen.config.base import Channels, Section, check_brings_its_own
 
 
 class Data(Section):
@@ -137,11 +137,7 @@ class FilmRuler(Section):
     def _consistent(self) -> FilmRuler:
         if self.pretrained is None and self.training is None:
             raise ValueError("give either pretrained (a folder) or training")
-        for name in ("finder", "hip") if self.pretrained else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name}: given, but the pretrained folder {self.pretrained} brings its own"
-                )
+        check_brings_its_own(self, self.pretrained, ("finder", "hip"))
         return self
 
 
@@ -169,6 +165,12 @@ class Autoencoder(Section):
     window: int | None = Field(None, ge=16)
     training: Training | None = None
 
+    @model_validator(mode="after")
+    def _shapes_are_its_own(self) -> Autoencoder:
+        keys = ("block_out_channels", "layers_per_block", "latent_channels")
+        check_brings_its_own(self, self.pretrained, keys)
+        return self
+
 
 class Probe(Section):
     """The network that reads angles off latents, for `measurement_weight` of the generators."""
@@ -195,3 +197,9 @@ class DiscreteVAE(Section):
     hip_weight: float = Field(4.0, ge=0)  # extra weight of the pixels around the hips
     window: int | None = Field(None, ge=16)  # as of the autoencoder
     training: Training | None = None
+
+    @model_validator(mode="after")
+    def _shapes_are_its_own(self) -> DiscreteVAE:
+        keys = ("block_out_channels", "layers_per_block", "codes", "code_width")
+        check_brings_its_own(self, self.pretrained, keys)
+        return self

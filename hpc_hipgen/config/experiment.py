@@ -291,6 +291,8 @@ def _check_measurements(name: str, section: Diffusion) -> None:
 def _check_steps(config: Experiment) -> None:
     """The timesteps that are trained on and sampled at exist; raises ValueError."""
     steps = config.sampling.llcm_steps
+    if config.sampling.llcm_guidance is not None and not any(getattr(config, n) for n in LLCMS):
+        raise ValueError("sampling.llcm_guidance: given, but there is no LLCM to draw with it")
     for name in (*LLCMS, "lcm_lora"):
         section = getattr(config, name)
         if section is None:
@@ -306,18 +308,21 @@ def _check_steps(config: Experiment) -> None:
                 f"{section.skip}) are needed, not {list(steps)}"
             )
         if isinstance(section, LLCM):
-            _check_guidance(name, section, config.sampling.student_guidance - 1)
+            _check_guidance(name, section, config.sampling)
 
 
-def _check_guidance(name: str, section: LLCM, w: float) -> None:
+def _check_guidance(name: str, section: LLCM, sampling: Sampling) -> None:
     """The student is sampled with a guidance weight that it knows; raises ValueError."""
     low, high = section.guidance
+    w = sampling.student_guidance - 1
     if not 0 <= low <= high:
         raise ValueError(f"{name}.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
     if not low <= w <= high:
+        own = sampling.llcm_guidance is not None
+        advice = "" if own else "; give sampling.llcm_guidance to draw it with another"
         raise ValueError(
-            f"sampling.llcm_guidance: w = {w:g} (the scale less 1) is outside {name}.guidance "
-            f"[{low:g}, {high:g}], for which the student is trained"
+            f"sampling.{'llcm_' if own else ''}guidance: w = {w:g} (the scale less 1) is outside "
+            f"{name}.guidance [{low:g}, {high:g}], for which the student is trained{advice}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hpc_hipgen.config.base import TIMESTEPS, Channels, Section
+from hpc_hipgen.config.base import TIMESTEPS, Channels, Section, check_brings_its_own
 from hpc_hipgen.config.data import Training
 
 CAPTION_TOKENS = {"measurement": 40, "caption": 52}
@@ -76,12 +76,7 @@ class Diffusion(Denoising):
 
     @model_validator(mode="after")
     def _shapes_are_its_own(self) -> Diffusion:
-        for key, default in (("unet", UNet()), ("text", Text())):
-            if self.pretrained and getattr(self, key) != default:
-                raise ValueError(
-                    f"{key}: given, but the pretrained folder {self.pretrained} brings its own; "
-                    f"leave {key} out, or pretrained"
-                )
+        check_brings_its_own(self, self.pretrained, ("unet", "text"))
         return self
 
 

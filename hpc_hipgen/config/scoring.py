@@ -19,7 +19,7 @@ class Sampling(Section):
     eta: float = Field(0.0, ge=0, le=1)
     guidance: float = Field(3.0, ge=1)  # guidance scale 1 + w, as in diffusers
     llcm_steps: tuple[int, ...] = (1, 2, 4, 8)  # of the LLCM and of the LCM-LoRA
-    llcm_guidance: float | None = Field(None, ge=1)  # default: guidance
+    llcm_guidance: float | None = Field(None, ge=1)  # of the LLCM; default: guidance
     per_caption: int = Field(1, ge=1)
     shard_size: int = Field(84, ge=1)  # images per shard: one array task
     batch: int = Field(28, ge=1)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hpc_hipgen.config.base import TIMESTEPS, Section, check_multiples
+from hpc_hipgen.config.base import TIMESTEPS, Section, check_brings_its_own, check_multiples
 from hpc_hipgen.config.data import Training
 from hpc_hipgen.config.generators import Denoising, Text, UNet
 
@@ -36,12 +36,7 @@ class CLIP(Section):
 
     @model_validator(mode="after")
     def _shapes_are_its_own(self) -> CLIP:
-        for key in ("conditioning", "text", "vision"):
-            if self.pretrained and getattr(self, key) != CLIP.model_fields[key].default:
-                raise ValueError(
-                    f"{key}: given, but the pretrained folder {self.pretrained} brings its own; "
-                    f"leave {key} out, or pretrained"
-                )
+        check_brings_its_own(self, self.pretrained, ("conditioning", "text", "vision"))
         return self
 
     @model_validator(mode="after")
@@ -65,6 +60,11 @@ class Prior(Section):
     heads: int = Field(4, ge=1)
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     training: Training | None = None
+
+    @model_validator(mode="after")
+    def _shapes_are_its_own(self) -> Prior:
+        check_brings_its_own(self, self.pretrained, ("width", "layers", "heads"))
+        return self
 
 
 class UnCLIPSampling(Section):

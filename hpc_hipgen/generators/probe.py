@@ -40,7 +40,7 @@ class ProbeNetwork(nn.Module):
     """Latents (b, c, n, n) to head centres and rim points; knows where hips usually lie."""
 
     def __init__(self, channels: int, size: int, width: int) -> None:
-        """`size`: n, an even number; `width`: channels of the first layer, a multiple of 8."""
+        """`size`: n; `width`: channels of the first layer, a multiple of 8."""
         super().__init__()
         self.shape = {"channels": channels, "size": size, "width": width}
 
@@ -52,7 +52,7 @@ class ProbeNetwork(nn.Module):
         self.places = nn.Sequential(
             *layer(channels, width), *layer(width, wide, 2), *layer(wide, wide), *layer(wide, wide)
         )
-        flat = wide * (size // 2) ** 2
+        flat = wide * ((size + 1) // 2) ** 2
         self.points = nn.Sequential(nn.Linear(flat, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 8))
         self.register_buffer("usual", torch.zeros(4, 2))
 

@@ -261,6 +261,7 @@ def test_samples_say_how_they_were_drawn(samples, token_run):
     [
         ("discrete_vae", None, "discrete_vae: needed by dall_e"),
         ("discrete_vae.training", None, "discrete_vae: give either pretrained"),
+        ("discrete_vae.pretrained", "/nowhere", "block_out_channels: given, but the pretrained"),
         ("discrete_vae.block_out_channels", [8, 12], "12 is not a multiple of 8"),
         ("discrete_vae.block_out_channels", [8] * 7, "of 64, the stride of the discrete_vae"),
         ("discrete_vae.window", 18, "discrete_vae.window: 18 is not a multiple of 4"),

@@ -38,6 +38,12 @@ def test_only_the_latents_learn_from_it():
     assert all(p.grad is None for p in probe.parameters())
 
 
+@pytest.mark.parametrize("size", [5, 8])
+def test_latents_may_have_an_odd_size(size):
+    probe = ProbeNetwork(channels=4, size=size, width=8)
+    assert probe(torch.zeros(2, 4, size, size)).shape == (2, 4, 2)
+
+
 def test_the_sides_are_the_patients():
     probe = ProbeNetwork(channels=4, size=8, width=8)
     nn.init.zeros_(probe.points[2].weight)
