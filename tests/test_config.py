@@ -60,14 +60,6 @@ def test_guidance_needs_a_teacher_that_knows_images_without_captions(
     parse_experiment(tiny_settings, "x.yaml")
 
 
-def test_the_guidance_of_an_llcm_needs_one(tiny_settings):
-    tiny_settings["sampling"] |= {"llcm_guidance": 4}
-    parse_experiment(tiny_settings, "x.yaml")
-    del tiny_settings["llcm"]
-    (line,) = problems(tiny_settings)
-    assert line.startswith("x.yaml: sampling.llcm_guidance: given, but there is no LLCM")
-
-
 def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_path):
     weights = tmp_path / "weights"
     tiny_settings["autoencoder"] = {"pretrained": str(weights / "sd")}

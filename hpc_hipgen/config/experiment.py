@@ -291,8 +291,6 @@ def _check_measurements(name: str, section: Diffusion) -> None:
 def _check_steps(config: Experiment) -> None:
     """The timesteps that are trained on and sampled at exist; raises ValueError."""
     steps = config.sampling.llcm_steps
-    if config.sampling.llcm_guidance is not None and not any(getattr(config, n) for n in LLCMS):
-        raise ValueError("sampling.llcm_guidance: given, but there is no LLCM to draw with it")
     for name in (*LLCMS, "lcm_lora"):
         section = getattr(config, name)
         if section is None:
