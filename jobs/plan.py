@@ -5,8 +5,9 @@
     python -m jobs.plan configs/llcm_a100.yaml --images-per-second 118.5      hours at that speed
 
 The networks are gone through on tensors without contents: nothing is computed, no weights are
-needed, and a login node will do. Figures are for bf16 autocast over fp32 weights. Memory leaves out
-what CUDA and NCCL keep for themselves, about 1.5 GiB, and fragmentation: leave a tenth free.
+needed (of a `base`, only the settings in its folder), and a login node will do. Figures are for
+bf16 autocast over fp32 weights. Memory leaves out what CUDA and NCCL keep for themselves, about 1.5
+GiB, and fragmentation: leave a tenth free.
 """
 
 from __future__ import annotations

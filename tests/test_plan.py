@@ -1,9 +1,13 @@
 """What a run will need, against what is known of the networks."""
 
+import json
+
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
 from hpc_hipgen.config import load_experiment
-from hpc_hipgen.performance.plan import make_plan
+from hpc_hipgen.performance.plan import make_plan, unet_shape
 from jobs.plan import main
 
 PAPER = "configs/llcm_a100.yaml"
@@ -48,6 +52,61 @@ def test_the_command_says_what_fits_and_how_long(capsys):
     said = capsys.readouterr().out
     assert "18,000 images on 1 GPUs" in said and "0.5 hours at 10 images/s" in said
     assert "leapfrog" not in said and said.count("at worst") == 2
+
+
+def autoencoder(folder, levels):
+    folder.mkdir(parents=True)
+    settings = {"block_out_channels": [8] * levels, "latent_channels": 6}
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def test_latents_are_those_of_the_autoencoder_that_is_taken(tmp_path):
+    autoencoder(tmp_path / "alone", levels=3)
+    autoencoder(tmp_path / "pipeline" / "vae", levels=2)
+    found = [
+        unet_shape(
+            load_experiment("configs/llcm.yaml", [f"autoencoder={{pretrained: {folder}}}"]), "llcm"
+        ).latent
+        for folder in (tmp_path / "alone", tmp_path / "pipeline", "weights/not-there-yet")
+    ]
+    assert found == [(6, 32, 32), (6, 64, 64), (4, 16, 16)], "views have 128 pixels"
+
+
+def test_a_student_of_another_teacher_has_its_shape(tmp_path, capsys):
+    gone = ("autoencoder", "probe", "stable_diffusion", "stable_diffusion_caption")
+    settings = [f"{name}=null" for name in gone]
+    settings += ["llcm.measurement_weight=0", "llcm.other_captions=0", f"llcm.base={tmp_path}"]
+    assert main(["configs/llcm.yaml", *settings]) == 2
+    assert capsys.readouterr().err.startswith(f"error: llcm.base: {tmp_path} holds no unet/")
+    teacher = make_unet()
+    teacher.save_config(tmp_path / "unet")
+    autoencoder(tmp_path / "vae", levels=4)
+    plan = make_plan(load_experiment("configs/llcm.yaml", settings), "llcm")
+    assert plan.parameters == sum(p.numel() for p in teacher.parameters()) + 32 * 256
+
+
+def make_unet():
+    return UNet2DConditionModel(
+        in_channels=6, out_channels=6, block_out_channels=(32, 32), cross_attention_dim=768,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=4,
+    )  # fmt: skip
+
+
+def test_a_text_encoder_that_is_trained_is_counted():
+    frozen, trained = (
+        make_plan(
+            load_experiment("configs/llcm.yaml", [f"stable_diffusion.train_text={train}"]),
+            "stable_diffusion",
+        )
+        for train in ("false", "true")
+    )
+    part, whole = "network, forward and backward", trained.need(1, 8, 4)
+    assert trained.flops[part] > frozen.flops[part]
+    assert whole.moments - frozen.need(1, 8, 4).moments == trained.parameters - frozen.parameters
+    shape = unet_shape(load_experiment("configs/llcm_a100_sane.yaml"), "stable_diffusion")
+    with torch.device("meta"):
+        assert sum(p.numel() for p in shape.encoder().parameters()) == 123_060_480
 
 
 @pytest.mark.parametrize("wrong", [["configs/ruler.yaml"], [PAPER, "--utilisation", "2"]])

@@ -100,15 +100,15 @@ def load_parts(folder: Path) -> Parts:
     )
 
 
-def build_unet(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> UNet2DConditionModel:
+def build_unet(config: Diffusion, channels: int, latent: int) -> UNet2DConditionModel:
     """A small UNet of Stable Diffusion's class, with random weights, for `latent`^2 latents."""
     shape = config.unet
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in shape.attention]
     up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(shape.attention)]
     return UNet2DConditionModel(
         sample_size=latent,
-        in_channels=autoencoder.config.latent_channels,
-        out_channels=autoencoder.config.latent_channels,
+        in_channels=channels,
+        out_channels=channels,
         down_block_types=tuple(down),
         mid_block_type="UNetMidBlock2DCrossAttn",
         up_block_types=tuple(up),
@@ -144,7 +144,7 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> P
     else:
         tokenizer = text.build_tokenizer(config.text)
         encoder = text.build_text_encoder(config.text, tokenizer)
-        unet = build_unet(config, autoencoder, latent)
+        unet = build_unet(config, autoencoder.config.latent_channels, latent)
         parts = Parts(autoencoder, unet, tokenizer, encoder, config.prediction)
     if config.conditioning == "measurement":
         text.install_measurements(parts.text_encoder, parts.tokenizer)

@@ -62,7 +62,7 @@ class FullSize:
     def __init__(self, config: Experiment) -> None:
         """Teacher, student and target of the experiment's architecture with random weights."""
         section: LLCM = config.llcm
-        self.shape, self.section = unet_shape(config.stable_diffusion, config), section
+        self.shape, self.section = unet_shape(config, "llcm"), section
         teacher = _random(self.shape.build)
         student = build_student(teacher)
         if section.gradient_checkpointing:

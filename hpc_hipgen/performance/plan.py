@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpc_hipgen.config import Diffusion, Experiment, Training
+import torch
+from torch import Tensor, nn
+
+from hpc_hipgen.config import Experiment, Training, autoencoder_config
 from hpc_hipgen.performance.simulation import Cost, simulate
 
 GIB = 2**30
@@ -29,6 +33,17 @@ STABLE_DIFFUSION_1_5 = {
 }
 """What its UNet has that diffusers' UNet2DConditionModel has not by default."""
 
+TEXT_1_5 = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+"""What its text encoder has that transformers' CLIPTextConfig has not by default."""
+
+LEVELS_1_5 = (128, 256, 512, 512)
+"""Channels of the levels of its autoencoder."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -38,11 +53,26 @@ class Shape:
         build: makes the UNet; `student` says whether it takes a guidance weight.
         latent: (channels, height, width) of a latent.
         text: (tokens, width) of a caption's states.
+        encoder: makes the text encoder, where that is trained too.
     """
 
     build: Callable[[bool], Any]
     latent: tuple[int, int, int]
     text: tuple[int, int]
+    encoder: Callable[[], Any] | None = None
+
+
+class WithText(nn.Module):
+    """A UNet behind the text encoder that is trained with it."""
+
+    def __init__(self, unet: nn.Module, encoder: nn.Module) -> None:
+        """Both are trained."""
+        super().__init__()
+        self.unet, self.encoder = unet, encoder
+
+    def forward(self, z: Tensor, t: Tensor, ids: Tensor, **more: Any) -> Any:
+        """What the UNet predicts for captions as token ids (b, n)."""
+        return self.unet(z, t, self.encoder(ids)[0], **more)
 
 
 @dataclass(frozen=True)
@@ -76,7 +106,7 @@ class Plan:
 
     Attributes:
         model: section of the experiment.
-        parameters: of the network that is trained.
+        parameters: of the network that is trained, or of UNet and text encoder.
         matrices: of these, in layers that autocast casts.
         flops: of one training image by part of the step.
         costs: of the trained network by images held at once.
@@ -155,7 +185,7 @@ def make_plan(config: Experiment, model: str) -> Plan:
     section = getattr(config, model, None)
     if model not in PLANNED or section is None:
         raise ValueError(f"{model}: not a model of this experiment that can be planned")
-    shape = unet_shape(config.stable_diffusion, config)
+    shape = unet_shape(config, model)
     student = model == "llcm"
     bf16 = section.training.precision != "fp32"  # auto: the GPUs planned for compute in it
 
@@ -163,17 +193,17 @@ def make_plan(config: Experiment, model: str) -> Plan:
         unet = shape.build(student and trained)
         if trained and section.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        return unet
+        return WithText(unet, shape.encoder()) if shape.encoder else unet
 
     def inputs(images: int, guided: bool) -> Callable[[], tuple[tuple, dict]]:
         def make() -> tuple[tuple, dict]:
-            import torch
-
             arguments = {"return_dict": False}
             if guided:
                 arguments["timestep_cond"] = torch.randn(images, 256)
             z, t = torch.randn(images, *shape.latent), torch.ones(images, dtype=torch.int64)
-            return (z, t, torch.randn(images, *shape.text)), arguments
+            tokens, width = shape.text
+            ids, states = torch.ones(images, tokens, dtype=torch.int64), (images, tokens, width)
+            return (z, t, ids if shape.encoder else torch.randn(states)), arguments
 
         return make
 
@@ -209,8 +239,6 @@ def make_plan(config: Experiment, model: str) -> Plan:
 
 def _count(build: Callable[[bool], Any]) -> tuple[int, int]:
     """Parameters of the trained network, and those of them that autocast casts."""
-    import torch
-
     from hpc_hipgen.generators.frozen import CAST_BY_AUTOCAST
     from hpc_hipgen.training.norms import follow_autocast
 
@@ -221,41 +249,88 @@ def _count(build: Callable[[bool], Any]) -> tuple[int, int]:
     return sum(p.numel() for p in network.parameters()), matrices
 
 
-def unet_shape(section: Diffusion, config: Experiment) -> Shape:
-    """The UNet of a run: the pretrained folder's, else the one that is built.
+def unet_shape(config: Experiment, model: str) -> Shape:
+    """The UNet of a model: that of the folder that it starts from, else the one that is built.
 
-    Weights that are not there yet are taken for those of Stable Diffusion 1.5.
+    Weights of `pretrained` that are not there yet are taken for those of Stable Diffusion 1.5.
+
+    Raises:
+        ValueError: the folder of a `base` holds no UNet.
     """
-    from diffusers import UNet2DConditionModel
+    text_too = model == "stable_diffusion" and config.stable_diffusion.train_text
+    if (start := _start(config, model)) is None:
+        return _own_shape(config, text_too)
+    key, folder = start
+    path = folder / "unet" / "config.json"
+    if key.endswith(".base") and not path.is_file():
+        raise ValueError(
+            f"{key}: {folder} holds no unet/config.json, from which it could be planned"
+        )
+    return _folder_shape(config, folder, key.endswith(".base"), text_too)
 
-    if not section.pretrained:
-        return _own_shape(section, config)
-    path = Path(section.pretrained) / "unet" / "config.json"
-    settings = json.loads(path.read_text()) if path.is_file() else dict(STABLE_DIFFUSION_1_5)
+
+def _start(config: Experiment, model: str) -> tuple[str, Path] | None:
+    """The folder whose UNet a model, or its teacher, starts from, and the key that names it."""
+    keys = ["stable_diffusion.pretrained"]
+    if model != "stable_diffusion":
+        keys = [f"{model}.base", "feedback.base", *keys]
+    for key in keys:
+        section, _, name = key.partition(".")
+        if folder := getattr(getattr(config, section), name, None):
+            return key, folder
+    return None
+
+
+def _folder_shape(config: Experiment, folder: Path, whole: bool, text_too: bool) -> Shape:
+    """The UNet of a diffusers folder; `whole`: with that folder's autoencoder, not the run's."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    settings = _read(folder / "unet" / "config.json", STABLE_DIFFUSION_1_5)
+    text = CLIPTextConfig.from_dict(_read(folder / "text_encoder" / "config.json", TEXT_1_5))
 
     def build(student: bool) -> Any:
         more = {"time_cond_proj_dim": 256} if student else {}
         return UNet2DConditionModel.from_config(settings | more)
 
-    size = config.data.resolution // 8
-    latent = (settings.get("in_channels", 4), size, size)
-    return Shape(build, latent, (77, settings["cross_attention_dim"]))
+    _, *size = _latent(config, folder if whole else config.autoencoder.pretrained)
+    return Shape(
+        build,
+        (settings.get("in_channels", 4), *size),
+        (text.max_position_embeddings, settings.get("cross_attention_dim", text.hidden_size)),
+        partial(CLIPTextModel, text) if text_too else None,
+    )
 
 
-def _own_shape(section: Diffusion, config: Experiment) -> Shape:
+def _own_shape(config: Experiment, text_too: bool) -> Shape:
+    """The UNet and text encoder that are built here."""
     from diffusers import UNet2DConditionModel
 
-    from hpc_hipgen.generators.autoencoder import build_autoencoder, stride
     from hpc_hipgen.generators.stable_diffusion import build_unet
+    from hpc_hipgen.generators.text import build_text_encoder, build_tokenizer
 
-    autoencoder = build_autoencoder(config.autoencoder, config.data.resolution)
-    size = config.data.resolution // stride(autoencoder)
+    section = config.stable_diffusion
+    channels, size, _ = latent = _latent(config, config.autoencoder.pretrained)
 
     def build(student: bool) -> Any:
-        unet = build_unet(section, autoencoder, size)
+        unet = build_unet(section, channels, size)
         if not student:
             return unet
         return UNet2DConditionModel.from_config(unet.config, time_cond_proj_dim=256)
 
-    channels = autoencoder.config.latent_channels
-    return Shape(build, (channels, size, size), (section.text.max_length, section.text.hidden_size))
+    states = (section.text.max_length, section.text.hidden_size)
+    encoder = partial(build_text_encoder, section.text, build_tokenizer(section.text))
+    return Shape(build, latent, states, encoder if text_too else None)
+
+
+def _latent(config: Experiment, folder: Path | None) -> tuple[int, int, int]:
+    """(channels, height, width) of a latent of a folder's autoencoder, or of the run's own."""
+    auto = _read(autoencoder_config(folder), {}) if folder else config.autoencoder.model_dump()
+    levels = auto.get("block_out_channels", LEVELS_1_5)
+    size = config.data.resolution // 2 ** (len(levels) - 1)
+    return auto.get("latent_channels", 4), size, size
+
+
+def _read(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a network, or those to take where they are not there yet."""
+    return json.loads(path.read_text()) if path.is_file() else otherwise
