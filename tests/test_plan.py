@@ -75,8 +75,8 @@ def test_latents_are_those_of_the_autoencoder_that_is_taken(tmp_path):
 
 
 def test_a_student_of_another_teacher_has_its_shape(tmp_path, capsys):
-    gone = ("autoencoder", "probe", "stable_diffusion", "stable_diffusion_caption")
-    settings = [f"{name}=null" for name in gone]
+    teachers = ("stable_diffusion", "stable_diffusion_caption", "feedback")
+    settings = [f"{name}=null" for name in ("autoencoder", "probe", "reward_model", *teachers)]
     settings += ["llcm.measurement_weight=0", "llcm.other_captions=0", f"llcm.base={tmp_path}"]
     assert main(["configs/llcm.yaml", *settings]) == 2
     assert capsys.readouterr().err.startswith(f"error: llcm.base: {tmp_path} holds no unet/")
