@@ -15,7 +15,7 @@ from math import ceil
 from pathlib import Path
 
 from hpc_hipgen.cluster.site import Kind
-from hpc_hipgen.config import LLCMS, Experiment
+from hpc_hipgen.config import TAUGHT, Experiment
 from hpc_hipgen.run import Run
 
 Item = tuple[str, int]
@@ -147,9 +147,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "stable_diffusion": ("autoencoder", "probe"),
     "stable_diffusion_caption": ("autoencoder", "probe"),
     "feedback": ("stable_diffusion", "reward_model"),
-    **dict.fromkeys(
-        (*LLCMS, "lora", "lcm_lora", "dreambooth"), ("stable_diffusion", "feedback", "probe")
-    ),
+    **dict.fromkeys(TAUGHT, ("stable_diffusion", "feedback", "probe")),
     "dall_e": ("discrete_vae",),
     "unclip": ("autoencoder", "probe", "clip", "prior"),
 }

@@ -20,10 +20,15 @@ FIRST_STAGES = (
 LLCMS = ("llcm", "llcm_paper", "llcm_ddim")
 """Sections of the LLCM: the experiment's own, and students of the other two solvers."""
 
-ADAPTED = ("feedback", *LLCMS, "lora", "lcm_lora", "dreambooth")
+TAUGHT = (*LLCMS, "lora", "lcm_lora", "dreambooth")
+"""Sections whose model starts from a teacher: `base`, or the run's own, with its feedback."""
+
+ADAPTED = ("feedback", *TAUGHT)
 """Sections whose model starts from a Stable Diffusion: `base`, or the run's own."""
 
-GENERATORS = ("stable_diffusion", "stable_diffusion_caption", *ADAPTED, "dall_e", "unclip")
+GENERATORS = (
+    "stable_diffusion", "feedback", "stable_diffusion_caption", *TAUGHT, "dall_e", "unclip"
+)  # fmt: skip
 """Sections of the generators, in the order in which they are trained."""
 
 TRAINED = (*FIRST_STAGES, *GENERATORS)

@@ -66,7 +66,7 @@ def row_label(row: str, run: Run) -> str:
         "round_trip": "Autoencoder round trip",
         "round_trip_discrete": "Discrete VAE round trip",
         "stable_diffusion": f"Stable Diffusion, {steps} steps",
-        "feedback": f"Stable Diffusion with feedback, {steps} steps",
+        "feedback": f"Stable Diffusion, feedback, {steps} steps",
         "stable_diffusion_caption": f"Stable Diffusion, digits only, {steps} steps",
         "lora": f"LoRA, {steps} steps",
         "dreambooth": f"DreamBooth, {steps} steps",
