@@ -56,8 +56,8 @@ class Experiment(Section):
     clip: CLIP | None = None
     prior: Prior | None = None
     stable_diffusion: Diffusion | None = None
-    stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
     feedback: Feedback | None = None  # goes on from the teacher, and is the teacher from then on
+    stable_diffusion_caption: Diffusion | None = None  # the baseline: digits only
     llcm: LLCM | None = None
     llcm_paper: LLCM | None = None  # beside it, to compare the solvers
     llcm_ddim: LLCM | None = None

@@ -82,7 +82,10 @@ def heat_loss(logits: Tensor, points: Tensor) -> Tensor:
 class RulerTask:
     """The ruler for the training loop."""
 
-    def __init__(self, config: Experiment, data: Path, name: str = "ruler") -> None:
+    name = "ruler"
+    """Of the section."""
+
+    def __init__(self, config: Experiment, data: Path, name: str = name) -> None:
         """Reads the training split of a prepared data folder; `name`: of the section."""
         self.config, self.name = config, name
         self.section = getattr(config, name)

@@ -26,12 +26,15 @@ SCRIPTS = [s for s in sorted((ROOT / "sbatch").glob("*.sh")) if "#SBATCH" in s.r
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """What a clone holds of the program, in another place, with a folder for the base weights."""
+    """What a clone holds of the program, elsewhere, and what is looked at of the base weights."""
     folder = tmp_path_factory.mktemp("main") / "clone"
     for name in ("sbatch", "configs", "jobs", "hpc_hipgen"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements.lock", folder)
-    (folder / "weights" / "stable-diffusion-v1-5").mkdir(parents=True)
+    weights = folder / "weights" / "stable-diffusion-v1-5"
+    (weights / "vae").mkdir(parents=True)
+    for path in (weights / "model_index.json", weights / "vae" / "config.json"):
+        path.write_text("{}")
     return folder
 
 
