@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_hipgen.evaluation import ruler_training
 from hpc_hipgen.evaluation.ruler import (
     POINTS,
     WINDOW,
@@ -264,3 +265,12 @@ def test_the_task_reads_the_training_split_only(tiny_run):
     assert all(torch.equal(a, b) for a, b in pairs)
     ruler = load_ruler(tiny_run.path("ruler", "export"))
     assert ruler.resolution == 32 and len(ruler.measure(task.films.images)) == len(task.films)
+
+
+@pytest.mark.parametrize("confidence, warned", [(0.55, True), (0.9, False)])
+def test_maps_that_are_alike_are_named(tiny_run, tmp_path, monkeypatch, capsys, confidence, warned):
+    monkeypatch.setattr(
+        ruler_training, "ruler_error", lambda *_: {"mae_left": 1.0, "confidence": confidence}
+    )
+    ruler_training.RulerTask(tiny_run.config, tiny_run.path("data")).export(tmp_path / "export")
+    assert ("warning: ruler: the maps of a hip" in capsys.readouterr().err) == warned
