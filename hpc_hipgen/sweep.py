@@ -24,13 +24,12 @@ from hpc_hipgen.config import (
     Adapters,
     ConfigError,
     Diffusion,
-    Feedback,
     Section,
     parse_settings,
     settings_tree,
 )
 from hpc_hipgen.pipeline import Item, Stage
-from hpc_hipgen.run import FEW_STEPS, Run, write_atomic
+from hpc_hipgen.run import FEW_STEPS, Run, model_rows, row_settings, write_atomic
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
@@ -198,10 +197,9 @@ def _crossed(
 
 def _scales(run: Run, grid: Grid, model: str, notes: list[str]) -> list[float]:
     """Guidance scales of a teacher; one that saw captions alone has nothing to be guided by."""
-    scales = list(grid.guidance or (run.config.sampling.guidance,))
+    (row,) = model_rows(run.config, model)
+    scales = list(grid.guidance or (row_settings(run.config, row)["guidance"],))
     section = getattr(run.config, model)
-    if isinstance(section, Feedback):  # it was tuned without
-        return list(grid.guidance) or [1.0]
     if not isinstance(section, Diffusion) or section.guidable:
         return scales
     if gone := [f"{g:g}" for g in scales if g > 1]:

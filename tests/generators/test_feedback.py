@@ -1,12 +1,10 @@
 """Feedback: it draws as a stock pipeline does, a ruler reads it, and the UNet follows."""
 
-import os
-import signal
-
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from interrupted import train_interrupted
 from torch.nn import functional as F
 
 from hpc_hipgen.config import Feedback, Training, parse_experiment
@@ -20,7 +18,6 @@ from hpc_hipgen.generators.stable_diffusion import SCHEDULE
 from hpc_hipgen.radiograph.captions import parse_caption
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.training.clock import ImageRandom
-from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import train
 
 STEPS = {"images": 8, "batch": 4, "lr": 1e-3, "precision": "fp32"}
@@ -178,15 +175,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(tiny_run, tiny_settings, tmp_path
     straight = make_task(tiny_run, tiny_settings)
     train(straight, training, tmp_path / "straight", seed=3, title="feedback")
     stopped = make_task(tiny_run, tiny_settings)
-    inner = stopped.batch
-
-    def stop(indices, random):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return inner(indices, random)
-
-    stopped.batch = stop
-    with pytest.raises(Interrupted):
-        train(stopped, training, tmp_path / "again", seed=3, title="feedback")
+    train_interrupted(stopped, training, tmp_path / "again", "feedback")
     again = make_task(tiny_run, tiny_settings)
     train(again, training, tmp_path / "again", seed=3, title="feedback")
     both = zip(again.parts.unet.parameters(), straight.parts.unet.parameters(), strict=True)

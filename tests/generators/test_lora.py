@@ -1,12 +1,11 @@
 """Adapters: they start as the base, are all that is trained, and load in a stock pipeline."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 import torch
+from interrupted import train_interrupted
 from safetensors.torch import load_file
 from stock_pipelines import asked_of_stock
 
@@ -18,7 +17,6 @@ from hpc_hipgen.generators.stable_diffusion import load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
 from hpc_hipgen.training.clock import ImageRandom
-from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import train
 from jobs import prepare, sample
 from jobs.train import train as train_stage
@@ -110,15 +108,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(tiny_run, tiny_settings, tmp_path
     straight = make_task(name, tiny_run, tiny_settings)
     train(straight, training, tmp_path / "straight", seed=3, title=name)
     stopped = make_task(name, tiny_run, tiny_settings)
-    inner = stopped.batch
-
-    def stop(indices, random):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return inner(indices, random)
-
-    stopped.batch = stop
-    with pytest.raises(Interrupted):
-        train(stopped, training, tmp_path / "again", seed=3, title=name)
+    train_interrupted(stopped, training, tmp_path / "again", name)
     again = make_task(name, tiny_run, tiny_settings | {"seed": 4})  # other first adapters
     train(again, training, tmp_path / "again", seed=3, title=name)
     for average in straight.averages:

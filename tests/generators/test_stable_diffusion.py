@@ -2,12 +2,11 @@
 
 import copy
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 import torch
+from interrupted import train_interrupted
 
 from hpc_hipgen.config import Training, parse_experiment
 from hpc_hipgen.diffusion.schedule import min_snr_weight, scaled_linear_alphas_cumprod
@@ -19,7 +18,6 @@ from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.tasks import load_autoencoder
 from hpc_hipgen.training import engine
 from hpc_hipgen.training.clock import ImageRandom
-from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import train
 
 
@@ -219,15 +217,7 @@ def losses(folder):
 def test_an_interrupted_run_goes_on_to_the_bit(tiny_run, tiny_settings, straight, tmp_path):
     expected, expected_losses, training = straight
     task = make_task(tiny_run, tiny_settings, train_text=True)
-    inner = task.batch
-
-    def stop(indices, random):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return inner(indices, random)
-
-    task.batch = stop
-    with pytest.raises(Interrupted):
-        train(task, training, tmp_path / "sd", seed=3, title="sd")
+    train_interrupted(task, training, tmp_path / "sd", "sd")
     # other first weights
     again = make_task(tiny_run, tiny_settings | {"seed": 4}, train_text=True)
     train(again, training, tmp_path / "sd", seed=3, title="sd")
