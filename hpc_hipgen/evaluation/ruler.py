@@ -109,14 +109,23 @@ def read_points(logits: Tensor, radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mass = logits.flatten(2).float().softmax(-1).view(b, n, h, w)
     ys = torch.arange(h, device=logits.device, dtype=torch.float32)
     xs = torch.arange(w, device=logits.device, dtype=torch.float32)
-    x, y = (mass.sum(2) * xs).sum(-1), (mass.sum(3) * ys).sum(-1)
-    near_x = (xs - x[..., None]).abs() <= WINDOW
-    near_y = (ys - y[..., None]).abs() <= WINDOW
-    confidence = (mass * near_y[..., :, None] * near_x[..., None, :]).sum((2, 3))
+    centres = torch.stack([(mass.sum(2) * xs).sum(-1), (mass.sum(3) * ys).sum(-1)], -1)
     log_radius = (mass[:, ::2][:, : radii.shape[1]] * radii.float()).sum((2, 3))
     # A map pixel covers two view pixels: its centre lies between them.
-    points = torch.stack([x, y], -1) * 2 + 0.5
-    return points, log_radius.exp() * (0.1 * 2 * w), confidence
+    return centres * 2 + 0.5, log_radius.exp() * (0.1 * 2 * w), _mass_near(mass, centres)
+
+
+def mass_near(logits: Tensor, points: Tensor) -> Tensor:
+    """Share (b, n) of the mass of n maps that lies within `WINDOW` of points (b, n, 2)."""
+    return _mass_near(logits.flatten(2).float().softmax(-1).view_as(logits), (points - 0.5) / 2)
+
+
+def _mass_near(mass: Tensor, centres: Tensor) -> Tensor:
+    """The same of normalised maps; `centres` (b, n, 2) in map pixels."""
+    h, w = mass.shape[2:]
+    near_x = (torch.arange(w, device=mass.device) - centres[..., :1]).abs() <= WINDOW
+    near_y = (torch.arange(h, device=mass.device) - centres[..., 1:]).abs() <= WINDOW
+    return (mass * near_y[..., :, None] * near_x[..., None, :]).sum((2, 3))
 
 
 class Ruler:

@@ -13,6 +13,7 @@ from hpc_hipgen.evaluation.ruler import (
     Ruler,
     RulerNetwork,
     load_ruler,
+    mass_near,
     read_points,
     save_ruler,
     standardise,
@@ -21,6 +22,7 @@ from hpc_hipgen.evaluation.ruler_training import (
     RulerLoss,
     RulerTask,
     expose,
+    heat_loss,
     move,
     norberg_angles,
 )
@@ -251,6 +253,28 @@ def test_the_loss_is_least_at_the_truth():
         loss(views, truth[:, [2, 3, 0, 1]], radii),
     ):
         assert wrong[0] > right + 0.1
+
+
+def test_only_a_map_that_marks_its_point_is_drawn_to_it():
+    """Else the expectations of flat maps draw a hip's head and rim to one blob, for good."""
+    loss = RulerLoss((8, 16))
+    truth, radii = points_of(LANDMARKS[None]), torch.tensor([[5.0, 6.0]])
+
+    def pull(marked, excess):
+        """Gradient of maps around `marked`, without that of the heat maps' own loss."""
+        logits, log_radii = planted(marked)
+        logits.requires_grad_()
+        loss.network.forward = lambda images: (logits, log_radii)
+        losses, _ = loss(torch.zeros(1, 1, SIZE, SIZE), truth + excess, radii)
+        heat = ruler_training.HEAT_WEIGHT * heat_loss(logits, truth + excess).mean(1)
+        return torch.autograd.grad((losses - heat).sum(), logits)[0].flatten(2).norm(dim=-1)[0]
+
+    assert pull(truth[0], 1.0).min() > 1e-3
+    astray = truth[0] + torch.tensor([[0.0, 0.0], [30, 20], [0, 0], [0, 0]])
+    assert pull(astray, 1.0)[1] < 1e-6 < pull(astray, 1.0)[0]
+    # mass that is split between two points counts by its parts
+    both = torch.stack([planted(truth[0])[0], planted(astray)[0]]).exp().mean(0).log()
+    assert torch.allclose(mass_near(both, truth), torch.tensor([[1.0, 0.5, 1.0, 1.0]]), atol=0.02)
 
 
 def test_the_task_reads_the_training_split_only(tiny_run):
