@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 
 def documented_parser(job: str, doc: str | None, more: str = "") -> argparse.ArgumentParser:
@@ -15,6 +16,26 @@ def documented_parser(job: str, doc: str | None, more: str = "") -> argparse.Arg
         epilog=rest + more,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def status_of(work: Callable[[], int]) -> int:
+    """The exit status of a command: of `work`, or 2 and one line when what it was given is wrong.
+
+    A folder of somebody else's counts as wrong input: nothing was submitted.
+    """
+    from hpc_hipgen.config import ConfigError
+
+    try:
+        return work()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except PermissionError as error:
+        print(
+            f"error: {error.filename}: {error.strerror}; name a folder of your own by --run, or as "
+            "`results` in a site file",
+            file=sys.stderr,
+        )
+    return 2
 
 
 def parse_shards(job: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
 No environment variables are recorded: they hold tokens. Values of variables whose names say that
 they are secret are blanked out of what is recorded, should they stand in a command, in a changed
-file or in the site file.
+file or in the site file; so is whatever a changed settings file or script gives to such a name.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -32,6 +33,8 @@ HIDDEN = "***"
 _SECRET = re.compile(
     r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(_|\d|$)", re.I
 )
+_GIVEN = re.compile(r"(\w+)([\"']?\s*[:=]\s*)([^\s,{}]+)")
+"""A name, and what a line of YAML or of a shell script gives it."""
 _SHORTEST = 6  # characters; what is shorter would blank out ordinary words
 LAUNCHES = "launches.jsonl"
 _CODE = (".py", ".sh", ".yaml", ".yml", ".toml", ".j2")
@@ -74,8 +77,7 @@ def record_launch(run: Run, command: list[str], site: Site | None = None) -> Non
         "python": sys.version.split()[0],
         "host": platform.node(),
     }
-    with (folder / LAUNCHES).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    _add_line(folder / LAUNCHES, line)
 
 
 def record_start(run: Run, stage: str) -> None:
@@ -96,9 +98,8 @@ def record_start(run: Run, stage: str) -> None:
         "host": platform.node(),
         **code,
     }
-    with (folder / "jobs.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    launched = json.loads((folder / LAUNCHES).read_text().splitlines()[-1])
+    _add_line(folder / "jobs.jsonl", line)
+    launched = _last_line(folder / LAUNCHES)
     known = launched.get("commit")
     if known and not code["commit"]:
         said = f"warning: no git here, so it is not known with which code {stage} works"
@@ -111,6 +112,23 @@ def record_start(run: Run, stage: str) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _add_line(path: Path, line: dict[str, Any]) -> None:
+    """Adds a line of JSON; one before it that a full disk has cut short stays by itself."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        torn = file.read(1) not in (b"", b"\n")
+        file.write(("\n" * torn + json.dumps(line) + "\n").encode())
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of JSON; empty where there is none."""
+    for line in reversed(path.read_text().splitlines()):
+        with suppress(ValueError):
+            return json.loads(line)
+    return {}
 
 
 def _code(folder: Path, variables: Mapping[str, str]) -> dict[str, str | None]:
@@ -129,14 +147,24 @@ def _changes() -> str:
     for name in _git("ls-files", "--others", "--exclude-standard").splitlines():
         if name.endswith(_CODE):
             patch += _git("diff", "--binary", "--no-index", "/dev/null", name, good=(0, 1))
-    return patch
+    files = re.split(r"^(?=diff --git )", patch, flags=re.M)
+    return "".join(map(_without_secrets, files))
+
+
+def _without_secrets(patch: str) -> str:
+    """The patch of one file, without what settings or scripts give to names of secrets."""
+    head = patch.partition("\n")[0].rstrip('"')
+    if not head.endswith((".yaml", ".yml", ".sh")):
+        return patch
+    return _GIVEN.sub(lambda m: m[1] + m[2] + (HIDDEN if is_secret(m[1]) else m[3]), patch)
 
 
 def _git(*arguments: str, good: tuple[int, ...] = (0,)) -> str:
     """Output of git in this clone; empty where there is no git or no clone."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments],
+            # a clone of somebody else's is trusted as far as its python code is, which runs here
+            ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *arguments],
             capture_output=True,
             text=True,
             errors="replace",

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Container, Iterable
 from pathlib import Path
 
-from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.site import ROOT, Site, load_site, shares_work, slurm_answers
 from hpc_hipgen.config import (
     ConfigError,
@@ -35,11 +35,7 @@ from hpc_hipgen.tracking import check_tracking
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _launch(options)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(lambda: _launch(options))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

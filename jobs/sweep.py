@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen import sweep as sweeps
-from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Item
@@ -168,11 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--site", help="a file of configs/site/ (default: $HIPGEN_SITE, then auto)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     options = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _sweep(options)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(lambda: _sweep(options))
 
 
 def _sweep(options: argparse.Namespace) -> int:

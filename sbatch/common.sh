@@ -4,6 +4,22 @@
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 # compute nodes have no internet
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
+from_caller() { # from_caller PATH: a run or a file of the folder in which the script was called, or PATH as it is
+    local there=$OLDPWD/$1
+    if [[ $1 != /* && (-f $there || -f $there/config.yaml) ]]; then
+        echo "$there"
+    else
+        echo "$1"
+    fi
+}
+if [[ -n ${CONFIG:-} ]]; then
+    CONFIG=$(from_caller "$CONFIG")
+fi
+if [[ -n ${HIPGEN_SITE:-} ]]; then
+    HIPGEN_SITE=$(from_caller "$HIPGEN_SITE")
+    export HIPGEN_SITE
+fi
+
 run() { # run MODULE ARGUMENTS...: python -m jobs.MODULE, in place of this shell
     local python module=$1
     shift

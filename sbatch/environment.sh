@@ -5,8 +5,10 @@
 #   HIPGEN_ENV=/shared/disk/env     where to build; the default is ~/.cache/hpc_hipgen/env-<hash of the lock>
 #
 # The environment holds packages only, not this project, so all clones with the same lock share it.
-# A marker file is written last: an interrupted installation is thrown away and done again.
+# A marker file is written last: an interrupted installation is thrown away and done again. One that is
+# complete is thrown away only for another lock, and never by a job of Slurm: others may work with it.
 set -euo pipefail
+shopt -s inherit_errexit 2> /dev/null || true # $(...) stops at its first error too, from bash 4.4 on
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 lock=$root/requirements.lock
@@ -37,18 +39,24 @@ base_python() { # the first python on the path that will do
         "&& export HIPGEN_PYTHON=\$(command -v python)"
 }
 
+exclusively() { # exclusively FILE: two clones may start at once; the second waits for the first
+    command -v flock > /dev/null || return 0
+    exec 9> "$1"
+    flock 9 || say "no file locks on this disk: start only one of these at a time"
+}
+
 find_uv() { # find_uv PYTHON: uv on the path, or one installed beside our environments
     if command -v uv > /dev/null && uv --version > /dev/null 2>&1; then
         command -v uv
         return
     fi
     local tools=$cache/uv
-    if [[ ! -f $tools/complete ]]; then
+    exclusively "$tools.lock"
+    if ! "$tools/bin/uv" --version > /dev/null 2>&1; then
         say "installing uv into $tools"
         rm -rf "$tools"
-        "$1" -m venv "$tools" >&2
-        "$tools/bin/python" -m pip install --quiet --disable-pip-version-check uv >&2
-        touch "$tools/complete"
+        { "$1" -m venv "$tools" && "$tools/bin/python" -m pip install --quiet --disable-pip-version-check uv; } >&2 ||
+            die "uv could not be installed (above); run \`make env\` where there is internet"
     fi
     echo "$tools/bin/uv"
 }
@@ -63,6 +71,14 @@ complete() { [[ -f $marker && $(< "$marker") == "$hash_of_lock" && -x $environme
 
 build() {
     local python uv
+    if [[ -f $marker && $(< "$marker") == "$hash_of_lock" ]]; then
+        die "$environment is complete, but its python does not start here; load the module that it was built with," \
+            "or remove that folder and run \`make env\` again"
+    fi
+    if [[ -f $marker && -n ${SLURM_JOB_ID:-} ]]; then
+        die "$environment is of another requirements.lock, and other jobs may work with it;" \
+            "run \`make env\` on the login node when they have ended"
+    fi
     python=$(base_python)
     uv=$(find_uv "$python")
     # throw away only what this script began: HIPGEN_ENV may point at something else by mistake
@@ -95,10 +111,7 @@ if [[ -n ${HIPGEN_PYTHON:-} ]]; then
 fi
 if ! { complete && [[ -f $compiled ]]; }; then
     mkdir -p "$cache" "$(dirname "$environment")"
-    if command -v flock > /dev/null; then # two clones may start at once: the second waits for the first
-        exec 9> "$environment.lock"
-        flock 9
-    fi
+    exclusively "$environment.lock"
     complete || build
     [[ -f $compiled ]] || compile
 fi

@@ -28,6 +28,7 @@ cd "$here/.."
 if [[ $# == 0 || $1 == -* ]]; then
     set -- llcm "$@"
 fi
+set -- "$(from_caller "$1")" "${@:2}"
 job=launch
 for argument in "${@:2}"; do
     case $argument in

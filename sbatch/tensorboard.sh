@@ -21,4 +21,8 @@ cd "$here/.."
 # shellcheck source=sbatch/common.sh
 . sbatch/common.sh
 
-run tensorboard "$@"
+runs=()
+for argument in "$@"; do
+    runs+=("$(from_caller "$argument")")
+done
+run tensorboard "${runs[@]}"

@@ -119,6 +119,12 @@ def test_a_pretrained_folder_fits_the_experiment(tiny_settings, tmp_path):
     tiny_settings["stable_diffusion"]["prediction"] = "epsilon"
     published_folder(tmp_path, in_channels=8)
     checked()
+    (tmp_path / "tokenizer").mkdir()
+    words = tmp_path / "tokenizer" / "tokenizer.json"
+    words.write_text(json.dumps({"added_tokens": [{"content": "left 55.0 degrees"}]}))
+    with pytest.raises(ConfigError, match="has angles among its words already"):
+        checked()
+    words.unlink()
     tiny_settings["autoencoder"] = {"pretrained": str(tmp_path)}
     with pytest.raises(ConfigError, match="takes 8 latent channels, but the autoencoder has 4"):
         checked()
@@ -176,6 +182,8 @@ def test_the_default_experiment_has_all_models():
             "llcm.training.batch: 13 is more than the data set has (6 films x 2 views = 12)",
         ),
         ("llcm.training.images", 3, "images: 3 is less than one batch of 4"),
+        ("llcm.training.warmup_images", 8, "warmup_images: 8 of 8 images, which leaves none"),
+        ("llcm.skip", 1, "llcm.skip: "),
         ("llcm.training.micro_batch", 3, "batch: 4 is not a multiple of micro_batch 3"),
         (
             "llcm.training.plateau",
@@ -277,6 +285,16 @@ def test_a_probe_reads_no_latents_of_another_autoencoder(tiny_settings):
     assert parse_experiment(tiny_settings, "x").probe, "the very autoencoder of the base"
 
 
+def test_a_probe_reads_no_latents_of_the_feedback_s_base(tiny_settings):
+    tiny_settings |= {"probe": {"training": STEPS}, "reward_model": {"training": STEPS}}
+    tiny_settings["llcm"] |= {"measurement_weight": 0.05}
+    tiny_settings["feedback"] = {"training": STEPS, "base": "/nowhere"}
+    (line,) = problems(tiny_settings)
+    assert "feedback.base has its own" in line
+    tiny_settings["autoencoder"] = {"pretrained": "/nowhere"}
+    assert parse_experiment(tiny_settings, "x").probe
+
+
 def test_adapters_need_a_base(tiny_settings):
     tiny_settings["lora"] = {"training": STEPS}
     assert "lora" in parse_experiment(tiny_settings, "x").trained()
@@ -332,6 +350,17 @@ def test_settings_of_the_command_line(tmp_path, tiny_settings):
     ):
         with pytest.raises(ConfigError, match=words):
             load_experiment(path, [override])
+
+
+def test_an_override_changes_the_section_that_it_names_alone(tmp_path):
+    """YAML gives what two sections share by an alias as one object."""
+    path = ROOT / "configs" / "llcm.yaml"
+    before = load_experiment(path)
+    given = ["ruler.training.images=600", "stable_diffusion.unet.head_dim=16"]
+    config = load_experiment(path, given)
+    assert config.ruler.training.images == 600 and config.stable_diffusion.unet.head_dim == 16
+    assert config.reward_model == before.reward_model
+    assert config.stable_diffusion_caption == before.stable_diffusion_caption
 
 
 def test_a_mistake_is_blamed_on_who_made_it(tmp_path, tiny_settings):

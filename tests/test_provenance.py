@@ -78,6 +78,41 @@ def test_commit_and_changes_give_the_code_that_ran(run, clone, tmp_path):
     assert not (again / "notes.txt").exists()
 
 
+def test_secrets_of_any_settings_file_are_blanked_out(run, clone, monkeypatch):
+    (clone / "site.yaml").write_text("hours: 1\n")
+    git(clone, "add", ".")
+    git(clone, "commit", "-qm", "site")
+    (clone / "site.yaml").write_text("hours: 2\nenv: {WANDB_API_KEY: abcdef12, NCCL_DEBUG: INFO}\n")
+    (clone / "new.yml").write_text('env:\n  "HF_TOKEN": "hf_secret"\n  PARTITION: a100\n')
+    (clone / "new.sh").write_text("export MY_PASSWORD=hunter22\n")
+    (clone / "new.py").write_text("API_KEY = read()\n")
+    record_launch(run, ["launch"])
+    text = run.path("provenance", lines(run)[0]["uncommitted_changes"]).read_text()
+    assert not any(secret in text for secret in ("abcdef12", "hf_secret", "hunter22"))
+    for kept in ("hours: 2", "NCCL_DEBUG: INFO", "PARTITION: a100", "API_KEY = read()"):
+        assert kept in text
+
+
+def test_a_clone_of_somebody_else_has_a_commit_too(run, clone, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    refused = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clone, capture_output=True)
+    assert refused.returncode, "git does not look whose the clone is"
+    record_launch(run, ["launch"])
+    assert len(lines(run)[0]["commit"]) == 40
+
+
+def test_a_line_that_was_cut_short_stops_no_job(run, clone, capsys):
+    record_launch(run, ["launch"])
+    path = run.path("provenance", "launches.jsonl")
+    with path.open("a") as file:
+        file.write('{"time": "2026')
+    record_start(run, "train-llcm")
+    assert "warning" not in capsys.readouterr().err
+    record_launch(run, ["again"])
+    cut, last = path.read_text().splitlines()[1:]
+    assert cut == '{"time": "2026' and json.loads(last)["command"] == ["again"]
+
+
 def test_every_launch_keeps_its_own_changes(run, clone):
     record_launch(run, ["launch"])
     for content in ("x\n", "y\n", "x\n"):

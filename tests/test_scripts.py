@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_hipgen.config import GENERATORS
+from hpc_hipgen.config import GENERATORS, parse_experiment
+from hpc_hipgen.run import Run
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "sbatch").glob("*.sh"))
@@ -27,6 +28,15 @@ def bash(*arguments, cwd=ROOT, **variables):
         text=True,
         timeout=60,
     )
+
+
+def fake_programs(folder, **programs):
+    """A search path on which programs are these lines of bash."""
+    (folder / "bin").mkdir()
+    for name, line in programs.items():
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
+        (folder / "bin" / name).chmod(0o755)
+    return f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda p: p.name)
@@ -106,6 +116,17 @@ def test_models_on_a_base_wait_for_it(name, models):
     assert alone.returncode == 2 and f"{models[0]}.base: give a diffusers folder" in alone.stderr
 
 
+def test_runs_and_settings_are_those_of_where_a_script_is_called(tmp_path, tiny_settings):
+    tiny_settings["name"] = "of-the-caller"
+    run = Run.create(tmp_path / "mine", parse_experiment(tiny_settings, "x"))
+    where = {"cwd": tmp_path, "HIPGEN_ROOT": str(ROOT)}
+    done = bash(ROOT / "sbatch" / "evaluate.sh", "mine", "--dry-run", **where)
+    assert done.returncode == 0 and f"run {run.folder}," in done.stdout, done.stderr
+    (tmp_path / "my.yaml").write_bytes((run.folder / "config.yaml").read_bytes())
+    done = bash(ROOT / "sbatch" / "llcm.sh", "--dry-run", CONFIG="my.yaml", **where)
+    assert done.returncode == 0 and "of-the-caller" in done.stdout, done.stderr
+
+
 def test_the_demo_is_the_script_of_the_cluster():
     done = subprocess.run(
         ["make", "--no-print-directory", "-n", "demo", "ARGS=--dry-run"],
@@ -124,18 +145,39 @@ def test_environment_uses_the_python_it_is_given(tmp_path):
 
 def test_environment_throws_away_nothing_of_others(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    # a uv that does nothing: the check comes before it is used
-    (tmp_path / "bin").mkdir()
-    uv = tmp_path / "bin" / "uv"
-    uv.write_text("#!/bin/bash\nexit 0\n")
-    uv.chmod(0o755)
-    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    path = fake_programs(tmp_path, uv="exit 0")  # the check comes before it is used
     home = str(tmp_path / "home")
     done = bash(
         "sbatch/environment.sh", HIPGEN_PYTHON="", HIPGEN_ENV=str(tmp_path), PATH=path, HOME=home
     )
     assert done.returncode == 2 and "was not made by this script" in done.stderr
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_uv_that_could_not_be_fetched_is_tried_again(tmp_path):
+    path = fake_programs(
+        tmp_path, uv="exit 1", python3='[[ $1 == -c ]] || { echo "no net"; exit 1; }'
+    )
+    variables = {"HIPGEN_PYTHON": "", "HOME": str(tmp_path), "PATH": path}
+    for _ in range(2):
+        done = bash("sbatch/environment.sh", **variables)
+        assert done.returncode == 2
+        assert "no net" in done.stderr and "uv could not be installed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "lock, words", [("other", "on the login node"), ("same", "not start here")]
+)
+def test_no_environment_is_taken_from_under_other_jobs(tmp_path, lock, words):
+    environment = tmp_path / "env"
+    environment.mkdir()
+    same = hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()[:12]
+    (environment / "hpc_hipgen.complete").write_text(same if lock == "same" else lock)
+    (environment / "hpc_hipgen.started").touch()
+    variables = {"HIPGEN_PYTHON": "", "HOME": str(tmp_path), "SLURM_JOB_ID": "7"}
+    done = bash("sbatch/environment.sh", HIPGEN_ENV=str(environment), **variables)
+    assert done.returncode == 2 and words in done.stderr
+    assert (environment / "hpc_hipgen.complete").is_file()
 
 
 def test_packages_are_compiled_once(tmp_path):

@@ -1,7 +1,9 @@
 """What a benchmark says about an action."""
 
+import pytest
 import torch
 
+from hpc_hipgen.performance.hardware import peak_tflops
 from hpc_hipgen.performance.timing import profile_of, ratio, turn_by_turn
 
 
@@ -10,6 +12,21 @@ def test_the_operation_that_takes_longest_comes_first():
     table = profile_of(lambda: (small + small, large @ large), rows=3)
     first = next(line for line in table.splitlines() if "aten::" in line)
     assert "aten::mm" in first
+
+
+@pytest.mark.parametrize(
+    "name, peak",
+    [
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A40", 150),
+        ("NVIDIA RTX A4000", None),
+    ],
+)
+def test_the_peak_is_that_of_the_very_gpu(name, peak):
+    assert peak_tflops(name) == peak
 
 
 def test_turns_alternate_and_their_ratio_is_of_neighbours():

@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.provenance import record_start
 from hpc_hipgen.run import Run, clean_abandoned, disk_full, full_disk_advice, lock, write_atomic
-from hpc_hipgen.training.interruption import GO_ON_LATER, STOP, Interrupted
+from hpc_hipgen.training.interruption import GO_ON_LATER, STOP, Interrupted, OtherRankError
 
 LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
 """Process number and start time of the launcher; a local job does not outlive it."""
@@ -58,8 +58,8 @@ class StageCall:
     run: str
     items: list[Item] | None = None
     share: tuple[int, int] = (0, 1)
-    requeued: int = field(default=0)
     retries: int = 0
+    retried: int = 0
 
     def __call__(self) -> None:
         """Runs the stage and marks it done.
@@ -81,9 +81,9 @@ class StageCall:
             failed = logs / f"failed{part}.json"
             failed.unlink(missing_ok=True)
             clean_abandoned(logs, failed.name)
-            if self.share[0] == 0:  # of an array, its first task speaks for all
-                record_start(run, self.stage.name)
             try:
+                if self.share[0] == 0:  # of an array, its first task speaks for all
+                    record_start(run, self.stage.name)
                 with _stopped_by_sigterm():
                     info = self._call(run)
             except Exception as error:
@@ -93,6 +93,7 @@ class StageCall:
                 elif self._again_after(error):
                     traceback.print_exc()
                     print(f"{self.stage.name}: put back, to be tried again", flush=True)
+                    self.retried += 1
                     error = _queue_again()
                 with contextlib.suppress(OSError):  # a full disk must not hide what happened
                     write_atomic(failed, json.dumps(_failure(error, run), indent=1))
@@ -104,7 +105,7 @@ class StageCall:
     def _again_after(self, error: Exception) -> bool:
         if self.stage.items is None or not _on_slurm() or isinstance(error, ValueError):
             return False
-        return int(os.environ.get("SLURM_RESTART_COUNT", "0")) < self.retries
+        return self.retried < self.retries
 
     def checkpoint(self) -> Any:
         """What submitit queues again after the time limit or preemption: the same call.
@@ -113,14 +114,13 @@ class StageCall:
         """
         import submitit
 
-        self.requeued += 1
         return submitit.helpers.DelayedSubmission(self)
 
     def _call_beside(self, run: Run) -> None:
         """What ranks above 0 do: their part of the stage, and nothing about it."""
         try:
             self._call(run)
-        except Interrupted:
+        except (Interrupted, OtherRankError):
             if _on_slurm():
                 time.sleep(_REQUEUE_SECONDS)  # ending now would take rank 0 down before it requeues
             raise
@@ -230,8 +230,11 @@ def submitted(run: Run, stage: str) -> dict[str, Any] | None:
 
 def failures(run: Run, stage: str, since: float = 0.0) -> list[dict[str, Any]]:
     """What ended jobs of this stage later than `since` (seconds of the epoch)."""
-    files = sorted(run.path("logs", stage).glob("failed*.json"))
-    return [json.loads(f.read_text()) for f in files if f.stat().st_mtime >= since]
+    found = []
+    for path in sorted(run.path("logs", stage).glob("failed*.json")):
+        with contextlib.suppress(FileNotFoundError):  # its task has just begun again
+            found.append(json.loads(path.read_text()))
+    return [failure for failure in found if failure["time"] >= since]
 
 
 def running(run: Run, stage: str) -> list[dict[str, Any]]:

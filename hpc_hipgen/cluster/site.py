@@ -28,6 +28,7 @@ STAGES = (
 )
 """Names of the stages of all experiments; those of sweeps and of `jobs.utility` have their own."""
 SITES = ROOT / "configs" / "site"
+_ANSWER_SECONDS = 30
 Kind = Literal["cpu", "gpu", "train"]
 """cpu: no accelerator; gpu: one process on one GPU; train: one process per GPU on whole nodes."""
 
@@ -133,16 +134,27 @@ class Site(Section):
 
 
 def slurm_answers() -> bool:
-    """True when there is an sbatch and its controller answers: installed tools say little."""
+    """True when there is an sbatch and its controller answers: installed tools say little.
+
+    In a job of Slurm there is one, however busy it is.
+
+    Raises:
+        ConfigError: when there is no answer within a while, neither yes nor no.
+    """
     if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
         return False
+    if "SLURM_JOB_ID" in os.environ:
+        return True
+    ask = ["sinfo", "-h", "-o", "%P"]
     try:
-        return (
-            subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, timeout=10).returncode
-            == 0
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(ask, capture_output=True, timeout=_ANSWER_SECONDS).returncode == 0
+    except OSError:
         return False
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"Slurm has not answered within {_ANSWER_SECONDS} s; start again, or work on this "
+            "machine: HIPGEN_SITE=local"
+        ) from None
 
 
 def load_site(name: str | None = None) -> Site:

@@ -110,6 +110,11 @@ class Training(Section):
             )
         if self.images < self.batch:
             raise ValueError(f"images: {self.images} is less than one batch of {self.batch}")
+        if self.warmup_images >= self.images:
+            raise ValueError(
+                f"warmup_images: {self.warmup_images} of {self.images} images, which leaves none "
+                "for the rate itself"
+            )
         if self.schedule != "plateau" and self.plateau != Plateau():
             raise ValueError(f"plateau: given, but schedule is '{self.schedule}', which ignores it")
         return self

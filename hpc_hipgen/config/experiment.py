@@ -11,6 +11,7 @@ from hpc_hipgen.config.base import (
     FIRST_STAGES,
     GENERATORS,
     LLCMS,
+    TAUGHT,
     TIMESTEPS,
     TRAINED,
     ConfigError,
@@ -208,11 +209,13 @@ def _check_probe(config: Experiment) -> None:
     if config.probe and not config.autoencoder:
         raise ValueError("autoencoder: needed by probe, which reads its latents")
     for name in asking:
-        base = getattr(getattr(config, name), "base", None)
+        key, base = f"{name}.base", getattr(getattr(config, name), "base", None)
+        if not base and config.feedback and name in TAUGHT:
+            key, base = "feedback.base", config.feedback.base
         if base and base != config.autoencoder.pretrained:
             raise ValueError(
                 f"{name}.measurement_weight: the probe reads latents of the run's autoencoder, "
-                f"{name}.base has its own; set it to 0, or autoencoder.pretrained to the base"
+                f"{key} has its own; set it to 0, or autoencoder.pretrained to the base"
             )
 
 

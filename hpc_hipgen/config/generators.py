@@ -87,7 +87,7 @@ class Feedback(Section):
     """
 
     base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
-    steps: int = Field(25, ge=1, le=TIMESTEPS)  # of a drawing
+    steps: int = Field(25, ge=1, le=TIMESTEPS - 1)  # of a drawing
     eta: float = Field(1.0, ge=0, le=1)  # noise that each step renews, as of sampling.eta
     stops: int = Field(4, ge=1)  # steps of a drawing, chosen at random, at which it is judged
     below: int = Field(400, ge=1, le=TIMESTEPS)  # timestep from which on it is clear enough
@@ -116,7 +116,7 @@ class Distillation(Section):
     """What every model has that is distilled from a teacher with the consistency loss."""
 
     solver: Literal["paper", "leapfrog", "ddim"] = "leapfrog"
-    skip: int = Field(20, ge=1, le=250)  # k: the teacher jumps from t_(n+k) to t_n
+    skip: int = Field(20, ge=2, le=250)  # k: the teacher jumps from t_(n+k) to t_n
     huber_c: float = Field(0.001, gt=0)
     ema_decay: float = Field(0.95, ge=0, lt=1)  # of the target network, per optimizer step
     hip_weight: float = Field(4.0, ge=0)

@@ -85,6 +85,12 @@ def _unlike(name: str, section: Diffusion, config: Experiment) -> list[str]:
     if missing := _no_pipeline(f"{name}.pretrained", folder):
         return missing
     problems = []
+    if _knows_angles(folder / "tokenizer"):
+        problems.append(
+            f"{name}.pretrained: {folder} has angles among its words already, an export of this "
+            "project does; as feedback.base, llcm.base, lora.base or dreambooth.base it is gone on "
+            "from as it is"
+        )
     scheduler = folder / "scheduler" / "scheduler_config.json"
     predicts = _setting(scheduler, "prediction_type", "epsilon")
     if predicts != section.prediction:
@@ -103,6 +109,14 @@ def _unlike(name: str, section: Diffusion, config: Experiment) -> list[str]:
     return problems
 
 
+def _knows_angles(tokenizer: Path) -> bool:
+    """Whether phrases with an angle are tokens, as exports have them."""
+    from hpc_hipgen.radiograph.captions import ANGLE_MIN
+
+    phrase = f'"left {ANGLE_MIN:.1f} degrees"'
+    return any(phrase in path.read_text("utf-8") for path in sorted(tokenizer.glob("*.json")))
+
+
 def _setting(path: Path, key: str, default: Any) -> Any:
     """One setting of a diffusers model, which leaves out `default`; that too where none is read."""
     try:
@@ -119,6 +133,11 @@ def _missing_for_lab(config: Experiment, done: set[str]) -> list[str]:
         problems.append(
             f"film_ruler.pretrained: {folder} holds no film_ruler.json; give the folder "
             "film_ruler/export of a run (`bash sbatch/film_ruler.sh` makes one)"
+        )
+    elif folder and _setting(folder / "film_ruler.json", "lab_films", 0):
+        problems.append(
+            f"film_ruler.pretrained: {folder} has learnt from films of a lab, maybe from "
+            "those that it would be tested on; give one that was trained on drawings alone"
         )
     if config.lab_ruler and config.lab_ruler.films is None and "prepare" not in done:
         problems.append("lab_ruler.films: a folder of films with landmarks is needed")

@@ -119,10 +119,24 @@ def _origin(key: str, overrides: Sequence[str]) -> str | None:
 
 
 def settings_tree(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The tree changed by `key.sub=value` overrides, values in YAML; raises ConfigError."""
+    """A tree like `tree`, changed by `key.sub=value` overrides; values are YAML.
+
+    What aliases of YAML share is changed only where the key says.
+
+    Raises:
+        ConfigError: when an override is none.
+    """
+    changed = _unshared(tree)
     for override in overrides:
-        _apply_override(tree, override)
-    return tree
+        _apply_override(changed, override)
+    return changed
+
+
+def _unshared(value: Any) -> Any:
+    """The same value with mappings and lists of its own in every place."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _problem(error: Any) -> tuple[str, str]:

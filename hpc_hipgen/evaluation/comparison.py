@@ -13,8 +13,8 @@ from hpc_hipgen.run import Run, row_model
 
 COLUMNS = (
     "row", "name", "parameters", "training_images", "training_seconds", "seconds_with_bases",
-    "r_left", "r_right", "mae_left", "mae_right", "frechet", "frechet_floor", "copied",
-    "seconds_per_image", "evaluations_per_image",
+    "r_left", "r_right", "mae_left", "mae_right", "failed_left", "failed_right",
+    "frechet", "frechet_floor", "copied", "seconds_per_image", "evaluations_per_image",
 )  # fmt: skip
 """parameters: trained ones. seconds_with_bases: with the models of the run that it was trained on.
 evaluations: of the UNet or of DALL-E's transformer; unCLIP's small prior is not counted."""
@@ -46,7 +46,8 @@ def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[
             **_cost(run, row),
         }
         scores = metrics["faithfulness"][row]
-        line |= {f"{key}_{side}": scores[side][key] for key in ("r", "mae") for side in SIDES}
+        keys = ("r", "mae", "failed")
+        line |= {f"{key}_{side}": scores[side][key] for key in keys for side in SIDES}
         lines.append({name: line[name] for name in COLUMNS})
     return lines
 
@@ -75,7 +76,7 @@ def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
     """The table for people: two sides in a cell, time in minutes."""
     head = (
         "generator", "trained parameters", "training images", "minutes (with bases)",
-        "r left / right", "MAE left / right", "Fréchet distance (floor)",
+        "r left / right", "MAE left / right", "failed", "Fréchet distance (floor)",
         "copies of training films", "seconds an image", "evaluations an image",
     )  # fmt: skip
     rows = [head, ["---"] * len(head)]
@@ -92,6 +93,7 @@ def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
                 f"{number(minutes[0], 1)} ({number(minutes[1], 1)})",
                 f"{number(x['r_left'])} / {number(x['r_right'])}",
                 f"{number(x['mae_left'], 1)} / {number(x['mae_right'], 1)}",
+                f"{number(x['failed_left'], 0)} / {number(x['failed_right'], 0)}",
                 f"{number(x['frechet'], 0)} ({number(x['frechet_floor'], 0)})",
                 "–" if x["copied"] is None else f"{x['copied']:.0%}",
                 number(x["seconds_per_image"]),

@@ -56,14 +56,13 @@ def svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def png(figure: Figure, dpi: int = 130) -> bytes:
-    """The figure as PNG with so many pixels an inch."""
+def png(figure: Figure, dpi: int = 130, synthetic: bool = True) -> bytes:
+    """The figure as PNG with so many pixels an inch; `synthetic`: it shows no film of a patient."""
     buffer = io.BytesIO()
+    mark = dict([SYNTHETIC]) if synthetic else {}
     with mpl.rc_context(STYLE):
         figure.draw_without_rendering()
-        figure.savefig(
-            buffer, format="png", dpi=dpi, metadata={"Software": None, **dict([SYNTHETIC])}
-        )
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None, **mark})
     return buffer.getvalue()
 
 

@@ -60,14 +60,15 @@ def summary(
     """What metrics.json says of the real films; None without any.
 
     ``mae`` and ``bias`` are over the measured hips of both sides, in degrees; ``constant_mae`` is
-    that of answering with the training films' mean angle (``means`` by side) every time;
+    that of answering with the training films' mean angle (``means`` by side) for the same hips;
     ``ruler_mae`` is the ruler's error on the held-out films of the data set.
     """
     if table is None:
         return None
     lines = hips(table)
-    errors = [line["error"] for line in lines if line["error"] is not None]
-    off = [abs(line["annotated"] - means[line["side"]]) for line in lines] if means else []
+    measured = [line for line in lines if line["error"] is not None]
+    errors = [line["error"] for line in measured]
+    off = [abs(line["annotated"] - means[line["side"]]) for line in measured] if means else []
     return {
         "caveat": CAVEAT,
         "films": len(table),

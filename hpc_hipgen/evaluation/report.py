@@ -176,8 +176,9 @@ def _figures(
     pictures["dots"] = figures.dot_plots(tables, labels, scores)
     if grid:
         pictures["samples"] = figures.sample_grid(lines, asked)
+    synthetic = run.config.data.source == "phantom"  # else films are shown beside the drawings
     for name, figure in pictures.items():
-        write_atomic(folder / f"{name}.png", figures.png(figure))
+        write_atomic(folder / f"{name}.png", figures.png(figure, synthetic=synthetic))
     return page
 
 

@@ -181,7 +181,7 @@ def _sides(table: pd.DataFrame, run: Run, dogs: Mapping[str, str]) -> dict[str, 
         result[side] |= bootstrap_intervals(asked, measured, names, seed=run.config.seed)
         count = run.config.evaluation.permutations
         null = (
-            permutation_null(asked, measured, permutations=count, seed=run.config.seed)
+            permutation_null(asked, measured, names, permutations=count, seed=run.config.seed)
             if count
             else None
         )

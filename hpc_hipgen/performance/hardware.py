@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 
 GPUS = {
     # name in torch's device name: (dense bf16 TFLOP/s, memory in GiB), from NVIDIA's data sheets
     "H200": (989.0, 141.0),
+    "H100 PCIe": (756.0, 80.0),
+    "H100 NVL": (835.0, 94.0),
     "H100": (989.0, 80.0),
     "A100-SXM4-80GB": (312.0, 80.0),
     "A100-SXM4-40GB": (312.0, 40.0),
@@ -21,7 +24,8 @@ GPUS = {
 
 def peak_tflops(name: str) -> float | None:
     """Dense bf16 TFLOP/s of a GPU by its device name; None for one that is not listed."""
-    return next((peak for known, (peak, _) in GPUS.items() if known in name), None)
+    named = (peak for known, (peak, _) in GPUS.items() if re.search(rf"\b{known}\b", name))
+    return next(named, None)
 
 
 def describe() -> dict[str, str]:

@@ -149,7 +149,8 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Grey levels and colour of a PNG, JPEG or TIFF, as in `SpacedFilm`."""
     try:
         with Image.open(path) as picture:
-            if picture.format not in ("PNG", "JPEG", "TIFF"):
+            # MPO: a JPEG that a telephone wrote, with a preview or depths behind it
+            if picture.format not in ("PNG", "JPEG", "MPO", "TIFF"):
                 raise ValueError(f"{path}: {picture.format} files are not read; use PNG or JPEG")
             picture.load()
             inverted = _white_is_zero(picture)
@@ -266,7 +267,10 @@ def _displayed(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:
     values = apply_modality_lut(pixels, dataset)
     padding = np.zeros(pixels.shape, bool)
     if "PixelPaddingValue" in dataset:
-        padding = pixels == dataset.PixelPaddingValue
+        first = dataset.PixelPaddingValue
+        last = dataset.get("PixelPaddingRangeLimit")
+        low, high = sorted((first, first if last is None else last))
+        padding = (pixels >= low) & (pixels <= high)
     if dataset.get("VOILUTSequence"):
         little = dataset.file_meta.TransferSyntaxUID.is_little_endian
         shown = _look_up(dataset.VOILUTSequence[0], values, "<u2" if little else ">u2")

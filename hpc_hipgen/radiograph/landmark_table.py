@@ -23,7 +23,7 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def _read_csv(path: Path, text: str, folder: Path) -> Table:
         return Table(problems=[f"{path} row 1: no column {', '.join(missing)}{hint}"])
     problems: list[str] = []
     films: dict[str, dict[str, tuple[str, Hip, dict[str, str]]]] = defaultdict(dict)
-    for row in reader:
+    for row in _rows(reader, path, problems):
         where = f"{path} row {reader.line_num}"
         film, side = (row["image"] or "").strip(), (row["side"] or "").strip()
         faults = _row_faults(row, film, side)
@@ -151,10 +151,18 @@ def _row_faults(row: Mapping[str, Any], film: str, side: str) -> list[str]:
     return faults + _film_faults(row)
 
 
+def _rows(reader: csv.DictReader, path: Path, problems: list[str]) -> Iterator[dict[str, str]]:
+    """The rows up to one that is none, which is added to the problems."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        problems.append(f"{path} row {reader.line_num}: {error}; is a quotation mark not closed?")
+
+
 def _film_faults(row: Mapping[str, Any]) -> list[str]:
     """What is wrong with the optional columns that describe the film."""
     faults = []
-    split, prompt_class = (str(row.get(name) or "").strip() for name in ("split", "prompt_class"))
+    split, prompt_class = (_text(row, name) for name in ("split", "prompt_class"))
     if split and split not in SPLITS:
         faults.append(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if prompt_class and prompt_class not in map(str, PROMPT_CLASSES):
@@ -199,10 +207,16 @@ def _join_sides(
     return _entry(film, landmarks, rows[0], where, where_sides), faults
 
 
+def _text(row: Mapping[str, Any], name: str) -> str:
+    """What a column says; empty where there is nothing. COCO has numbers there, 0 among them."""
+    value = row.get(name)
+    return "" if value is None else str(value).strip()
+
+
 def _entry(
     film: str, landmarks: Landmarks, row: Mapping[str, Any], where: str, sides: tuple[str, str]
 ) -> Entry:
-    dog, split, prompt_class = (str(row.get(name) or "").strip() for name in _FILM_COLUMNS)
+    dog, split, prompt_class = (_text(row, name) for name in _FILM_COLUMNS)
     return Entry(
         film=film,
         landmarks=landmarks,

@@ -75,7 +75,7 @@ class Pictures:
         self.places = places
         self._numbers = np.arange(len(places.file))
         self._opened = functools.lru_cache(OPEN_SHARDS)(lambda path: open(path, "rb", buffering=0))
-        self._coming: dict[int, Future[np.ndarray]] = {}
+        self._coming: dict[tuple[int, int], Future[np.ndarray]] = {}  # by process and number
         self.shape = (len(self), *(size or _size(self._bytes(0))))
         self._kept: np.ndarray | None = None
         if np.prod(self.shape) <= KEPT_BYTES:
@@ -111,10 +111,11 @@ class Pictures:
 
     def ahead(self, numbers: np.ndarray) -> None:
         """Begins to decode the views `numbers` (k,) int64 in other threads."""
+        pid = os.getpid()
         for number in numbers.tolist():
             known = self._kept is not None and self._known[number]
-            if not known and number not in self._coming:
-                self._coming[number] = _pool().submit(self._decode, number)
+            if not known and (pid, number) not in self._coming:
+                self._coming[pid, number] = _pool(pid).submit(self._decode, number)
 
     def fingerprint(self) -> bytes:
         """CRC-32 and size of every PNG image: the same in files and in shards, without decoding."""
@@ -126,7 +127,7 @@ class Pictures:
     def _view(self, number: int) -> np.ndarray:
         if self._kept is not None and self._known[number]:
             return self._kept[number]
-        coming = self._coming.pop(number, None)
+        coming = self._coming.pop((os.getpid(), number), None)
         view = coming.result() if coming else self._decode(number)
         if self._kept is not None:
             self._kept[number] = view
@@ -177,5 +178,6 @@ def _workers() -> int:
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
+def _pool(pid: int) -> ThreadPoolExecutor:
+    """Threads of one process: one that is forked off has none of its parent's."""
     return ThreadPoolExecutor(_workers(), "decoding")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,9 @@ def _write(folder: Path, images: int, contents: dict[str, Any], keep: int | None
         kept += first.values()
     for old in _candidates(folder):
         if old not in kept:
-            remove_folder(old)
+            # a file that another process reads can hold its folder on NFS; the next start cleans up
+            with suppress(OSError):
+                remove_folder(old)
 
 
 def _why(folder: Path, images: int, error: Exception) -> str:

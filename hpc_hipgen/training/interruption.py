@@ -53,6 +53,10 @@ class Interrupted(RuntimeError):
         self.signal = number
 
 
+class OtherRankError(RuntimeError):
+    """Another rank has failed, or was asked to stop, at what this one waits for."""
+
+
 class StopRequest:
     """Set by SIGTERM or SIGUSR2 on any rank; ranks agree on it in `agreed`.
 

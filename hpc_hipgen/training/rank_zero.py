@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from hpc_hipgen.training.engine import device, rank, world_size
+from hpc_hipgen.training.interruption import OtherRankError
 
 _BUSY, _DONE, _FAILED = range(3)
 
@@ -18,7 +19,7 @@ def only_rank_0(work: Callable[[Callable[[], None]], None]) -> None:
     ends what waits for more than its timeout. Every rank has to come here.
 
     Raises:
-        RuntimeError: on another rank than 0, when the work has failed there.
+        OtherRankError: on another rank than 0, when the work has failed there.
     """
     if world_size() == 1:
         work(lambda: None)
@@ -27,7 +28,7 @@ def only_rank_0(work: Callable[[Callable[[], None]], None]) -> None:
         while (word := _word_of_rank_0()) == _BUSY:
             pass
         if word == _FAILED:
-            raise RuntimeError("rank 0 has failed at what this rank waited for; see its log")
+            raise OtherRankError("rank 0 has failed at what this rank waited for; see its log")
         return
     try:
         work(lambda: _say(_BUSY))

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_hipgen.cluster import site
 from hpc_hipgen.cluster.executors import slurm_parameters
 from hpc_hipgen.cluster.site import ROOT, SITES, STAGES, Resources, Site, load_site
 from hpc_hipgen.config import ConfigError, load_experiment
@@ -89,6 +90,15 @@ def test_the_environment_names_the_site(monkeypatch):
     monkeypatch.setenv("HIPGEN_SITE", "a100")
     assert load_site().executor == "slurm"
     assert load_site("local").executor == "local"
+
+
+def test_a_slurm_that_is_busy_is_not_none(fake_slurm, monkeypatch):
+    (fake_slurm / "bin" / "sinfo").write_text("#!/bin/bash\nsleep 5\n")
+    monkeypatch.setattr(site, "_ANSWER_SECONDS", 0.1)
+    with pytest.raises(ConfigError, match="HIPGEN_SITE=local"):
+        Site().uses_slurm()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert Site().uses_slurm(), "in one of its jobs it need not be asked"
 
 
 def test_auto_is_slurm_only_where_one_answers(fake_slurm, monkeypatch):

@@ -126,6 +126,21 @@ def test_permutation_null_matches_theory_and_repeats():
     assert null == f.permutation_null(x, y)
     assert null == pytest.approx(0.2146, abs=0.02)  # two-sided 5 % point of r at n = 84
     assert f.permutation_null(x, np.full(84, 100.0)) is None
+    alone = f.permutation_null(x, y, [f"dog {i}" for i in range(84)])
+    assert alone == pytest.approx(null, abs=1e-12)
+
+
+def test_more_images_of_a_dog_do_not_lower_the_null():
+    """Four images with one error each are no more evidence than one."""
+    x, y = sample(84, rho=0)
+    dogs = np.arange(84).repeat(4)
+    null = f.permutation_null(x.repeat(4), y.repeat(4), dogs)
+    assert null == pytest.approx(f.permutation_null(x, y), abs=1e-9)
+    assert f.permutation_null(x.repeat(4), y.repeat(4)) < 0.6 * null
+    # dogs of one, two and three images, one of which was refused
+    some = np.resize([0, 1, 1, 2, 2, 2], 84) + np.arange(84) // 6 * 3
+    y[5] = np.nan
+    assert 0.2 < f.permutation_null(x, y, some) < 0.5
 
 
 def test_ruler_ceiling_reproduces_the_published_table():

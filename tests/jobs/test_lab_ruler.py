@@ -176,6 +176,16 @@ def test_the_shipped_experiment_starts_from_a_ruler_that_is_there(tmp_path):
     assert "sbatch/film_ruler.sh" in str(error.value) and "lab_ruler.films" in str(error.value)
 
 
+def test_no_fold_goes_on_from_a_ruler_that_may_know_its_films(tmp_path):
+    (tmp_path / "film_ruler.json").write_text('{"lab_films": 8}')
+    given = [f"film_ruler.pretrained={tmp_path}", f"lab_ruler.films={tmp_path}"]
+    config = load_experiment("configs/lab_ruler.yaml", given)
+    with pytest.raises(ConfigError, match="has learnt from films of a lab"):
+        check_inputs(config, "x")
+    (tmp_path / "film_ruler.json").write_text('{"lab_films": 0}')
+    check_inputs(config, "x")
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

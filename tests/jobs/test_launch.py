@@ -169,6 +169,15 @@ def test_a_killed_launch_leaves_nothing_running(run):
     assert ended(pid)
 
 
+def test_a_folder_of_somebody_else_is_wrong_input(experiment, tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "/theirs/run")
+
+    monkeypatch.setattr(launch.Run, "create", refuse)
+    assert launch.main([str(experiment), "--run", str(tmp_path / "run"), "--site", "local"]) == 2
+    assert "error: /theirs/run: Permission denied; name a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

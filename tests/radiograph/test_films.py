@@ -66,6 +66,15 @@ def test_a_truncated_picture_is_refused(tmp_path, suffix, kept):
         read_film(path)
 
 
+def test_a_jpeg_of_a_telephone_with_a_preview_is_its_first_picture(tmp_path):
+    path = tmp_path / "film.jpg"
+    picture = Image.fromarray(np.full((40, 30), 200, np.uint8))
+    picture.save(path, "MPO", save_all=True, append_images=[Image.new("L", (8, 8))], quality=95)
+    assert Image.open(path).format == "MPO"
+    film = read_film(path)
+    assert film.shape == (40, 30) and abs(int(film[20, 15]) - 200) < 3
+
+
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be opened"):
         read_film(tmp_path / "nothing.png")
@@ -87,15 +96,17 @@ def test_monochrome1_is_inverted(tmp_path):
     np.testing.assert_array_equal(read_film(path), stretched(RAMP.max() - RAMP))
 
 
-def test_padding_is_black_and_does_not_count(tmp_path):
+@pytest.mark.parametrize("limits", [(4095, None), (4000, 4095), (4095, 4000)])
+def test_padding_is_black_and_does_not_count(tmp_path, limits):
     pixels = RAMP + 500
     pixels[:5] = 4095
+    attributes = {"PixelPaddingValue": limits[0]}
+    if limits[1]:
+        attributes["PixelPaddingRangeLimit"] = limits[1]
+        pixels[:2] = 4050
     film = read_film(
         write_dicom(
-            tmp_path / "film.dcm",
-            pixels,
-            PixelPaddingValue=4095,
-            PhotometricInterpretation="MONOCHROME1",
+            tmp_path / "film.dcm", pixels, PhotometricInterpretation="MONOCHROME1", **attributes
         )
     )
     assert film[:5].max() == 0

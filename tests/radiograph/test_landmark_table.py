@@ -145,6 +145,13 @@ def test_unreadable_tables(tmp_path):
     ]
 
 
+def test_a_quotation_mark_that_is_not_closed(tmp_path):
+    path = tmp_path / "landmarks.csv"
+    path.write_text(f'{HEADER}\n"{LEFT}\n' + f"{RIGHT}\n" * 5000)
+    first = read_landmark_table(path).problems[0]
+    assert first.startswith(f"{path} row ") and "is a quotation mark not closed?" in first
+
+
 NAMES = [
     f"{side}_{part}"
     for side in ("image_left", "image_right")
@@ -171,6 +178,13 @@ def test_coco_keypoints_give_the_same_landmarks(tmp_path):
     assert read.problems == []
     assert entry.landmarks == LANDMARKS
     assert (entry.film, entry.dog, entry.split, entry.prompt_class) == ("a.png", "rex", "test", 1)
+
+
+def test_coco_may_number_dogs_from_0(tmp_path):
+    (entry,) = read_landmark_table(coco(tmp_path, dog=0)).entries
+    assert entry.dog == "0"
+    (line,) = read_landmark_table(coco(tmp_path, prompt_class=0)).problems
+    assert "prompt_class '0' is not one of" in line
 
 
 @pytest.mark.parametrize(

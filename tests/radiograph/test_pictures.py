@@ -1,5 +1,6 @@
 """Views that are decoded when they are asked for are the views."""
 
+import multiprocessing
 import threading
 import zlib
 
@@ -77,6 +78,24 @@ def test_views_are_decoded_ahead_in_other_threads(arrays, monkeypatch, kept):
     np.testing.assert_array_equal(views[[1, 2]], images[[1, 2]])
     again = [(1, False)] if kept == 0 else []
     assert sorted(where[2:]) == [*again, (2, True)]
+
+
+def test_a_process_that_is_forked_off_waits_for_no_thread_of_its_parent(arrays):
+    images, files = arrays
+    views = Pictures(Places.whole(files))
+    views.ahead(np.array([0, 1]))
+    views[[0]]
+
+    def child():
+        views.ahead(np.array([2]))
+        np.testing.assert_array_equal(views[[1, 2]], images[[1, 2]])
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(timeout=30)
+    alive = process.is_alive()
+    process.kill()
+    assert not alive and process.exitcode == 0
 
 
 def test_nothing_is_decoded_before_it_is_asked_for(tmp_path):
