@@ -11,8 +11,8 @@ PYTHON_OF_ENV = $$(bash sbatch/environment.sh)
 help: ## this text
 	@echo "hpc_hipgen: hip radiographs on demand, and a report of how far the drawn angles are from those asked for."
 	echo
-	echo "  make demo                  everything on this machine: environment, phantoms, training, samples, report"
-	echo "  make demo ARGS='--dry-run' what would run, and where; ARGS also takes settings: ARGS='data.train=64'"
+	echo "  make demo                  everything: environment, phantoms, training, samples, report (on a Slurm, where one answers)"
+	echo "  make demo ARGS='--dry-run' what would run, and where; ARGS also takes settings: ARGS='--run mine data.train=64'"
 	echo "  make ruler FILMS=folder    measure the Norberg angles of real films (landmarks.csv beside them)"
 	echo "                             RULER=results/llcm/ruler/export takes that ruler and trains none"
 	echo "  make film-ruler            trains the ruler for whole films, which needs no landmarks"

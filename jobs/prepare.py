@@ -33,8 +33,7 @@ the scenes that it is trained on are drawn to RUN/scenes instead, and those of t
 What is made is set by `seed` and `data` of RUN/config.yaml:
   source          phantom: drawn radiographs with exact landmarks; films: your own
   films           folder of PNG, JPEG or DICOM files (8 or 16 bits, MONOCHROME1 or 2, colour)
-  landmarks       CSV (image, side, head_x, head_y, head_radius, rim_x, rim_y; optional
-                  norberg_angle, dog, split, prompt_class) or COCO keypoints;
+  landmarks       the landmark table, CSV or COCO keypoints (below);
                   default: landmarks.csv in the folder
   train, validation, test   phantoms to draw; for films, the proportions in which dogs are split
   resolution, head_distance, views   size of the square views, distance between the femoral
@@ -47,6 +46,20 @@ What is made is set by `seed` and `data` of RUN/config.yaml:
   keep_markers    but leave the L or R of a side (default: true)
 and by `evaluation`:
   films, landmarks   real films to measure, and their landmarks, in the formats above
+
+A landmark table in CSV has a row for each hip, two a film, and these columns:
+  image           file of the film, as seen from the folder
+  side            image_left or image_right: sides of the image, not of the patient
+  head_x, head_y, head_radius   circle of the femoral head, in pixels of the file; pixel centres are
+                  at whole numbers, (0, 0) at the top left
+  rim_x, rim_y    craniolateral rim of the acetabulum
+  norberg_angle   optional: compared with the landmarks, never used
+  dog             optional: films of one dog stay in one split (default: each film its own dog)
+  split           optional: train, validation or test, for all films or none
+  prompt_class    optional: 1 to 4 (default 4)
+In COCO, an annotation a film has the six keypoints image_left_head, image_left_head_edge (any point
+of the circle), image_left_rim, and those of image_right; an image may have dog, split and
+prompt_class.
 
 Norberg angles are computed from the landmarks. A stated angle that differs by more than half a
 degree, a landmark outside its image, a missing or truncated file, ...: all problems are listed at

@@ -24,9 +24,9 @@ on two spacings: `karras` (even in s^(1/7), fractional timesteps; diffusers roun
   angle error   of the ruler's answer on the image to the angle asked for, degrees
   angle shift   to its answer on the reference's image: what the solver adds
 
-Line 125 tells how good the reference is: for a second-order method its error is sixteen times
-that of 500. An LLCM draws other images on purpose, so it has no final error. Written to
-RUN/solvers/ (or --out):
+The line with 125 evaluations tells how good the reference is: there a second-order method has
+sixteen times the error of 500. An LLCM draws other images on purpose, so it has no final error.
+Written to RUN/solvers/ (or --out):
 
   table.csv, solvers.json    the table; with the ratio of leapfrog to ddim, and the machine
   solvers.svg, solvers.png   final error and angle error against evaluations

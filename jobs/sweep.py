@@ -1,11 +1,12 @@
 """Draws and measures a grid of sampling settings of a finished run: which are best?
 
-    python -m jobs.sweep results/llcm model=stable_diffusion steps=[10,20] guidance=[1,1.25,1.5,2]
-    python -m jobs.sweep results/llcm model=llcm steps=[1,2,4,8] guidance=[1,1.5,2] --name student
-    python -m jobs.sweep results/llcm model=[stable_diffusion,llcm] checkpoint=[30000,export]
+    python -m jobs.sweep results/llcm model=stable_diffusion 'guidance=[1,1.25,1.5,2]'
+    python -m jobs.sweep results/llcm 'model=[feedback,llcm]' 'steps=[4,8,25]' --name steps
+    python -m jobs.sweep results/llcm model=stable_diffusion 'checkpoint=[12000,export]'
 
   model       stable_diffusion, stable_diffusion_caption, feedback, llcm, llcm_paper, llcm_ddim,
-              lora, lcm_lora, dreambooth, unclip; default: all that the run has
+              lora, lcm_lora, dreambooth, unclip; default: all that the run has. The teacher after
+              feedback is `feedback`, before it `stable_diffusion`
   checkpoint  export, or images seen of a kept checkpoint (RUN/MODEL/checkpoints), whose weight
               average is used; default: export. The last two are kept, and more with
               `keep_images` in a model's training

@@ -8,9 +8,9 @@
 #
 # The main job: radiographs -> ruler, autoencoder, Stable Diffusion, LLCM -> samples -> report.
 #
-#   bash sbatch/llcm.sh                    on this machine, stage after stage
+#   bash sbatch/llcm.sh                    here, stage after stage; where a Slurm answers, through it, unless HIPGEN_SITE=local
 #   sbatch sbatch/llcm.sh                  on a cluster: this small job submits the stages and ends
-#   ... sbatch/llcm.sh data.train=64       arguments are settings, or options of jobs.launch (--dry-run)
+#   ... sbatch/llcm.sh --run mine data.train=64    arguments are settings, and options of jobs.launch (--dry-run)
 #   CONFIG=configs/NAME.yaml bash ...      another experiment
 #   HIPGEN_SITE=a100 sbatch ...            another site file of configs/site/
 #

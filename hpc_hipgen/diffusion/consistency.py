@@ -1,5 +1,6 @@
 """The consistency function, its loss and its guidance (LLCM eqs. 4-7; LCM, arXiv 2310.04378)."""
 
+import functools
 import math
 
 import torch
@@ -77,6 +78,13 @@ def guided_epsilon(conditional: Tensor, null: Tensor, w: Tensor | float) -> Tens
     return ((1.0 + w) * conditional - w * null).to(conditional.dtype)
 
 
+@functools.cache
+def _frequencies(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """From 1 to 1/10000. Kept: whenever something is sent to a GPU, the host waits for it."""
+    step = torch.tensor(math.log(10000.0)) / (count - 1)
+    return torch.exp(torch.arange(count, dtype=dtype) * -step).to(device)
+
+
 def guidance_embedding(w: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Sinusoidal embedding of guidance weights w (b,) -> (b, dim), sines then cosines.
 
@@ -86,9 +94,6 @@ def guidance_embedding(w: Tensor, dim: int, dtype: torch.dtype = torch.float32) 
     """
     if dim < 4:
         raise ValueError(f"guidance_embedding: dim must be at least 4, not {dim}")
-    half = dim // 2
-    step = torch.tensor(math.log(10000.0)) / (half - 1)
-    frequencies = torch.exp(torch.arange(half, dtype=dtype) * -step).to(w.device)
-    phase = (w * 1000.0).to(dtype)[:, None] * frequencies
+    phase = (w * 1000.0).to(dtype)[:, None] * _frequencies(dim // 2, dtype, w.device)
     embedding = torch.cat([phase.sin(), phase.cos()], dim=1)
     return torch.nn.functional.pad(embedding, (0, dim % 2))

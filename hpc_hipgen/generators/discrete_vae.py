@@ -138,7 +138,7 @@ class DiscreteLoss(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
         self.kl_weight = kl_weight
-        # For the log only: it starts anew when a run goes on.
+        # For the log only; exports have no use for it.
         counts = torch.zeros(autoencoder.config.codes)
         self.register_buffer("counts", counts, persistent=False)
 

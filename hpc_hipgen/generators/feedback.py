@@ -91,7 +91,8 @@ class FeedbackLoss(nn.Module):
     def predict(self, unet: nn.Module, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """The clean latents that a UNet makes out in z (b, c, h, w) at t (b,), float32."""
         output = unet(z, t, states).sample.float()
-        return to_x0(output, z, t, self.alphas.to(z.device), self.prediction)
+        self.alphas = self.alphas.to(z.device)
+        return to_x0(output, z, t, self.alphas, self.prediction)
 
     @torch.no_grad()
     def draw(self, noise: Tensor, renewed: Tensor, states: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ class FeedbackLoss(nn.Module):
         off = self.reward.angles(found) - asked
         wrong = F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HALF_LINEAR)
         change = (found - before).square().flatten(1).mean(1)
-        abar = self.alphas.to(t.device)[t]
+        abar = self.alphas[t]
         weight = (abar / (1 - abar)).clamp(max=SNR_LIMIT).to(change)
         losses = self.section.weight * wrong.mean(1) + self.section.anchor * weight * change
         scalars = {"degrees": off.detach().abs().mean(), "change": change.detach().mean()}

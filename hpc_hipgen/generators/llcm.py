@@ -94,14 +94,14 @@ class DistillationLoss(nn.Module):
         """f(z, w, c, t) of a student UNet, float32; one that takes no w knows but one."""
         condition = guidance_embedding(w, GUIDANCE_WIDTH) if self.takes_guidance else None
         output = unet(z, t, states, timestep_cond=condition).sample.float()
-        return consistency_function(output, z, t, self.alphas.to(z.device), self.prediction)
+        return consistency_function(output, z, t, self.alphas, self.prediction)
 
     def teach(self, z: Tensor, t: Tensor, w: Tensor, states: Tensor, null: Tensor | None) -> Tensor:
         """The noise that the teacher sees in z, guided with w; without `null`, in half the time."""
         if null is not None:
             z, t, states = torch.cat([z, z]), torch.cat([t, t]), torch.cat([states, null])
         output = self.frozen["teacher"](z, t, states).sample.float()
-        epsilon = to_epsilon(output, z, t, self.alphas.to(z.device), self.prediction)
+        epsilon = to_epsilon(output, z, t, self.alphas, self.prediction)
         return epsilon if null is None else guided_epsilon(*epsilon.chunk(2), w)
 
     def forward(
@@ -113,7 +113,7 @@ class DistillationLoss(nn.Module):
         `null`: the text states of no caption, where there is guidance; `asked`: (b, 2) degrees, as
         of `MeasurementLoss`, where there is one.
         """
-        alphas = self.alphas.to(latents.device)
+        alphas = self.alphas = self.alphas.to(latents.device)
         z = add_noise(latents, noise, t, alphas)
         with torch.no_grad():  # first, while nothing is kept for the backward pass
             t_next = jump_target(t, self.section.skip)

@@ -85,7 +85,8 @@ class PriorLoss(nn.Module):
 
         The caption's tensors are those of `clip.Captions`, a row each.
         """
-        noisy = add_noise(embeddings, noise, timesteps, self.alphas.to(embeddings.device))
+        self.alphas = self.alphas.to(embeddings.device)
+        noisy = add_noise(embeddings, noise, timesteps, self.alphas)
         found = self.prior(
             noisy,
             timesteps,

@@ -169,9 +169,10 @@ def move_to_angles(probe: ProbeNetwork, latents: Tensor, asked: Tensor) -> Tenso
             torch.autograd.grad(a.sum(), latents, retain_graph=True)[0] for a in angles.unbind(1)
         ]
         slopes = torch.stack([row.flatten(1) for row in rows], 1).double()
-        squared = slopes @ slopes.mT + 1e-6 * torch.eye(2).to(slopes)
+        squared = slopes @ slopes.mT + 1e-6 * torch.eye(2, dtype=slopes.dtype, device=slopes.device)
         off = (asked - angles.detach()).nan_to_num(0.0).to(slopes)
-        along = torch.linalg.solve(squared, off[..., None])
+        # never singular; the check that `solve` makes would have the host wait for a GPU
+        along, _ = torch.linalg.solve_ex(squared, off[..., None])
         step = (slopes.mT @ along)[..., 0].view_as(latents)
     return latents.detach() + step.to(latents.dtype)
 

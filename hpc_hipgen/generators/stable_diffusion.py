@@ -192,7 +192,7 @@ class DenoiserLoss(nn.Module):
         `asked`: (b, 2) degrees, as of `MeasurementLoss`, where there is one; `moved`: (b,), True
         where the latents show others.
         """
-        alphas = self.alphas.to(latents.device)
+        alphas = self.alphas = self.alphas.to(latents.device)
         noisy = add_noise(latents, noise, timesteps, alphas)
         if moved is not None:
             # The same noisy latents, of which others are to be made out.

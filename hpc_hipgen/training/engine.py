@@ -94,7 +94,7 @@ def place(module: nn.Module) -> nn.Module:
 
 def place_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Puts the inputs of a network where `place` puts the network."""
-    return {name: value.to(device()) for name, value in batch.items()}
+    return {name: value.to(device(), non_blocking=True) for name, value in batch.items()}
 
 
 def bf16_in_hardware() -> bool:
