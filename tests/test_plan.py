@@ -11,6 +11,8 @@ from hpc_hipgen.performance.plan import make_plan, unet_shape
 from jobs.plan import main
 
 PAPER = "configs/llcm_a100.yaml"
+# what is simulated takes as long as the network has layers
+SMALL = "stable_diffusion.unet={block_out_channels: [64], attention: [true], layers_per_block: 1}"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,9 @@ def test_stable_diffusion_1_5_has_its_parameters_and_flops(paper):
 def test_without_guidance_the_teacher_works_half_as_much():
     guided, alone = (
         make_plan(
-            load_experiment("configs/llcm.yaml", ["llcm.solver=ddim", f"llcm.guidance=[0,{most}]"]),
+            load_experiment(
+                "configs/llcm.yaml", ["llcm.solver=ddim", f"llcm.guidance=[0,{most}]", SMALL]
+            ),
             "llcm",
         )
         for most in (1, 0)
@@ -50,7 +54,7 @@ def test_zero_shares_out_what_it_says(paper):
 
 
 def test_the_command_says_what_fits_and_how_long(capsys):
-    assert main(["configs/llcm.yaml", "--gpus", "1", "--images-per-second", "10"]) == 0
+    assert main(["configs/llcm.yaml", SMALL, "--gpus", "1", "--images-per-second", "10"]) == 0
     said = capsys.readouterr().out
     assert "14,000 images on 1 GPUs" in said and "0.4 hours at 10 images/s" in said
     assert "leapfrog" not in said and said.count("at worst") == 2
@@ -98,7 +102,7 @@ def make_unet():
 def test_a_text_encoder_that_is_trained_is_counted():
     frozen, trained = (
         make_plan(
-            load_experiment("configs/llcm.yaml", [f"stable_diffusion.train_text={train}"]),
+            load_experiment("configs/llcm.yaml", [f"stable_diffusion.train_text={train}", SMALL]),
             "stable_diffusion",
         )
         for train in ("false", "true")

@@ -234,7 +234,7 @@ def failures(run: Run, stage: str, since: float = 0.0) -> list[dict[str, Any]]:
     for path in sorted(run.path("logs", stage).glob("failed*.json")):
         with contextlib.suppress(FileNotFoundError):  # its task has just begun again
             found.append(json.loads(path.read_text()))
-    return [failure for failure in found if failure["time"] >= since]
+    return [failure for failure in found if failure.get("time", 0.0) >= since]
 
 
 def running(run: Run, stage: str) -> list[dict[str, Any]]:

@@ -73,7 +73,8 @@ class Site(Section):
     env: dict[str, str] = Field({})
     array_tasks: int = Field(1, ge=1)  # jobs that an array is divided into
     array_parallel: int = Field(1, ge=1)  # of these, at once
-    signal_seconds: int = Field(120, ge=10)  # warning before the time limit
+    # warning before the time limit; one that comes ten minutes early is none to submitit
+    signal_seconds: int = Field(120, ge=10, le=500)
     requeues: int = Field(20, ge=0)  # times that a job cut off by its time limit may go on
     retries: int = Field(1, ge=0)  # times that a task of an array is started again after a failure
     # parent of the run folders, ~ and $VARIABLES in it understood; default: results/ of the clone
