@@ -79,15 +79,16 @@ def test_every_experiment_trains(path, tmp_path, prepared, trained, monkeypatch)
             measure_folds(run, folds(run))
         training = getattr(config, model).training
         assert training.images == 2 * training.batch
-        done = trained.setdefault(making(config, model), run.path(model))
-        if done != run.path(model):
-            shutil.copytree(done, run.path(model))
+        made = making(config, model)
+        if made in trained:
+            shutil.copytree(trained[made], run.path(model))
             continue
         figures = train(run, model)
         assert figures["images"] == training.images, model
         lines = run.path(model, "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["images"] for line in lines] == [2, 4], model
         assert any(run.path(model, "export").iterdir())
+        trained[made] = run.path(model)
 
 
 def test_models_that_an_experiment_has_not_are_left_out():
