@@ -18,16 +18,22 @@ def documented_parser(job: str, doc: str | None, more: str = "") -> argparse.Arg
     )
 
 
-def status_of(work: Callable[[], int]) -> int:
+def status_of(work: Callable[[], int], mistakes: type[Exception] | None = None) -> int:
     """The exit status of a command: of `work`, or 2 and one line when what it was given is wrong.
 
-    A folder of somebody else's counts as wrong input: nothing was submitted.
+    Args:
+        work: what the command does; returns its exit status.
+        mistakes: what it raises for a mistake of the user (default: ConfigError). A folder of
+            somebody else's counts as one, too: nothing was submitted.
+
+    Returns 130 after Ctrl-C.
     """
     from hpc_hipgen.config import ConfigError
 
+    wrong = mistakes or ConfigError
     try:
         return work()
-    except ConfigError as error:
+    except wrong as error:
         print(f"error: {error}", file=sys.stderr)
     except PermissionError as error:
         print(
@@ -35,6 +41,9 @@ def status_of(work: Callable[[], int]) -> int:
             "`results` in a site file",
             file=sys.stderr,
         )
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
     return 2
 
 

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.performance.workspace import shrunk
 from hpc_hipgen.run import write_atomic
@@ -42,18 +42,19 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status 2 for a mistake of the user."""
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        _check(options)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    command = " ".join(["python -m jobs.benchmark", *(arguments or sys.argv[1:])])
+    return status_of(lambda: _benchmark(options, command))
+
+
+def _benchmark(options: argparse.Namespace, command: str) -> int:
+    """Measures, writes and prints the tables that were asked for."""
+    _check(options)
     from hpc_hipgen.performance.hardware import describe, short_name
 
     tables = measure(options)
     path = options.out / f"{options.name or short_name()}.json"
     earlier = json.loads(path.read_text()) if path.is_file() else {}
     stamp = time.strftime("%Y-%m-%d")
-    command = " ".join(["python -m jobs.benchmark", *(arguments or sys.argv[1:])])
     tables = {
         name: {"date": stamp, "command": command, "lines": lines} for name, lines in tables.items()
     }

@@ -13,6 +13,7 @@ memorisation audit is set and checked.
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
 import sys
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen.arguments import check_row, parse_shards
+from hpc_hipgen.arguments import check_row, parse_shards, status_of
 from hpc_hipgen.pipeline import (
     CONTROLS_ROW,
     FEATURE_ROWS,
@@ -210,18 +211,19 @@ def _line(row: str, sample: Sample, measurement: Any) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
     given = parse_shards("evaluate", "Measure sample shards with the ruler.", arguments)
-    try:
-        run = Run(given.run)
-        check_row(given.row, [*feature_rows(run), *run.rows()])
-        rows = None if given.row is None else [given.row]
-        todo = items(run, rows) if given.shard is None else [(given.row, given.shard)]
-        if not todo:
-            raise ValueError(f"{run.path('samples', given.row or '')}: no sample shards")
-        done = evaluate_items(run, todo)
-        print(f"evaluate: {done} done now, {len(todo) - done} were there already")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(lambda: _evaluate(given), ValueError)
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    """Measures what is missing of the shards that were named; returns 0."""
+    run = Run(given.run)
+    check_row(given.row, [*feature_rows(run), *run.rows()])
+    rows = None if given.row is None else [given.row]
+    todo = items(run, rows) if given.shard is None else [(given.row, given.shard)]
+    if not todo:
+        raise ValueError(f"{run.path('samples', given.row or '')}: no sample shards")
+    done = evaluate_items(run, todo)
+    print(f"evaluate: {done} done now, {len(todo) - done} were there already")
     return 0
 
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_hipgen.arguments import check_row, documented_parser
+from hpc_hipgen.arguments import check_row, documented_parser, status_of
 from hpc_hipgen.pipeline import MEASURED_ROWS
 from hpc_hipgen.run import Run, atomic_folder
 
@@ -94,15 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--row", help="row of the report, e.g. llcm_4; default: all that were drawn"
     )
     given = parser.parse_args(arguments)
-    try:
-        run = Run(given.run)
-        check_row(given.row, run.rows())
-        for row in [given.row] if given.row else drawn_rows(run):
-            folder = export_row(run, row)
-            print(f"{folder}: {len(list(folder.iterdir()))} files")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(lambda: _export(Path(given.run), given.row), ValueError)
+
+
+def _export(folder: Path, only: str | None) -> int:
+    """Writes the films of one row, or of all, and says where; returns 0."""
+    run = Run(folder)
+    check_row(only, run.rows())
+    for row in [only] if only else drawn_rows(run):
+        written = export_row(run, row)
+        print(f"{written}: {len(list(written.iterdir()))} files")
     return 0
 
 

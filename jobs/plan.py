@@ -16,7 +16,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.config import ConfigError, Experiment, load_experiment
 
 if TYPE_CHECKING:
@@ -29,23 +29,24 @@ ROOM = 0.9
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status 2 for a mistake of the user."""
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        config = load_experiment(options.config, options.settings)
-        models = _plannable(config)
-        if options.model and options.model not in models:
-            raise ConfigError(f"{options.config}: does not train {options.model}")
-        if not 0 < options.utilisation <= 1 or options.gpus < 1:
-            raise ConfigError("--utilisation must be within 0 and 1, --gpus at least 1")
-        rates = (options.memory, options.tflops, options.images_per_second or 1)
-        if min(rates) <= 0:
-            raise ConfigError("--memory, --tflops and --images-per-second must be above 0")
-        if not models:
-            raise ConfigError(f"{options.config}: trains neither stable_diffusion nor llcm")
-        for model in [options.model] if options.model else models:
-            print(report(config, model, options))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(lambda: _plan(options), ValueError)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """Prints what the models of an experiment will need."""
+    config = load_experiment(options.config, options.settings)
+    models = _plannable(config)
+    if options.model and options.model not in models:
+        raise ConfigError(f"{options.config}: does not train {options.model}")
+    if not 0 < options.utilisation <= 1 or options.gpus < 1:
+        raise ConfigError("--utilisation must be within 0 and 1, --gpus at least 1")
+    rates = (options.memory, options.tflops, options.images_per_second or 1)
+    if min(rates) <= 0:
+        raise ConfigError("--memory, --tflops and --images-per-second must be above 0")
+    if not models:
+        raise ConfigError(f"{options.config}: trains neither stable_diffusion nor llcm")
+    for model in [options.model] if options.model else models:
+        print(report(config, model, options))
     return 0
 
 

@@ -21,7 +21,7 @@ import os
 import sys
 from pathlib import Path
 
-from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.site import ROOT
 from hpc_hipgen.config import ConfigError, load_experiment
 from hpc_hipgen.weights import CATALOGUE, FetchError, Weights, fetch, known, verify
@@ -36,17 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # set by sbatch/common.sh
         os.environ.pop(name, None)  # read when huggingface_hub is imported, which is later
-    try:
-        found = wanted(options.wanted)
-        folder = weights_folder(ROOT / "weights")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        return max([_one(weights, folder, options.check) for weights in found], default=0)
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
-        return 130
+    return status_of(lambda: _prefetch(options.wanted, options.check))
+
+
+def _prefetch(names: list[str], check: bool) -> int:
+    found = wanted(names)
+    folder = weights_folder(ROOT / "weights")
+    return max([_one(weights, folder, check) for weights in found], default=0)
 
 
 def wanted(arguments: list[str]) -> list[Weights]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc_hipgen.arguments import status_of
 from hpc_hipgen.pipeline import FILMS_ROW, row_data
 from hpc_hipgen.tables import printable, shortlist
 
@@ -213,13 +214,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder (config.yaml)")
     options = parser.parse_args(arguments)
 
+    return status_of(lambda: _prepare(Path(options.run)), ValueError)
+
+
+def _prepare(folder: Path) -> int:
     from hpc_hipgen.run import Run
 
-    try:
-        prepare(Run(options.run))
-    except ValueError as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        return 2
+    prepare(Run(folder))
     return 0
 
 

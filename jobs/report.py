@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpc_hipgen.arguments import status_of
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.pipeline import CONTROLS_ROW, score_shard
 from hpc_hipgen.run import Run
@@ -96,13 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
     parser.add_argument("--force", action="store_true", help="write it again")
     given = parser.parse_args(arguments)
-    try:
-        run = Run(given.run)
-        there = run.done("report")
-        page = report(run, given.force)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(lambda: _report(Path(given.run), given.force), ValueError)
+
+
+def _report(folder: Path, force: bool) -> int:
+    """Makes the report, or not, and says where it is; returns 0."""
+    run = Run(folder)
+    there = run.done("report")
+    page = report(run, force)
     if run.done("report") == there:  # made earlier: then nothing was printed above
         print("\n".join(film_lines(run)), end="\n" if run.config.evaluation.films else "")
     print(f"report: {page}")

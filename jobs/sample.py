@@ -14,6 +14,7 @@ cost, in seconds and evaluations of the network, stands beside it (shard-NNNNN.j
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import sys
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen.arguments import check_row, parse_shards
+from hpc_hipgen.arguments import check_row, parse_shards, status_of
 from hpc_hipgen.pipeline import (
     FILMS_ROW,
     MEASURED_ROWS,
@@ -225,24 +226,25 @@ def load_model(run: Run, model: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
     given = parse_shards("sample", "Draw images for the captions of the test films.", arguments)
-    try:
-        run = Run(given.run)
-        check_row(given.row, run.rows())
-        items = report_items(run)
-        if items is None:
-            raise ValueError(f"{run.folder}: not prepared yet (python -m jobs.prepare)")
-        items = [
-            (row, shard)
-            for row, shard in items
-            if given.row in (None, row) and given.shard in (None, shard)
-        ]
-        if not items:
-            raise ValueError(f"--shard: row '{given.row}' has no shard {given.shard}")
-        done = sample_items(run, items)
-        print(f"sample: {done} drawn now, {len(items) - done} were there already")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(lambda: _sample(given), ValueError)
+
+
+def _sample(given: argparse.Namespace) -> int:
+    """Draws what is missing of the shards that were named; returns 0."""
+    run = Run(given.run)
+    check_row(given.row, run.rows())
+    items = report_items(run)
+    if items is None:
+        raise ValueError(f"{run.folder}: not prepared yet (python -m jobs.prepare)")
+    items = [
+        (row, shard)
+        for row, shard in items
+        if given.row in (None, row) and given.shard in (None, shard)
+    ]
+    if not items:
+        raise ValueError(f"--shard: row '{given.row}' has no shard {given.shard}")
+    done = sample_items(run, items)
+    print(f"sample: {done} drawn now, {len(items) - done} were there already")
     return 0
 
 

@@ -37,13 +37,14 @@ Exit status: 0 done, 2 a mistake in the command, 130 interrupted.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.performance import economics
 from hpc_hipgen.performance.economics import Cell
@@ -59,22 +60,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--captions", type=int, help="of the validation split (default: all)")
     parser.add_argument("--out", type=Path, help="folder of what is written (RUN/solvers)")
     options = parser.parse_args(arguments)
-    try:
-        run = Run(options.run)
-        check_ready(run)
-        cells = economics.cells_of(run)
-        count = _captions(run, options.captions)
-        folder = options.out or run.path("solvers")
-        economics.keep_plan(folder, economics.plan(run, cells, count))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        draw(run, folder, cells, count)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    print(written(folder, cells, ["python -m jobs.solvers", *(arguments or sys.argv[1:])]))
+    command = ["python -m jobs.solvers", *(arguments or sys.argv[1:])]
+    return status_of(lambda: _solvers(options, command))
+
+
+def _solvers(options: argparse.Namespace, command: list[str]) -> int:
+    run = Run(options.run)
+    check_ready(run)
+    cells = economics.cells_of(run)
+    count = _captions(run, options.captions)
+    folder = options.out or run.path("solvers")
+    economics.keep_plan(folder, economics.plan(run, cells, count))
+    draw(run, folder, cells, count)
+    print(written(folder, cells, command))
     return 0
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from hpc_hipgen import sweep as sweeps
 from hpc_hipgen import utility
-from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.accounting import FINE, GOOD, Job, look_up
 from hpc_hipgen.cluster.site import Site, load_site
 from hpc_hipgen.config import ConfigError
@@ -35,11 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", nargs="?", help="run folder, or its name in results/")
     parser.add_argument("--site", help="a file of configs/site/, for its results folder")
     options = parser.parse_args(arguments)
-    try:
-        run = Run(_folder(options.run, load_site(options.site)))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(lambda: show(Run(_folder(options.run, load_site(options.site)))))
+
+
+def show(run: Run) -> int:
+    """Prints a line for every stage of a run; returns 0."""
     from hpc_hipgen.cluster.calls import submitted
 
     print(f"{run.folder}  (experiment {run.config.name})")

@@ -18,8 +18,9 @@ import socket
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
 
@@ -30,13 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", help="run folder, its name, or a folder of runs")
     parser.add_argument("--site", help="a file of configs/site/, for its results folder")
     options = parser.parse_args(arguments)
-    try:
-        folder = curves(options.folder, options.site)
-        serve(folder)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: serve(curves(options.folder, options.site)))
 
 
 def curves(given: str | None, site_name: str | None = None) -> Path:
@@ -80,7 +75,7 @@ def listens_on(host: str) -> str:
     return "0.0.0.0" if alone else host
 
 
-def serve(folder: Path) -> None:
+def serve(folder: Path) -> NoReturn:
     """Runs TensorBoard until a signal ends it.
 
     Raises:

@@ -265,7 +265,7 @@ def test_an_interruption_ends_all_downloads(command, monkeypatch, capsys):
     monkeypatch.setattr(prefetch, "CATALOGUE", (MODEL, dataclasses.replace(MODEL, name="other")))
     monkeypatch.setattr(prefetch, "fetch", interrupted)
     assert command([]) == 130
-    assert begun == [MODEL] and "Interrupted" in capsys.readouterr().err
+    assert begun == [MODEL] and "interrupted" in capsys.readouterr().err
 
 
 def test_weights_elsewhere_are_linked(command, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hpc_hipgen.evaluation.samples import SYNTHETIC
@@ -49,20 +50,25 @@ def _figure(width: float, height: float, layout: str = "constrained") -> Figure:
 
 def svg(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes every time."""
-    buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.draw_without_rendering()  # a first layout: titles find their place only in a second
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    return _saved(figure, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def png(figure: Figure, dpi: int = 130, synthetic: bool = True) -> bytes:
     """The figure as PNG with so many pixels an inch; `synthetic`: it shows no film of a patient."""
-    buffer = io.BytesIO()
     mark = dict([SYNTHETIC]) if synthetic else {}
+    return _saved(figure, format="png", dpi=dpi, metadata={"Software": None, **mark})
+
+
+def _saved(figure: Figure, **settings: Any) -> bytes:
+    """A file of the figure, which is laid out once for all its files: laying out takes longest."""
+    buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure.draw_without_rendering()
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None, **mark})
+        engine = figure.get_layout_engine()
+        if isinstance(engine, ConstrainedLayoutEngine):
+            for _ in range(2):  # titles find their place only in the second
+                engine.execute(figure)
+            figure.set_layout_engine("none")
+        figure.savefig(buffer, **settings)
     return buffer.getvalue()
 
 

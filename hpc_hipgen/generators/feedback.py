@@ -83,7 +83,7 @@ class FeedbackLoss(nn.Module):
         self.prediction = prediction
         self.scheduler = ddim_scheduler(prediction)
         self.scheduler.set_timesteps(section.steps)
-        self.alphas = scaled_linear_alphas_cumprod()
+        self.register_buffer("alphas", scaled_linear_alphas_cumprod(), persistent=False)
         # outside the module's parameters: the engine must not partition them
         self.frozen: dict[str, nn.Module] = {"reference": reference}
         self.reward = reward
@@ -91,7 +91,6 @@ class FeedbackLoss(nn.Module):
     def predict(self, unet: nn.Module, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """The clean latents that a UNet makes out in z (b, c, h, w) at t (b,), float32."""
         output = unet(z, t, states).sample.float()
-        self.alphas = self.alphas.to(z.device)
         return to_x0(output, z, t, self.alphas, self.prediction)
 
     @torch.no_grad()

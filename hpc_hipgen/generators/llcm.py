@@ -84,7 +84,7 @@ class DistillationLoss(nn.Module):
         self.section = section
         self.prediction = prediction
         self.takes_guidance = student.config.time_cond_proj_dim is not None
-        self.alphas = scaled_linear_alphas_cumprod()
+        self.register_buffer("alphas", scaled_linear_alphas_cumprod(), persistent=False)
         self.frozen: dict[str, nn.Module] = {"teacher": teacher}
         self.measured: MeasurementLoss | None = None
 
@@ -113,7 +113,7 @@ class DistillationLoss(nn.Module):
         `null`: the text states of no caption, where there is guidance; `asked`: (b, 2) degrees, as
         of `MeasurementLoss`, where there is one.
         """
-        alphas = self.alphas = self.alphas.to(latents.device)
+        alphas = self.alphas
         z = add_noise(latents, noise, t, alphas)
         with torch.no_grad():  # first, while nothing is kept for the backward pass
             t_next = jump_target(t, self.section.skip)

@@ -75,7 +75,8 @@ class PriorLoss(nn.Module):
     def __init__(self, prior: PriorTransformer) -> None:
         super().__init__()
         self.prior = prior
-        self.alphas = prior_scheduler().alphas_cumprod.double()
+        alphas = prior_scheduler().alphas_cumprod.double()
+        self.register_buffer("alphas", alphas, persistent=False)
 
     def forward(
         self, embeddings: Tensor, noise: Tensor, timesteps: Tensor,
@@ -85,7 +86,6 @@ class PriorLoss(nn.Module):
 
         The caption's tensors are those of `clip.Captions`, a row each.
         """
-        self.alphas = self.alphas.to(embeddings.device)
         noisy = add_noise(embeddings, noise, timesteps, self.alphas)
         found = self.prior(
             noisy,

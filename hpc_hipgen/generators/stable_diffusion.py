@@ -179,7 +179,7 @@ class DenoiserLoss(nn.Module):
             self.networks["text_encoder"] = parts.text_encoder
         self.prediction = parts.prediction
         self.min_snr_gamma = min_snr_gamma
-        self.alphas = scaled_linear_alphas_cumprod()
+        self.register_buffer("alphas", scaled_linear_alphas_cumprod(), persistent=False)
         self.measured: MeasurementLoss | None = None
 
     def forward(
@@ -192,7 +192,7 @@ class DenoiserLoss(nn.Module):
         `asked`: (b, 2) degrees, as of `MeasurementLoss`, where there is one; `moved`: (b,), True
         where the latents show others.
         """
-        alphas = self.alphas = self.alphas.to(latents.device)
+        alphas = self.alphas
         noisy = add_noise(latents, noise, timesteps, alphas)
         if moved is not None:
             # The same noisy latents, of which others are to be made out.

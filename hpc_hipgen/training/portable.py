@@ -33,7 +33,7 @@ def state_of(engine: Any) -> dict[str, Any]:
     for key in MOMENTS:
         kept = {name: p for name, p in trained.items() if key in _moments(engine, p)}
         state[key] = {name: _kept(_moment(engine, p, key)) for name, p in kept.items()}
-    state["buffers"] = {name: _kept(b) for name, b in engine.module.named_buffers()}
+    state["buffers"] = {name: _kept(b) for name, b in _buffers(engine).items()}
     return state
 
 
@@ -47,7 +47,7 @@ def load_state(engine: Any, state: dict[str, Any]) -> None:
     _check_names(engine, parameters, state)
     for names in _batches(parameters):
         _set_weights({name: parameters[name] for name in names}, state["weights"])
-    for name, buffer in engine.module.named_buffers():
+    for name, buffer in _buffers(engine).items():
         buffer.copy_(state["buffers"][name])
     if hasattr(engine.optimizer, "refresh_fp32_params"):
         engine.optimizer.refresh_fp32_params()  # the masters follow the weights
@@ -56,6 +56,12 @@ def load_state(engine: Any, state: dict[str, Any]) -> None:
         if parameter.requires_grad:
             for key in _moments(engine, parameter):
                 _set_moment(engine, parameter, key, state[key][name])
+
+
+def _buffers(engine: Any) -> dict[str, Tensor]:
+    """Buffers that are learnt or counted; constants, which are not persistent, are left out."""
+    whole = engine.module.state_dict(keep_vars=True)
+    return {name: b for name, b in engine.module.named_buffers() if name in whole}
 
 
 def _batches(parameters: dict[str, nn.Parameter]) -> list[list[str]]:
@@ -90,8 +96,10 @@ def _set_weights(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]
 def _check_names(engine: Any, parameters: dict[str, nn.Parameter], state: dict[str, Any]) -> None:
     """Sees that the state belongs to this network."""
     here = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
-    here |= {name: tuple(b.shape) for name, b in engine.module.named_buffers()}
-    there = {n: tuple(v.shape) for n, v in [*state["weights"].items(), *state["buffers"].items()]}
+    buffers = _buffers(engine)
+    here |= {name: tuple(b.shape) for name, b in buffers.items()}
+    kept = {name: value for name, value in state["buffers"].items() if name in buffers}
+    there = {name: tuple(value.shape) for name, value in [*state["weights"].items(), *kept.items()]}
     for name in [*here, *there]:
         if here.get(name) != there.get(name):
             raise ValueError(f"{name}: {there.get(name)} in the checkpoint, {here.get(name)} here")

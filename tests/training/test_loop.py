@@ -186,6 +186,18 @@ def test_the_checkpoint_of_another_network_is_refused(whole, tmp_path):
         toy_train(tmp_path / "toy", task)
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_table_that_never_changes_is_no_part_of_a_checkpoint(whole, tmp_path, persistent):
+    shutil.copytree(whole[1], tmp_path / "toy")
+    task = ToyTask(first_weights=99)
+    task.module.register_buffer("table", torch.ones(3), persistent=persistent)
+    if persistent:
+        with pytest.raises(ValueError, match="of another network: table"):
+            toy_train(tmp_path / "toy", task)
+    else:
+        assert same(toy_train(tmp_path / "toy", task), whole[0])
+
+
 def test_half_a_line_of_a_killed_run_is_dropped(whole, tmp_path):
     with pytest.raises(OSError):
         toy_train(tmp_path / "toy", ToyTask(at={80: "crash"}))
