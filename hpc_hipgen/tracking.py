@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.config import ConfigError, Experiment, WandB
+from hpc_hipgen.evaluation.model_card import public_settings
 from hpc_hipgen.run import Run
 
 
@@ -87,7 +88,7 @@ def tracked(run: Run, stage: str, active: bool = True) -> Iterator[Tracker]:
         resume="allow",
         group=run.folder.name,
         job_type=stage,
-        config=run.config.model_dump(mode="json"),
+        config=public_settings(run.config),
     )
     try:
         yield Tracker(wandb, started, settings)

@@ -73,7 +73,7 @@ def drawn_rows(run: Run) -> list[str]:
 
 
 def _measured(run: Run, row: str) -> dict[str, dict[str, float]]:
-    """Measured angles by sample; what the ruler refused, or has not seen yet, is left out."""
+    """Measured angles by sample; what the ruler refused is left out, and rows it has not seen."""
     from hpc_hipgen.evaluation.results import read_table
 
     if not run.path("evaluation", row).is_dir():

@@ -16,7 +16,7 @@ from hpc_hipgen.tables import printable, shortlist
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hpc_hipgen.config import Experiment, LabRuler
+    from hpc_hipgen.config import Experiment, LabRuler, Ruler
     from hpc_hipgen.radiograph.dataset import Film, FilmFile
     from hpc_hipgen.run import Run
 
@@ -51,11 +51,13 @@ and by `evaluation`:
 A landmark table in CSV has a row for each hip, two a film, and these columns:
   image           file of the film, as seen from the folder
   side            image_left or image_right: sides of the image, not of the patient
-  head_x, head_y, head_radius   circle of the femoral head, in pixels of the file; pixel centres are
-                  at whole numbers, (0, 0) at the top left
+  head_x, head_y, head_radius   circle of the femoral head, in pixels of the picture as it is shown
+                  (EXIF orientations are obeyed); pixel centres are at whole numbers, (0, 0) at
+                  the top left, y downwards, the dog's head up
   rim_x, rim_y    craniolateral rim of the acetabulum
   norberg_angle   optional: compared with the landmarks, never used
-  dog             optional: films of one dog stay in one split (default: each film its own dog)
+  dog             optional, for all films or none: films of one dog stay in one split (without
+                  the column each film is its own dog)
   split           optional: train, validation or test, for all films or none
   prompt_class    optional: 1 to 4 (default 4)
 In COCO, an annotation a film has the six keypoints image_left_head, image_left_head_edge (any point
@@ -63,8 +65,9 @@ of the circle), image_left_rim, and those of image_right; an image may have dog,
 prompt_class.
 
 Norberg angles are computed from the landmarks. A stated angle that differs by more than half a
-degree, a landmark outside its image, a missing or truncated file, ...: all problems are listed at
-once, each with its file and row, nothing is written, and the exit status is 2.
+degree, a landmark outside its image, a missing or truncated file, pixels that a picture's header
+calls oblong, one picture under the names of two dogs, ...: all problems are listed at once, each
+with its file and row, nothing is written, and the exit status is 2.
 A DICOM film whose pixels are not square is stretched first, with its landmarks; one whose
 PatientOrientation has the patient's right at the image's right is mirrored, and named.
 DICOM attributes and overlay planes are dropped. What was masked in films, and what was found but
@@ -102,21 +105,54 @@ def prepare(run: Run) -> None:
     )
     with atomic_folder(run.path("data")) as folder:
         rows, budget, masking = write_dataset(folder, films, settings)
+        _check_held_out(run.config.ruler, folder)
+        if measured:
+            with atomic_folder(row_data(run, FILMS_ROW)) as other:
+                _, measured_budget, measured_masking = write_dataset(other, measured, settings)
+                _check_held_out(run.config.ruler, other)
     films_of = Counter(film.split for film in films)
     views_of = Counter(row["split"] for row in rows)
     for split in (split for split in SPLITS if films_of[split]):
-        print(f"prepare: {split}: {films_of[split]} films, {views_of[split]} views")
+        dogs = len({film.dog for film in films if film.split == split})
+        of = f" of {dogs} dogs" if data.source == "films" else ""
+        print(f"prepare: {split}: {films_of[split]} films{of}, {views_of[split]} views")
     for line in [*budget.lines(), *masking]:
         print(f"prepare: {line}", flush=True)
     if measured:
-        with atomic_folder(row_data(run, FILMS_ROW)) as folder:
-            _, budget, masking = write_dataset(folder, measured, settings)
         print(f"prepare: real films to measure, none of them trained on: {len(measured)}")
-        for line in [*budget.lines(), *masking]:
+        for line in [*measured_budget.lines(), *measured_masking]:
             print(f"prepare: real films, {line}", flush=True)
     if not data.deidentify and (measured or data.source == "films"):
         print(NOT_MASKED, flush=True)
     run.mark_done("prepare", films=dict(films_of), views=dict(views_of), real_films=len(measured))
+
+
+def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
+    """Sees that a ruler from elsewhere has not learnt from films that it is to measure.
+
+    Raises:
+        FilmErrors: one line a film of the test split of the data folder that it knows.
+    """
+    if ruler is None or ruler.pretrained is None:
+        return
+    from hpc_hipgen.radiograph.duplicates import learnt_from, seen_before
+    from hpc_hipgen.radiograph.films import FilmErrors
+    from hpc_hipgen.radiograph.layouts import read_manifest
+
+    known = learnt_from(ruler.pretrained)
+    if known is None:
+        print(f"prepare: {ruler.pretrained} has learnt from films and does not say from which: see")
+        print("prepare: to it yourself that it measures none of them", flush=True)
+        return
+    test = read_manifest(folder, "test")
+    if seen := seen_before(zip(test.film, test.images, strict=True), known):
+        raise FilmErrors(
+            [
+                f"{film}: the ruler in {ruler.pretrained} has learnt from this film, which it is "
+                "to measure; give one that has not, or train one (ruler.pretrained=null)"
+                for film in seen
+            ]
+        )
 
 
 def _prepare_scenes(run: Run, dogs: int) -> None:
@@ -189,9 +225,24 @@ def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
             measured += [replace(film, split="test") for film in found]
     except FilmErrors as error:
         problems += error.lines
+    if not problems and data.source == "films":
+        problems += _shared(data.films, films, evaluation.films, measured)
     if problems:
         raise FilmErrors(problems)
     return films, measured
+
+
+def _shared(
+    folder: Path, films: Sequence[FilmFile], other: Path, measured: Sequence[FilmFile]
+) -> list[str]:
+    """Films that are to be measured, and are those of the data set under another name."""
+    of_set = {film.pixels: film.name for film in films}
+    return [
+        f"{other / film.name}: is the same picture as {folder / of_set[film.pixels]}, from which "
+        "the models learn; measure other films"
+        for film in measured
+        if film.pixels in of_set
+    ]
 
 
 def _say_unlisted(folder: Path | None, films: Sequence[Film]) -> None:

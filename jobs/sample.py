@@ -37,6 +37,7 @@ from hpc_hipgen.run import Run, row_model, row_settings, write_atomic
 if TYPE_CHECKING:
     import numpy as np
 
+    from hpc_hipgen.config import Experiment
     from hpc_hipgen.radiograph.layouts import Films
 
 UNTOUCHED_ROWS = ("ruler", FILMS_ROW)
@@ -67,13 +68,20 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
                 pipelines[model] = load_model(run, model)
             images, cost = _drawn_at_cost(run, pipelines[model], specs)
             write_atomic(path.with_suffix(".json"), json.dumps(cost))
-        write_atomic(path, shard_bytes(specs, images, synthetic=row not in UNTOUCHED_ROWS))
+        write_atomic(path, shard_bytes(specs, images, synthetic=is_synthetic(run.config, row)))
         print(
             f"sample {number}/{len(todo)}  {row} shard {shard}: {len(specs)} images",
             file=sys.stderr,
             flush=True,
         )
     return len(todo)
+
+
+def is_synthetic(config: Experiment, row: str) -> bool:
+    """Whether images of a row are marked so; an autoencoder makes no other dog of a patient."""
+    if row in MEASURED_ROWS and config.data.source == "films":
+        return False
+    return row not in UNTOUCHED_ROWS
 
 
 def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:

@@ -85,6 +85,7 @@ def test_it_is_configured_or_not_there(tmp_path, tiny_settings, said):
 
 
 def test_a_stage_is_one_run_that_goes_on(tmp_path, tiny_settings, said):
+    tiny_settings["evaluation"]["films"] = str(tmp_path / "rex-miller")
     run = make_run(tmp_path, tiny_settings)
     for images in (8, 16):
         with tracked(run, "llcm") as tracker:
@@ -95,6 +96,7 @@ def test_a_stage_is_one_run_that_goes_on(tmp_path, tiny_settings, said):
     assert first["name"] == "mine-llcm" and first["group"] == "mine"
     assert first["id"] == second["id"] and first["resume"] == "allow"
     assert first["config"]["llcm"]["skip"] == 20
+    assert "rex-miller" not in str(first["config"]), "names of folders are nobody else's business"
     assert (logged["step"], logged["values"]) == (8, {"loss": 0.5}) and finish["exit_code"] == 0
     other = make_run(tmp_path / "elsewhere", tiny_settings)
     with tracked(other, "llcm"):

@@ -15,6 +15,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -40,7 +41,12 @@ _OWN_LOCK_SECONDS = 300.0
 """How long a lock of an earlier start of the same job is waited for: on NFS the lock of a node that
 died is held until its lease runs out, and Slurm starts the job elsewhere before that."""
 
-_REQUEUE_SECONDS = 90.0  # within which Slurm ends the ranks of a job that is queued again
+_REQUEUE_SECONDS = 600.0
+"""Within which Slurm ends the ranks of a job that is queued again, or rank 0 gives up and ends: its
+`scontrol` may take a minute a time."""
+
+_OF_RANK = "failed-rank"  # begins the name of what a rank above 0 leaves
+
 _REQUEUE_PATIENCE = 60.0  # for a controller that does not take the requeue
 
 
@@ -72,14 +78,16 @@ class StageCall:
         ranks = rendezvous.export()
         run = Run(self.run)
         if ranks.rank:
-            self._call_beside(run)
+            self._call_beside(run, ranks.rank)
             _ignore_signals()
             return
         logs = stage_logs(run, self.stage.name)
         part = f"-{self.share[0]}" if self.stage.items else ""
         with _lock(logs / f"running{part}"):
             failed = logs / f"failed{part}.json"
-            failed.unlink(missing_ok=True)
+            stale = logs.glob(f"{_OF_RANK}*.json") if ranks.world_size > 1 else ()
+            for earlier in (failed, *stale):
+                earlier.unlink(missing_ok=True)
             clean_abandoned(logs, failed.name)
             try:
                 if self.share[0] == 0:  # of an array, its first task speaks for all
@@ -95,8 +103,8 @@ class StageCall:
                     print(f"{self.stage.name}: put back, to be tried again", flush=True)
                     self.retried += 1
                     error = _queue_again()
-                with contextlib.suppress(OSError):  # a full disk must not hide what happened
-                    write_atomic(failed, json.dumps(_failure(error, run), indent=1))
+                _note_failure(failed, error, run)
+                _leave_at_once()
                 raise error
             if self.stage.items is None and run.done(self.stage.name) is None:
                 run.mark_done(self.stage.name, **(info if isinstance(info, dict) else {}))
@@ -116,13 +124,19 @@ class StageCall:
 
         return submitit.helpers.DelayedSubmission(self)
 
-    def _call_beside(self, run: Run) -> None:
+    def _call_beside(self, run: Run, rank: int) -> None:
         """What ranks above 0 do: their part of the stage, and nothing about it."""
         try:
             self._call(run)
         except (Interrupted, OtherRankError):
             if _on_slurm():
                 time.sleep(_REQUEUE_SECONDS)  # ending now would take rank 0 down before it requeues
+            _leave_at_once()
+            raise
+        except Exception as error:
+            logs = stage_logs(run, self.stage.name)
+            _note_failure(logs / f"{_OF_RANK}{rank}.json", error, run)
+            _leave_at_once()
             raise
 
     def _call(self, run: Run) -> Any:
@@ -276,6 +290,18 @@ def _lock(path: Path) -> Iterator[None]:
         file.write(json.dumps(who))
         file.flush()
         yield
+
+
+def _note_failure(path: Path, error: Exception, run: Run) -> None:
+    """What ended a job, for `failures`; a full disk must not hide it."""
+    with contextlib.suppress(OSError):
+        write_atomic(path, json.dumps(_failure(error, run), indent=1))
+
+
+def _leave_at_once() -> None:
+    """As of `training.engine`, which a stage that uses no process group has not imported."""
+    if engine := sys.modules.get("hpc_hipgen.training.engine"):
+        engine.leave_at_once()
 
 
 def _failure(error: Exception, run: Run) -> dict[str, Any]:

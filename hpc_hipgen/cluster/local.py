@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ from hpc_hipgen.run import Run
 from hpc_hipgen.training.interruption import handled, terminable
 
 _POLL_SECONDS = 0.2
-_SAVE_SECONDS = 30.0  # for a training step and the checkpoint after it
+_SAVE_SECONDS = 600.0  # for a training step and the checkpoint after it, on a slow disk
+_OTHERS_SECONDS = 10.0  # for the other ranks to end by themselves after one has failed
 
 
 class StageFailed(RuntimeError):
@@ -80,6 +83,8 @@ def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
         follow(job, log)
     except KeyboardInterrupt:
         trains = stage.name.startswith("train-") or stage.name == CROSS_VALIDATION
+        if trains:
+            print("stopping: the model is saved first (Ctrl-C again: at once)", flush=True)
         _stop(job, saves=trains, shell=bool(site.setup))
         raise
     problem = _outcome(job)
@@ -92,8 +97,13 @@ def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
 def follow(job: Any, log: Path) -> None:
     """Copies the log to the terminal while the job runs, without submitit's own lines."""
     position, rest = 0, b""
+    failed = math.inf
     while True:
         ended = job.done()
+        if not ended and any(_failures(job)):
+            failed = min(failed, time.monotonic())
+            if time.monotonic() > failed + _OTHERS_SECONDS:  # they wait for the one that failed
+                _stop(job, saves=False, shell=False)
         if log.exists():
             with log.open("rb") as file:
                 file.seek(position)
@@ -113,14 +123,25 @@ def follow(job: Any, log: Path) -> None:
 
 
 def _outcome(job: Any) -> str | None:
-    """None when the job ended well, else one line."""
-    for task in [job.task(k) for k in range(job.num_tasks)]:
-        if not task.paths.result_pickle.exists():
-            return "it was ended from outside (killed, or out of memory)"
-        outcome, result = submitit.core.utils.pickle_load(task.paths.result_pickle)
-        if outcome != "success":
-            return last_line(result)
+    """None when the job ended well, else one line: of a rank that failed, if one says why."""
+    if reason := next(_failures(job), None):
+        return last_line(reason)
+    if not all(task.paths.result_pickle.exists() for task in _tasks(job)):
+        return "it was ended from outside (killed, or out of memory)"
     return None
+
+
+def _tasks(job: Any) -> list[Any]:
+    return [job.task(k) for k in range(job.num_tasks)]
+
+
+def _failures(job: Any) -> Iterator[str]:
+    """Tracebacks of the ranks that failed, as far as they have ended."""
+    for task in _tasks(job):
+        if task.paths.result_pickle.exists():
+            outcome, result = submitit.core.utils.pickle_load(task.paths.result_pickle)
+            if outcome != "success":
+                yield result
 
 
 def last_line(text: str) -> str:

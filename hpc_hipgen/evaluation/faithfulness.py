@@ -204,21 +204,29 @@ def permutation_null(
     if pearson(x, y) is None:
         return None
     names = np.arange(len(x)) if dogs is None else np.asarray(dogs)[valid]
+    images = _dealt(names, permutations, np.random.default_rng(seed))
+    dx, dy = x - x.mean(), y[images]
+    dy = dy - dy.mean(1, keepdims=True)
+    spread = np.linalg.norm(dy, axis=1)
+    r = dy @ dx / np.linalg.norm(dx) / np.where(spread > 0, spread, 1)
+    return float(np.quantile(np.abs(r), 0.95))
+
+
+def _dealt(names: np.ndarray, permutations: int, rng: np.random.Generator) -> np.ndarray:
+    """Permutations (permutations, n) of the images of dogs `names` (n,): each dog gets another's.
+
+    A dog that has more images than the one whose it gets has them over again.
+    """
     _, first, dog = np.unique(names, return_index=True, return_inverse=True)
     dog = np.argsort(np.argsort(first))[dog]  # numbered in the order in which they appear
     images = [np.flatnonzero(dog == d) for d in range(len(first))]
     most = max(map(len, images))
     over_again = np.stack([np.resize(numbers, most) for numbers in images])
-    place = np.empty(len(x), int)  # of an image among its dog's
+    place = np.empty(len(names), int)  # of an image among its dog's
     for numbers in images:
         place[numbers] = np.arange(len(numbers))
-    rng = np.random.default_rng(seed)
     dealt = rng.permuted(np.tile(np.arange(len(images)), (permutations, 1)), axis=1)
-    dx, dy = x - x.mean(), y[over_again[dealt[:, dog], place]]
-    dy = dy - dy.mean(1, keepdims=True)
-    spread = np.linalg.norm(dy, axis=1)
-    r = dy @ dx / np.linalg.norm(dx) / np.where(spread > 0, spread, 1)
-    return float(np.quantile(np.abs(r), 0.95))
+    return over_again[dealt[:, dog], place]
 
 
 def ruler_ceiling(population_sd: float, ruler_mae: float) -> float:

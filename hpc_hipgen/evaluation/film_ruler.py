@@ -235,6 +235,8 @@ class FilmRuler:
         middle = np.median(rows, 0)
         features = view_features(rows, doubt)
         uncertainty = self.calibration.half_width(features)
+        # neither network alone decides, however sure of itself it is
+        seen, presence = (np.clip(p, 1e-6, 1 - 1e-6) for p in (seen, presence))
         sure = expit((logit(seen) + logit(presence)) / 2)
         reason, unsure, warning = "", False, ""
         if sure.min() < self.min_presence:

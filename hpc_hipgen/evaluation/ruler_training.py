@@ -20,6 +20,7 @@ from hpc_hipgen.evaluation.ruler import (
     save_ruler,
     standardise,
 )
+from hpc_hipgen.radiograph.duplicates import fingerprint
 from hpc_hipgen.radiograph.layouts import Films, read_manifest
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -139,9 +140,17 @@ class RulerTask:
             "resolution": resolution,
             "head_distance": self.config.data.head_distance,
             "source": self.config.data.source,
+            "training_films": self.training_films(),
         }
         save_ruler(network, folder, {**settings, "validation": error})
         return {f"validation_{k}": v for k, v in error.items()}
+
+    def training_films(self) -> list[str] | None:
+        """Fingerprints of the nominal views of real films, by which a run knows them again."""
+        if self.config.data.source != "films":
+            return None
+        first = {film: i for i, film in reversed(list(enumerate(self.films.film)))}
+        return sorted(fingerprint(self.films.images[i]) for i in first.values())
 
 
 def ruler_error(ruler: Ruler, films: Films) -> dict[str, float]:

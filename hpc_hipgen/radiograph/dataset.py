@@ -20,6 +20,7 @@ from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
 from hpc_hipgen.radiograph.deidentify import Masking, Searched, mask_film, thumbnail
+from hpc_hipgen.radiograph.duplicates import fingerprint
 from hpc_hipgen.radiograph.films import (
     FilmErrors,
     SpacedFilm,
@@ -27,7 +28,13 @@ from hpc_hipgen.radiograph.films import (
     read_spaced_film,
 )
 from hpc_hipgen.radiograph.geometry import SIDES, Angles, Landmarks
-from hpc_hipgen.radiograph.landmark_table import SPLITS, Entry, Table, read_landmark_table
+from hpc_hipgen.radiograph.landmark_table import (
+    DEFAULT_CLASS,
+    SPLITS,
+    Entry,
+    Table,
+    read_landmark_table,
+)
 from hpc_hipgen.radiograph.layouts import write_layouts
 from hpc_hipgen.radiograph.phantom_anatomy import ANGLE_LIMITS
 from hpc_hipgen.radiograph.views import make_view, resolution_budget
@@ -99,6 +106,7 @@ class FilmFile:
         landmarks: in pixels of the file.
         masked: text burned into it is masked on reading (deidentify.py).
         keep_markers: but not the L or R of a side.
+        pixels: `fingerprint` of the file's picture.
     """
 
     name: str
@@ -109,6 +117,7 @@ class FilmFile:
     prompt_class: int
     masked: bool = True
     keep_markers: bool = True
+    pixels: str = ""
 
     def load(self) -> Loaded:
         """Read it, mask what was burned in, and bring it into `SpacedFilm.standard`."""
@@ -219,15 +228,16 @@ def film_files(
     """Validate a folder of films with its landmark table (default: landmarks.csv in it).
 
     Every film is read to its last byte. Splits come from the table, or from `split_dogs`. `masked`
-    and `keep_markers` are those of `FilmFile`; `captioned`: their angles must be such as a caption
-    can name.
+    and `keep_markers` are those of `FilmFile`; `captioned`: films of a data set, with captions that
+    can name their angles, and splits.
 
     Raises:
         FilmErrors: all that is wrong, one line a problem with its file and row.
     """
-    read = read_landmark_table(table or folder / "landmarks.csv", folder)
+    read = read_landmark_table(table or folder / "landmarks.csv", folder, splits=captioned)
     entries = read.entries
-    problems = read.problems + _film_problems(folder, read, captioned)
+    problems, pixels = _film_problems(folder, read, captioned)
+    problems = read.problems + problems + _twins(entries, pixels)
     if problems:
         raise FilmErrors(problems)
     dealt = split_dogs([entry.dog for entry in entries], proportions, seed)
@@ -241,6 +251,7 @@ def film_files(
             prompt_class=entry.prompt_class,
             masked=masked,
             keep_markers=keep_markers,
+            pixels=pixels[entry.film],
         )
         for entry in sorted(entries, key=lambda entry: entry.film)
     ]
@@ -256,19 +267,36 @@ def unlisted_films(folder: Path, films: Sequence[FilmFile]) -> list[str]:
     )
 
 
-def _film_problems(folder: Path, table: Table, captioned: bool) -> list[str]:
-    """What is wrong with the files of a table, and with its landmarks in these images."""
+def _film_problems(folder: Path, table: Table, captioned: bool) -> tuple[list[str], dict[str, str]]:
+    """What is wrong with the files of a table, and with its landmarks in these images.
+
+    Also the fingerprint of every film.
+    """
     entries = {entry.film: entry for entry in table.entries}
-    problems = []
+    problems, pixels = [], {}
     for film, where in progress(table.films.items(), len(table.films), "checking films"):
         try:
             read = read_spaced_film(folder / film)
         except ValueError as error:
             problems.append(f"{where}: {error}")
             continue
+        pixels[film] = fingerprint(read.image)
         if film in entries:
             problems += _image_problems(entries[film], read)
             problems += _caption_problems(entries[film], read) if captioned else []
+    return problems, pixels
+
+
+def _twins(entries: Sequence[Entry], pixels: Mapping[str, str]) -> list[str]:
+    """One picture under two names, of two dogs: it could train a model and measure it."""
+    problems, first = [], {}
+    for entry in (entry for entry in entries if entry.film in pixels):
+        twin = first.setdefault(pixels[entry.film], entry)
+        if twin.dog != entry.dog:
+            problems.append(
+                f"{entry.where}: {entry.film} is the same picture as {twin.film}, but not of the "
+                "same dog; remove one, or name its dog in the column dog"
+            )
     return problems
 
 
@@ -289,7 +317,12 @@ def _image_problems(entry: Entry, film: SpacedFilm) -> list[str]:
 
 
 def _caption_problems(entry: Entry, film: SpacedFilm) -> list[str]:
-    """Angles that no caption can name."""
+    """A class that the film has not once it is mirrored, and angles that no caption can name."""
+    if film.mirrored and entry.prompt_class not in MIRROR_CLASSES:
+        return [
+            f"{entry.where}: {entry.film} is mirrored, as its PatientOrientation asks for, and "
+            f"prompt_class {entry.prompt_class} names a side of the image; give it {DEFAULT_CLASS}"
+        ]
     try:
         caption(film.standard_landmarks(entry.landmarks).norberg_angles(), entry.prompt_class)
     except ValueError as error:

@@ -28,6 +28,9 @@ _WHITE_IS_ZERO = (262, 0)  # TIFF tag PhotometricInterpretation, and its value
 
 _SQUARE = 1e-3  # a pixel whose sides differ by less is taken for square
 
+_OBLONG = 1.02
+"""Ratio of the resolutions across and down from which on a picture's pixels are not square."""
+
 _DICOM_MAGIC = b"DICM"  # at offset 128, PS3.10 section 7.1
 
 
@@ -153,6 +156,7 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             if picture.format not in ("PNG", "JPEG", "MPO", "TIFF"):
                 raise ValueError(f"{path}: {picture.format} files are not read; use PNG or JPEG")
             picture.load()
+            _check_square(path, picture)
             inverted = _white_is_zero(picture)
             picture = ImageOps.exif_transpose(picture)
     except Image.UnidentifiedImageError:
@@ -168,6 +172,17 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         picture = Image.alpha_composite(black, picture)
     colour = None if picture.mode in ("1", "L") else _colour(np.asarray(picture.convert("RGB")))
     return np.array(picture.convert("L")), colour
+
+
+def _check_square(path: Path, picture: Image.Image) -> None:
+    """Raises ValueError where a picture's header says that its pixels are not square."""
+    for key in ("dpi", "jfif_density", "aspect"):
+        across, down = map(float, picture.info.get(key, (1, 1)))
+        if across > 0 and down > 0 and not 1 / _OBLONG <= across / down <= _OBLONG:
+            raise ValueError(
+                f"{path}: its pixels are not square by its header ({key} {across:g} x {down:g}), "
+                "which changes angles; resample it, or correct the header"
+            )
 
 
 def _colour(pixels: np.ndarray) -> np.ndarray | None:

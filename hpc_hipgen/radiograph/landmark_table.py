@@ -7,7 +7,7 @@
     head_x, head_y, head_radius   best-fit circle of the femoral head, pixels of the film
     rim_x, rim_y                  craniolateral acetabular rim point
     norberg_angle  optional, degrees: compared with the landmarks (in square pixels), never used
-    dog            optional: films of one dog stay in one split (default: every film its own dog)
+    dog            optional: films of one dog stay in one split (without it: every film its own dog)
     split          optional: train, validation or test
     prompt_class   optional: 1 to 4 (default 4), see captions.py
 
@@ -15,7 +15,9 @@
 `image_left_head_edge` (any point on the circle, it gives the radius), `image_left_rim` and the
 same of `image_right`. An image may carry `dog`, `split` and `prompt_class` beside its `file_name`.
 
-Coordinates: pixel centres at integers, (0, 0) at the top left, y downwards.
+Coordinates: pixel centres at integers, (0, 0) at the top left, y downwards, of the picture as it is
+shown (an EXIF orientation is obeyed), the dog's head up. Capital letters in names of columns are no
+matter.
 """
 
 import csv
@@ -31,6 +33,7 @@ from typing import Any
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.films import FILM_SUFFIXES, pixel_aspect
 from hpc_hipgen.radiograph.geometry import SIDES, Hip, Landmarks
+from hpc_hipgen.tables import shortlist
 
 SPLITS = ("train", "validation", "test")
 
@@ -43,6 +46,7 @@ DEFAULT_CLASS = 4
 _NUMBERS = ("head_x", "head_y", "head_radius", "rim_x", "rim_y")
 _REQUIRED = ("image", "side", *_NUMBERS)
 _FILM_COLUMNS = ("dog", "split", "prompt_class")
+_KNOWN = (*_REQUIRED, "norberg_angle", *_FILM_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Entry:
         prompt_class: a key of `PROMPT_CLASSES`.
         where: file and row, for messages.
         sides_where: file and row of each side, for messages.
+        dog_named: whether the table says whose film it is.
     """
 
     film: str
@@ -66,6 +71,7 @@ class Entry:
     prompt_class: int
     where: str
     sides_where: tuple[str, str]
+    dog_named: bool = False
 
 
 @dataclass
@@ -83,10 +89,14 @@ class Table:
     films: dict[str, str] = field(default_factory=dict)
 
 
-def read_landmark_table(path: Path, folder: Path | None = None) -> Table:
+def read_landmark_table(path: Path, folder: Path | None = None, splits: bool = True) -> Table:
     """Read a CSV or COCO (suffix .json) table and check all that needs no image.
 
-    `folder`: of the films, by default the table's; where angles are stated, their headers are read.
+    Args:
+        path: of the table.
+        folder: of the films, by default the table's; where angles are stated, their headers are
+            read.
+        splits: whether the column `split` is of any account.
     """
     if not path.is_file():
         return Table(problems=[f"{path}: no such landmark table"])
@@ -100,16 +110,21 @@ def read_landmark_table(path: Path, folder: Path | None = None) -> Table:
         table = _read_csv(path, text, path.parent if folder is None else folder)
     if not table.films and not table.problems:
         table.problems.append(f"{path}: no film in it")
-    table.problems += _split_problems(table.entries)
+    table.problems += _dog_problems(table.entries)
+    table.problems += _split_problems(table.entries) if splits else []
     return table
 
 
 def _read_csv(path: Path, text: str, folder: Path) -> Table:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
+    names = [name.strip().lower() for name in reader.fieldnames or ()]
+    reader.fieldnames = names
+    missing = [name for name in _REQUIRED if name not in names]
     if missing:
         hint = "; separate the columns by commas" if ";" in text.split("\n", 1)[0] else ""
         return Table(problems=[f"{path} row 1: no column {', '.join(missing)}{hint}"])
+    if twice := [name for name in _KNOWN if names.count(name) > 1]:
+        return Table(problems=[f"{path} row 1: column {', '.join(twice)} is there twice"])
     problems: list[str] = []
     films: dict[str, dict[str, tuple[str, Hip, dict[str, str]]]] = defaultdict(dict)
     for row in _rows(reader, path, problems):
@@ -225,6 +240,7 @@ def _entry(
         prompt_class=int(prompt_class or DEFAULT_CLASS),
         where=where,
         sides_where=sides,
+        dog_named=bool(dog),
     )
 
 
@@ -246,7 +262,19 @@ def landmark_faults(film: str, landmarks: Landmarks) -> list[str]:
     for side, hip in zip(SIDES, (left, right), strict=True):
         if (hip.head_x, hip.head_y) == (hip.rim_x, hip.rim_y):
             faults.append(f"{film}: rim point and head centre of {side} are the same point")
+    if not faults and all(_below_heads(hip, landmarks) for hip in (left, right)):
+        faults.append(
+            f"{film}: both rim points lie below the line between the heads; y runs downwards, and "
+            "films are upright, the dog's head up"
+        )
     return faults
+
+
+def _below_heads(hip: Hip, landmarks: Landmarks) -> bool:
+    """Whether a rim point is caudal of the line through both heads, where no rim can be."""
+    left, right = landmarks.image_left, landmarks.image_right
+    slope = (right.head_y - left.head_y) / (right.head_x - left.head_x)
+    return hip.rim_y > left.head_y + slope * (hip.rim_x - left.head_x)
 
 
 def _angle_faults(
@@ -265,6 +293,17 @@ def _angle_faults(
                 f" but the landmarks give {computed:.1f} degrees"
             )
     return faults
+
+
+def _dog_problems(entries: list[Entry]) -> list[str]:
+    """A dog for some films only: the others might be of one of these."""
+    if not any(entry.dog_named for entry in entries):
+        return []
+    return [
+        f"{entry.where}: {entry.film} has no dog, other films have; give every film one"
+        for entry in entries
+        if not entry.dog_named
+    ]
 
 
 def _split_problems(entries: list[Entry]) -> list[str]:
@@ -290,7 +329,8 @@ def _split_problems(entries: list[Entry]) -> list[str]:
 def _read_coco(path: Path, text: str) -> Table:
     try:
         tree = json.loads(text)
-        images = {image["id"]: dict(image) for image in tree["images"]}
+        listed = [{key.strip().lower(): v for key, v in image.items()} for image in tree["images"]]
+        images = {image["id"]: image for image in listed}
         names = {c["id"]: list(c.get("keypoints", ())) for c in tree["categories"]}
         annotations = list(map(dict, tree["annotations"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -299,6 +339,10 @@ def _read_coco(path: Path, text: str) -> Table:
             problems=[f"{path}: not COCO keypoints (images, categories, annotations): {reason}"]
         )
     table = Table()
+    if len(images) < len(listed):
+        ids = [image["id"] for image in listed]
+        twice = shortlist([str(found) for found in images if ids.count(found) > 1])
+        table.problems.append(f"{path}: several images have the id {twice}")
     for number, annotation in enumerate(annotations, 1):
         where = f"{path} annotation {number}"
         image = images.get(annotation.get("image_id"), {})

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import platform
+import sys
 import time
 from datetime import timedelta
 from typing import Any
@@ -47,6 +48,8 @@ def init_distributed() -> None:
     __compatible_ops__["deepspeed_shm_comm"] = False
     on_gpu = torch.cuda.is_available()
     if on_gpu:
+        if torch.cuda.device_count() == 1:  # some sites show each rank its own GPU alone
+            os.environ["LOCAL_RANK"] = "0"
         torch.cuda.set_device(device())
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
@@ -75,6 +78,19 @@ def _leave_group() -> None:
         comm.destroy_process_group()
     gc.collect()
     time.sleep(0.1)
+
+
+def leave_at_once() -> None:
+    """Has a rank that failed end without a word to the others, once it has said why.
+
+    Leaving NCCL's group waits for ranks that wait for this one; only when it has ended does Slurm
+    end them, too.
+    """
+    if torch.cuda.is_available() and world_size() > 1:
+        atexit.unregister(_leave_group)
+        atexit.register(os._exit, 1)
+        for stream in (sys.stdout, sys.stderr):  # the last that is registered runs first
+            atexit.register(stream.flush)
 
 
 def rank() -> int:

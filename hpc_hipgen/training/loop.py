@@ -81,6 +81,7 @@ def train(
             if due or asked or (images >= total and images > saved):
                 checkpoint.save(engine, task, rate, checkpoints, images, training.keep_images)
                 saved = images
+                asked = stop.agreed(device())  # a wish that came meanwhile needs no second one
             if asked == GO_ON_LATER or (asked and images < total):
                 raise Interrupted(
                     f"{title}: stopped at {images} images; start again to go on", asked

@@ -54,7 +54,8 @@ class Record:
         """Takes the values of one optimizer step that ended at `images`."""
         for name, value in values.items():
             self.values[name].append(value)
-        if images - self.logged >= self.training.log_images or images >= self.training.images:
+        every = self.training.log_images  # at its multiples, wherever a start began
+        if images // every > self.logged // every or images >= self.training.images:
             self._write(images)
 
     def _write(self, images: int) -> None:

@@ -46,7 +46,7 @@ def test_a_training_job_has_a_process_per_gpu():
         "--requeue",
         "--time=1440",
         "--mem=491520M",
-        "--signal=USR2@180",
+        "--signal=USR2@400",
     ):
         assert f"#SBATCH {option}" in lines
     assert not any("gpus-per-task" in line or "wckey" in line for line in lines)

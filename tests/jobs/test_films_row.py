@@ -23,6 +23,7 @@ from hpc_hipgen.run import Run
 from jobs import evaluate, launch, prepare, report, sample
 
 TRAINING = {"images": 4, "batch": 1, "lr": 1e-3}
+ROWS = ("ruler", "films", "round_trip", "round_trip_discrete", "llcm_4")
 DATA = {"train": 3, "validation": 1, "test": 3, "resolution": 32, "views": 1}
 
 
@@ -99,6 +100,19 @@ def test_samples_are_the_views_with_what_their_landmarks_say(run, films):
         pngs = [tar.extractfile(m).read() for m in tar if m.name.endswith(".png")]
     assert all("synthetic" not in Image.open(io.BytesIO(png)).info for png in pngs)
     assert len(read_samples(sample_shard(run, ("ruler", 0)))) == DATA["test"]
+
+
+def test_films_that_went_through_an_autoencoder_are_still_those_of_patients(films):
+    phantoms = experiment(films)
+    real = experiment(films, data={"source": "films", "films": "x", "resolution": 32})
+    of = {row: [sample.is_synthetic(c, row) for c in (phantoms, real)] for row in ROWS}
+    assert of == {
+        "ruler": [False, False],
+        "films": [False, False],
+        "round_trip": [True, False],
+        "round_trip_discrete": [True, False],
+        "llcm_4": [True, True],
+    }
 
 
 class StubRuler:

@@ -1,15 +1,17 @@
 """The stage prepare: what it writes, that it does so once, and what it refuses."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
 
 import numpy as np
-import pytest
 import yaml
 from PIL import Image
 
+from hpc_hipgen.config import load_experiment
+from hpc_hipgen.evaluation.ruler_training import RulerTask
 from hpc_hipgen.radiograph.layouts import read_manifest
 from jobs.prepare import main
 
@@ -59,6 +61,53 @@ def test_eight_films_are_enough(tmp_path, capsys):
     assert "1 films without landmarks are left out: extra\\xe9.png" in said
     counts = [len(read_manifest(run / "data", s, True)) for s in ("train", "validation", "test")]
     assert counts == [5, 1, 2]
+    assert "train: 5 films of 5 dogs, 10 views" in said
+
+
+def with_ruler(folder, films, **ruler):
+    """A run that measures `films` with a ruler from elsewhere."""
+    export = folder / "ruler"
+    export.mkdir()
+    (export / "ruler.json").write_text(json.dumps({"source": "films", "resolution": 32, **ruler}))
+    run = run_folder(folder / "measures", train=2, validation=1, test=1, resolution=32, views=1)
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree["ruler"] = {"pretrained": str(export), "training": TRAINING}
+    tree["evaluation"] = {"films": str(films)}
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    return run
+
+
+def test_a_ruler_never_measures_films_that_it_learnt_from(tmp_path, capsys):
+    films = film_folder(tmp_path / "films")
+    own = run_folder(tmp_path / "own", source="films", films=str(films), resolution=32, views=2)
+    assert main(["--run", str(own)]) == 0
+    learnt = RulerTask(load_experiment(own / "config.yaml"), own / "data").training_films()
+    assert len(learnt) == 5, "one a film, whatever its views"
+
+    run = with_ruler(tmp_path, films, training_films=learnt)
+    capsys.readouterr()
+    assert main(["--run", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("has learnt from this film, which it is to measure") == 5
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
+
+
+def test_a_ruler_that_does_not_say_from_which_films_it_learnt_is_named(tmp_path, capsys):
+    run = with_ruler(tmp_path, film_folder(tmp_path / "films"))
+    assert main(["--run", str(run)]) == 0
+    assert "has learnt from films and does not say from which" in capsys.readouterr().out
+
+
+def test_films_to_measure_are_none_of_the_data_set(tmp_path, capsys):
+    films, other = film_folder(tmp_path / "films"), film_folder(tmp_path / "other")
+    Image.fromarray(np.full((90, 120), 99, np.uint8)).save(other / "0.png")
+    run = run_folder(tmp_path / "run", source="films", films=str(films), resolution=32)
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree["evaluation"] = {"films": str(other)}
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["--run", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("is the same picture as") == 7 and "0.png" not in said
 
 
 def test_bad_films_end_in_status_2_and_leave_nothing(tmp_path, capsys):
@@ -77,8 +126,7 @@ def test_an_interrupted_stage_leaves_nothing(tmp_path, monkeypatch):
 
     run = run_folder(tmp_path / "run", train=1, validation=1, test=1, resolution=32, views=1)
     monkeypatch.setattr("hpc_hipgen.radiograph.dataset.write_layouts", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        main(["--run", str(run)])
+    assert main(["--run", str(run)]) == 130
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
 
 

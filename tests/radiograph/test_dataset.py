@@ -44,8 +44,9 @@ def film_folder(folder, count=2, **columns):
 
 
 def as_dicom(folder, rows, name, **attributes):
-    """The first film once more as DICOM; returns the rows of both."""
-    image = np.asarray(Image.open(folder / "0.png"))
+    """The first film once more as DICOM, but for a corner; returns the rows of both."""
+    image = np.array(Image.open(folder / "0.png"))
+    image[0, 0] ^= 1  # else it would be the same film of another dog
     dicom(image, **attributes).save_as(folder / name, enforce_file_format=True)
     return [*rows, *({**row, "image": name} for row in rows if row["image"] == "0.png")]
 
@@ -120,6 +121,17 @@ def test_all_that_is_wrong_is_listed_at_once(tmp_path):
         "landmarks.csv row 6: 2.png: cannot be opened (No such file or directory)",
         "landmarks.csv row 8: 3.png: damaged or truncated (image file is truncated)",
     ]
+
+
+def test_one_picture_under_two_names_is_of_one_dog(tmp_path):
+    rows = film_folder(tmp_path, 3)
+    (tmp_path / "2.png").write_bytes((tmp_path / "0.png").read_bytes())
+    message = r"row 6: 2\.png is the same picture as 0\.png, but not of the same dog"
+    with pytest.raises(FilmErrors, match=message):
+        film_files(tmp_path, None, PROPORTIONS, 0)
+    write_table(tmp_path, [{**row, "dog": row["image"] == "1.png"} for row in rows])
+    films = film_files(tmp_path, None, PROPORTIONS, 0)
+    assert films[0].pixels == films[2].pixels != films[1].pixels
 
 
 def test_an_angle_that_no_caption_can_name_is_refused(tmp_path):
@@ -233,6 +245,15 @@ def test_a_film_that_lies_the_other_way_round_is_mirrored(tmp_path):
         np.asarray(Image.open(tmp_path / "data" / x["file"]), float) for x in (usual, other)
     )
     assert np.abs(one - two[:, ::-1]).max() <= 2
+
+
+def test_a_film_that_is_mirrored_has_no_class_that_names_a_side(tmp_path):
+    rows = as_dicom(tmp_path, film_folder(tmp_path, 1), "1.dcm", PatientOrientation=["R", "F"])
+    write_table(tmp_path, [{**row, "prompt_class": 1} for row in rows])
+    with pytest.raises(FilmErrors) as caught:
+        film_files(tmp_path, None, {"test": 1}, 0)
+    (line,) = caught.value.lines
+    assert "row 4: 1.dcm is mirrored" in line and line.endswith("give it 4")
 
 
 def test_pixels_that_are_not_square_are_stretched_before_anything_is_measured(tmp_path):

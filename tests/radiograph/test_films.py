@@ -157,6 +157,16 @@ def test_a_colour_dicom_becomes_luma(tmp_path):
     assert np.unique(film) == [round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)]
 
 
+@pytest.mark.parametrize(("suffix", "saved"), [("tif", {}), ("png", {}), ("jpg", {"quality": 90})])
+def test_pixels_that_a_header_calls_oblong_are_refused(tmp_path, suffix, saved):
+    path, film = tmp_path / f"a.{suffix}", Image.fromarray(np.zeros((20, 30), np.uint8))
+    film.save(path, dpi=(300, 150), **saved)
+    with pytest.raises(ValueError, match=r"a\.\w+: its pixels are not square by its header"):
+        read_film(path)
+    film.save(path, dpi=(300, 300), **saved)
+    assert read_film(path).shape == (20, 30)
+
+
 def test_damaged_dicom_is_refused(tmp_path):
     path = write_dicom(tmp_path / "film.dcm", RAMP)
     path.write_bytes(path.read_bytes()[:-1000])

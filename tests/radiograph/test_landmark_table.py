@@ -50,6 +50,38 @@ def test_optional_columns(tmp_path):
     assert (entry.dog, entry.split, entry.prompt_class) == ("rex", "test", 2)
 
 
+def test_names_of_columns_may_have_capitals_and_blanks(tmp_path):
+    header = HEADER.replace("image,side", " Image,Side ") + ",Dog ,SPLIT"
+    path = table(tmp_path, LEFT + ",rex,test", RIGHT + ",rex,test", header=header)
+    (entry,) = read_landmark_table(path).entries
+    assert (entry.film, entry.dog, entry.split) == ("a.png", "rex", "test")
+    (line,) = problems(tmp_path, LEFT + ",rex,max", header=HEADER + ",dog,Dog")
+    assert line == "landmarks.csv row 1: column dog is there twice"
+
+
+def test_a_dog_for_some_films_only_is_refused(tmp_path):
+    rows = [f"{row},rex" for row in (LEFT, RIGHT)]
+    rows += [f"{row.replace('a.png', 'b.png')}," for row in (LEFT, RIGHT)]
+    (line,) = problems(tmp_path, *rows, header=HEADER + ",dog")
+    assert line == "landmarks.csv row 4: b.png has no dog, other films have; give every film one"
+
+
+def test_splits_are_of_no_account_to_whoever_says_so(tmp_path):
+    rows = [f"{LEFT},test", f"{RIGHT},test"]
+    rows += [f"{row.replace('a.png', 'b.png')}," for row in (LEFT, RIGHT)]
+    path = table(tmp_path, *rows, header=HEADER + ",split")
+    assert "b.png has no split" in read_landmark_table(path).problems[0]
+    assert read_landmark_table(path, splits=False).problems == []
+
+
+def test_y_must_run_downwards(tmp_path):
+    rows = ["a.png,image_left,100,100,20,90,130,", "a.png,image_right,300,90,20,305,120,"]
+    (line,) = problems(tmp_path, *rows)
+    assert line.startswith("landmarks.csv row 2: a.png: both rim points lie below the line between")
+    # a head that is out of its socket may lie beside or above its rim
+    assert problems(tmp_path, rows[0], "a.png,image_right,300,90,20,290,80,") == []
+
+
 def test_a_right_angle_passes_and_a_wrong_one_does_not(tmp_path):
     angles = LANDMARKS.norberg_angles()
     near, far = angles.image_left + 0.49, angles.image_right - 0.51
@@ -178,6 +210,15 @@ def test_coco_keypoints_give_the_same_landmarks(tmp_path):
     assert read.problems == []
     assert entry.landmarks == LANDMARKS
     assert (entry.film, entry.dog, entry.split, entry.prompt_class) == ("a.png", "rex", "test", 1)
+
+
+def test_names_beside_a_coco_image_may_have_capitals_and_ids_may_not_come_twice(tmp_path):
+    path = coco(tmp_path, Dog="rex")
+    assert read_landmark_table(path).entries[0].dog == "rex"
+    tree = json.loads(path.read_text())
+    tree["images"].append({"id": 7, "file_name": "b.png"})
+    path.write_text(json.dumps(tree))
+    assert read_landmark_table(path).problems[0] == f"{path}: several images have the id 7"
 
 
 def test_coco_may_number_dogs_from_0(tmp_path):

@@ -1,6 +1,8 @@
 """DeepSpeed's settings, and what each rank holds."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -113,3 +115,22 @@ def test_precision_follows_the_hardware_unless_it_is_given(monkeypatch, hardware
 
 def test_the_hardware_can_be_asked():
     assert engine.bf16_in_hardware() in (True, False)
+
+
+FAILS = """
+import atexit, time, torch
+from hpc_hipgen.training import engine
+torch.cuda.is_available, engine.world_size = lambda: True, lambda: 2
+engine._leave_group = lambda: time.sleep(600)  # as NCCL waits for the others
+atexit.register(engine._leave_group)
+print("said")
+engine.leave_at_once()
+raise RuntimeError("why")
+"""
+
+
+def test_a_rank_that_failed_ends_without_waiting_for_the_others():
+    call = [sys.executable, "-c", FAILS]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "said\n")
+    assert "RuntimeError: why" in done.stderr

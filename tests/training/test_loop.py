@@ -198,6 +198,13 @@ def test_a_table_that_never_changes_is_no_part_of_a_checkpoint(whole, tmp_path, 
         assert same(toy_train(tmp_path / "toy", task), whole[0])
 
 
+def test_lines_stand_at_the_same_images_after_a_resume(tmp_path):
+    with pytest.raises(OSError):
+        toy_train(tmp_path / "toy", ToyTask(at={40: "crash"}), log_images=24)
+    toy_train(tmp_path / "toy", log_images=24)  # from the checkpoint at 32
+    assert [line["images"] for line in lines(tmp_path / "toy")] == [24, 48, 72, 96]
+
+
 def test_half_a_line_of_a_killed_run_is_dropped(whole, tmp_path):
     with pytest.raises(OSError):
         toy_train(tmp_path / "toy", ToyTask(at={80: "crash"}))
