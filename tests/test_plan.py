@@ -10,6 +10,8 @@ from hpc_hipgen.config import load_experiment
 from hpc_hipgen.performance.plan import make_plan, unet_shape
 from jobs.plan import main
 
+pytestmark = pytest.mark.slow
+
 PAPER = "configs/llcm_a100.yaml"
 # what is simulated takes as long as the network has layers
 SMALL = "stable_diffusion.unet={block_out_channels: [64], attention: [true], layers_per_block: 1}"
@@ -94,6 +96,7 @@ def test_a_student_of_another_teacher_has_its_shape(tmp_path, capsys):
 def make_unet():
     return UNet2DConditionModel(
         in_channels=6, out_channels=6, block_out_channels=(32, 32), cross_attention_dim=768,
+        layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=4,
     )  # fmt: skip

@@ -103,6 +103,7 @@ def test_the_page_in_a_browser_and_printed(page, tmp_path):
     except Unavailable as error:
         pytest.skip(f"no Chromium here: {error}")
     pages = pdf_pages(tmp_path / "page.pdf")
+    assert tables and pages
     assert not any(page.isspace() for page in pages), "an empty page"
     for number in range(tables):
         first, last = (

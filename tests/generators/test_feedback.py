@@ -148,6 +148,7 @@ def test_what_is_not_changed_costs_nothing_and_the_unet_alone_learns(tiny_run, t
     assert not any(p.requires_grad for network in frozen for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_drawings_come_to_show_what_is_asked_for(tiny_run, tiny_settings, tmp_path):
     task = make_task(tiny_run, tiny_settings, anchor=0.0, weight=1.0)
     task.module.reward = MeanReward()

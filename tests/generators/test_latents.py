@@ -74,6 +74,7 @@ for name, factor in (("good", 1), ("bad", torch.nan)):
 """
 
 
+@pytest.mark.slow
 def test_one_rank_computes_and_the_others_wait_for_it(tmp_path):
     ranks = [
         subprocess.Popen(

@@ -17,6 +17,7 @@ def tiny_file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_rows_are_measured_and_kept(tiny_file, tmp_path, capsys, monkeypatch):
     few = {"train": 6, "validation": 2, "test": 4, "views": 2}
     monkeypatch.setattr(workspace, "FILMS", few)
@@ -26,8 +27,7 @@ def test_rows_are_measured_and_kept(tiny_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loading, "MANY_SHARDS", (2, 5))
     common = ["--config", str(tiny_file), "--repeats", "1", "--out", str(tmp_path), "--name", "pc"]
     assert main([*common, "--only", "training", "loader", "scale", "many"]) == 0
-    assert main([*common, "--only", "sampling", "checkpoints"]) == 0
-    assert main([*common, "--against", "diffusers"]) == 0
+    assert main([*common, "--only", "sampling", "checkpoints", "--against", "diffusers"]) == 0
     content = json.loads((tmp_path / "pc.json").read_text())
     tables = {name: table["lines"] for name, table in content["tables"].items()}
     expected = {"training", "loader", "scale", "many", "sampling", "checkpoints"}

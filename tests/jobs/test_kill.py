@@ -32,7 +32,6 @@ def longer(tree):
     tree = copy.deepcopy(tree)
     for model in MODELS:
         tree[model]["training"] |= {"images": 24, "checkpoint_images": 4, "log_images": 4}
-    tree["stable_diffusion"]["training"]["zero_stage"] = 2
     return tree
 
 

@@ -49,6 +49,7 @@ def run(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_all_stages(run, tmp_path, capsys):
     run = Run(shutil.copytree(run.folder, tmp_path / "run"))
     graph = stages(run.config)

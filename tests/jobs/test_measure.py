@@ -277,9 +277,11 @@ def test_help_teaches(capsys):
 
 
 @pytest.mark.slow
-def test_the_ruler_that_comes_with_the_program_keeps_its_promises(tmp_path, monkeypatch, capsys):
-    """On phantoms; what it does with films is in the README."""
-    monkeypatch.chdir(tmp_path)
-    assert measure.main(["--check"]) == 0, capsys.readouterr().out
-    found = film_ruler_error(load_film_ruler(measure.SHIPPED_RULER), range(70_000, 70_100, 2))
+def test_the_ruler_that_comes_with_the_program_keeps_its_promises():
+    """On a quarter of the phantoms of `--check`; what it does with films is in the README."""
+    ruler = load_film_ruler(measure.SHIPPED_RULER)
+    refused = film_check.refused_non_films(ruler)
+    assert sum(refused.values()) >= film_check.LEAST_REFUSED * len(refused)
+    found = film_ruler_error(ruler, film_check.PHANTOMS[:50])
     assert found["mae"] <= 1 and found["refused"] == 0 and found["called"] > 50
+    assert found["within"] >= film_check.LEAST_WITHIN

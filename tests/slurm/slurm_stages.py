@@ -12,7 +12,7 @@ from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.run import Run, write_atomic
 from hpc_hipgen.training.interruption import Interrupted
 
-ITEMS = [("row", number) for number in range(64)]
+ITEMS = [("row", number) for number in range(32)]
 LONG = {"images": 4800, "checkpoint_images": 4800, "log_images": 8}
 """600 steps, of which only the last is saved unless something happens."""
 STEP_SECONDS = 0.5

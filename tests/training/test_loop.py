@@ -281,11 +281,42 @@ def ranks_train(ranks, runs):
     assert [process.returncode for process in processes] == [0] * ranks, "\n".join(said)
 
 
+KINDS = {str(stage): {"zero_stage": stage} for stage in (0, 1, 2, 3)}
+KINDS["muon"] = {"zero_stage": 0, "optimizer": "muon"}
+"""Settings under which runs go on with another number of ranks."""
+
+BAD = int(data_order(7, 4, 1, 20)[0])
+"""An item of the second rank, which has images 4 to 7 of the first batch."""
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """A folder with all that two ranks train, in one start of theirs, and what it goes on from."""
+    folder = tmp_path_factory.mktemp("ranks")
+    runs = [(folder / "accumulates", {"zero_stage": 3, "micro_batch": 2})]
+    # as of `_linear_of_torch`, which comes later
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
+        for kind, settings in KINDS.items():
+            toy_train(folder / f"one-{kind}", **settings)
+            with pytest.raises(Interrupted):
+                toy_train(folder / f"one-two-{kind}", ToyTask(at={48: "stop"}), **settings)
+    for kind, settings in KINDS.items():
+        other = settings | {"first_weights": 99}
+        runs += [
+            (folder / f"two-{kind}", settings),
+            (folder / f"two-two-{kind}", settings | {"stop": 48}),
+            (folder / f"two-two-{kind}", other),
+            (folder / f"two-one-{kind}", settings | {"stop": 48}),
+            (folder / f"one-two-{kind}", other),
+        ]
+    ranks_train(2, [*runs, (folder / "bad", {"bad": [BAD]})])
+    return folder
+
+
 @pytest.mark.slow
-def test_two_ranks_see_the_losses_of_one(whole, tmp_path):
-    settings = [{"zero_stage": 1}, {"zero_stage": 3, "micro_batch": 2}]
-    ranks_train(2, [(tmp_path / str(i), s) for i, s in enumerate(settings)])
-    for folder in (tmp_path / "0", tmp_path / "1"):
+def test_two_ranks_see_the_losses_of_one(whole, ranks):
+    for folder in (ranks / "two-1", ranks / "accumulates"):
         assert losses(folder) == pytest.approx(losses(whole[1]), rel=1e-5, abs=1e-5)
         path = folder / "checkpoints" / "0000000096" / "averages.pt"
         averages = torch.load(path, weights_only=True)
@@ -295,11 +326,9 @@ def test_two_ranks_see_the_losses_of_one(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_bad_image_of_another_rank_is_named_too(tmp_path):
-    bad = [int(data_order(7, 4, 1, 20)[0])]  # the second rank has images 4 to 7 of the first batch
-    ranks_train(2, [(tmp_path / "toy", {"bad": bad})])
-    said = (tmp_path / "toy" / "error.txt").read_text()
-    assert f"at 0 images seen, on item-{bad[0]};" in said
+def test_a_bad_image_of_another_rank_is_named_too(ranks):
+    said = (ranks / "bad" / "error.txt").read_text()
+    assert f"at 0 images seen, on item-{BAD};" in said
 
 
 def stored(folder):
@@ -324,39 +353,18 @@ def apart(one, other):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_goes_on_with_another_number_of_ranks(ranks, kind):
     """Stopped at 48 images on one rank or two, gone on with on one or two, however it is set."""
-    kinds = {str(stage): {"zero_stage": stage} for stage in (0, 1, 2, 3)}
-    kinds["muon"] = {"zero_stage": 0, "optimizer": "muon"}
-    other = {"first_weights": 99}
-
-    def folder(name, kind):
-        return tmp_path / f"{name}-{kind}"
-
-    for kind, settings in kinds.items():
-        toy_train(folder("one", kind), **settings)
-        with pytest.raises(Interrupted):
-            toy_train(folder("one-two", kind), ToyTask(at={48: "stop"}), **settings)
-    runs = []
-    for kind, settings in kinds.items():
-        runs += [
-            (folder("two", kind), settings),
-            (folder("two-two", kind), settings | {"stop": 48}),
-            (folder("two-two", kind), settings | other),
-            (folder("two-one", kind), settings | {"stop": 48}),
-            (folder("one-two", kind), settings | other),
-        ]
-    ranks_train(2, runs)
-    for kind, settings in kinds.items():
-        task = toy_train(folder("two-one", kind), ToyTask(first_weights=99), **settings)
-        assert task.seen[0] == 56
-        assert apart(folder("two-two", kind), folder("two", kind)) == 0.0, kind
-        # gradients are added up in another order; Muon makes the least of their parts the largest
-        close = 1e-4 if kind == "muon" else 1e-5
-        for name in ("two", "one-two", "two-one"):
-            assert apart(folder(name, kind), folder("one", kind)) < close, (name, kind)
-            expected = pytest.approx(losses(folder("one", kind)), rel=close, abs=close)
-            assert losses(folder(name, kind)) == expected, (name, kind)
+    task = toy_train(ranks / f"two-one-{kind}", ToyTask(first_weights=99), **KINDS[kind])
+    assert task.seen[0] == 56
+    assert apart(ranks / f"two-two-{kind}", ranks / f"two-{kind}") == 0.0
+    # gradients are added up in another order; Muon makes the least of their parts the largest
+    close = 1e-4 if kind == "muon" else 1e-5
+    for name in ("two", "one-two", "two-one"):
+        assert apart(ranks / f"{name}-{kind}", ranks / f"one-{kind}") < close, name
+        expected = pytest.approx(losses(ranks / f"one-{kind}"), rel=close, abs=close)
+        assert losses(ranks / f"{name}-{kind}") == expected, name
 
 
 @pytest.mark.parametrize("later", [0, 2, 3])
