@@ -105,7 +105,8 @@ def prepare(run: Run) -> None:
     )
     with atomic_folder(run.path("data")) as folder:
         rows, budget, masking = write_dataset(folder, films, settings)
-        _check_held_out(run.config.ruler, folder)
+        if data.source == "films":
+            _check_held_out(run.config.ruler, folder)
         if measured:
             with atomic_folder(row_data(run, FILMS_ROW)) as other:
                 _, measured_budget, measured_masking = write_dataset(other, measured, settings)
@@ -143,6 +144,8 @@ def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
     if known is None:
         print(f"prepare: {ruler.pretrained} has learnt from films and does not say from which: see")
         print("prepare: to it yourself that it measures none of them", flush=True)
+        return
+    if not known:
         return
     test = read_manifest(folder, "test")
     if seen := seen_before(zip(test.film, test.images, strict=True), known):

@@ -33,6 +33,7 @@ from hpc_hipgen.radiograph.landmark_table import (
     SPLITS,
     Entry,
     Table,
+    dog_problems,
     read_landmark_table,
 )
 from hpc_hipgen.radiograph.layouts import write_layouts
@@ -237,7 +238,7 @@ def film_files(
     read = read_landmark_table(table or folder / "landmarks.csv", folder, splits=captioned)
     entries = read.entries
     problems, pixels = _film_problems(folder, read, captioned)
-    problems = read.problems + problems + _twins(entries, pixels)
+    problems = read.problems + dog_problems(entries) + problems + _twins(entries, pixels)
     if problems:
         raise FilmErrors(problems)
     dealt = split_dogs([entry.dog for entry in entries], proportions, seed)

@@ -110,7 +110,6 @@ def read_landmark_table(path: Path, folder: Path | None = None, splits: bool = T
         table = _read_csv(path, text, path.parent if folder is None else folder)
     if not table.films and not table.problems:
         table.problems.append(f"{path}: no film in it")
-    table.problems += _dog_problems(table.entries)
     table.problems += _split_problems(table.entries) if splits else []
     return table
 
@@ -295,8 +294,8 @@ def _angle_faults(
     return faults
 
 
-def _dog_problems(entries: list[Entry]) -> list[str]:
-    """A dog for some films only: the others might be of one of these."""
+def dog_problems(entries: list[Entry]) -> list[str]:
+    """A dog for some films only: where dogs are dealt, the others might be of one of these."""
     if not any(entry.dog_named for entry in entries):
         return []
     return [

@@ -123,6 +123,12 @@ def test_all_that_is_wrong_is_listed_at_once(tmp_path):
     ]
 
 
+def test_a_dog_for_some_films_only_is_refused(tmp_path):
+    film_folder(tmp_path, 2, dog=["rex", ""])
+    with pytest.raises(FilmErrors, match=r"row 4: 1\.png has no dog, other films have; give every"):
+        film_files(tmp_path, None, PROPORTIONS, 0)
+
+
 def test_one_picture_under_two_names_is_of_one_dog(tmp_path):
     rows = film_folder(tmp_path, 3)
     (tmp_path / "2.png").write_bytes((tmp_path / "0.png").read_bytes())

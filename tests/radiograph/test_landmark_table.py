@@ -59,13 +59,6 @@ def test_names_of_columns_may_have_capitals_and_blanks(tmp_path):
     assert line == "landmarks.csv row 1: column dog is there twice"
 
 
-def test_a_dog_for_some_films_only_is_refused(tmp_path):
-    rows = [f"{row},rex" for row in (LEFT, RIGHT)]
-    rows += [f"{row.replace('a.png', 'b.png')}," for row in (LEFT, RIGHT)]
-    (line,) = problems(tmp_path, *rows, header=HEADER + ",dog")
-    assert line == "landmarks.csv row 4: b.png has no dog, other films have; give every film one"
-
-
 def test_splits_are_of_no_account_to_whoever_says_so(tmp_path):
     rows = [f"{LEFT},test", f"{RIGHT},test"]
     rows += [f"{row.replace('a.png', 'b.png')}," for row in (LEFT, RIGHT)]
