@@ -85,8 +85,9 @@ class StageCall:
         part = f"-{self.share[0]}" if self.stage.items else ""
         with _lock(logs / f"running{part}"):
             failed = logs / f"failed{part}.json"
-            stale = logs.glob(f"{_OF_RANK}*.json") if ranks.world_size > 1 else ()
-            for earlier in (failed, *stale):
+            # a start before this one may have had more ranks
+            of_ranks = () if self.stage.items else logs.glob(f"{_OF_RANK}*.json")
+            for earlier in (failed, *of_ranks):
                 earlier.unlink(missing_ok=True)
             clean_abandoned(logs, failed.name)
             try:
@@ -128,14 +129,12 @@ class StageCall:
         """What ranks above 0 do: their part of the stage, and nothing about it."""
         try:
             self._call(run)
-        except (Interrupted, OtherRankError):
-            if _on_slurm():
-                time.sleep(_REQUEUE_SECONDS)  # ending now would take rank 0 down before it requeues
-            _leave_at_once()
-            raise
         except Exception as error:
-            logs = stage_logs(run, self.stage.name)
-            _note_failure(logs / f"{_OF_RANK}{rank}.json", error, run)
+            if not isinstance(error, Interrupted | OtherRankError):
+                logs = stage_logs(run, self.stage.name)
+                _note_failure(logs / f"{_OF_RANK}{rank}.json", error, run)
+            elif _on_slurm():
+                time.sleep(_REQUEUE_SECONDS)  # ending now would take rank 0 down before it requeues
             _leave_at_once()
             raise
 

@@ -37,6 +37,22 @@ def test_only_rank_0_marks(run, fake_stages, monkeypatch):
     assert run.done("first") is None
 
 
+def test_why_another_rank_failed_is_kept_until_the_next_start_on_however_many_ranks(
+    run, fake_stages, monkeypatch
+):
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError):
+        StageCall(fake_stages.BROKEN[1], str(run.folder))()
+    (failure,) = failures(run, "broken")
+    assert failure["error"] == "the loss is not finite"
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    with pytest.raises(RuntimeError):
+        StageCall(fake_stages.BROKEN[1], str(run.folder))()
+    assert len(failures(run, "broken")) == 1, "its own alone"
+
+
 @pytest.mark.parametrize("tasks", [1, 2, 5])
 def test_shares_taken_at_the_start_do_every_item_once(run, fake_stages, tasks):
     run.mark_done("first")
