@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.config import ConfigError, Experiment, WandB
-from hpc_hipgen.evaluation.model_card import public_settings
+from hpc_hipgen.config.public import public_settings
 from hpc_hipgen.run import Run
 
 

@@ -184,7 +184,7 @@ def _annotated(table: Path, files: Sequence[Path]) -> dict[str, Landmarks]:
     from hpc_hipgen.radiograph.films import pixel_aspect
     from hpc_hipgen.radiograph.landmark_table import read_landmark_table
 
-    read = read_landmark_table(table, splits=False)
+    read = read_landmark_table(table)
     if read.problems:
         raise ValueError("\n".join(read.problems))
     marks = {(table.parent / entry.film).resolve(): entry.landmarks for entry in read.entries}

@@ -98,8 +98,8 @@ def prepare(run: Run) -> None:
 
     data = run.config.data
     films, measured = read_films(run.config)
-    _say_unlisted(data.films, films)
-    _say_unlisted(run.config.evaluation.films, measured)
+    _say_of_files(data.films, films)
+    _say_of_files(run.config.evaluation.films, measured)
     settings = ViewSettings(
         data.resolution, data.head_distance, data.views, run.config.seed, data.jitter, data.warp
     )
@@ -170,7 +170,7 @@ def _prepare_scenes(run: Run, dogs: int) -> None:
         write_scenes(folder, draw_scenes(run.config.seed, dogs))
     print(f"prepare: scenes of {dogs} dogs, a film and a close-up of one hip each", flush=True)
     if lab:
-        _say_unlisted(lab.films, films)
+        _say_of_files(lab.films, films)
         with atomic_folder(run.path("lab_films")) as folder:
             masking = write_lab_films(folder, films, folds, run.config.seed)
         alone = "; no two are said to be of one dog" if len(folds) == len(films) else ""
@@ -248,14 +248,21 @@ def _shared(
     ]
 
 
-def _say_unlisted(folder: Path | None, films: Sequence[Film]) -> None:
-    """Names the films of a folder that have no landmarks."""
+def _say_of_files(folder: Path | None, films: Sequence[Film]) -> None:
+    """Names the films of a folder that have no landmarks, and those that are shown turned."""
     from hpc_hipgen.radiograph.dataset import unlisted_films
+    from hpc_hipgen.radiograph.films import turned_by_exif
 
-    unlisted = unlisted_films(folder, films) if folder else []
-    if unlisted:
+    if not folder:
+        return
+    if unlisted := unlisted_films(folder, films):
         shown = shortlist(printable(name) for name in unlisted)
         print(f"prepare: {len(unlisted)} films without landmarks are left out: {shown}")
+    if turned := [printable(film.name) for film in films if turned_by_exif(folder / film.name)]:
+        print(
+            f"prepare: {len(turned)} films are turned or mirrored by their EXIF orientation, and "
+            f"their landmarks must be those of the picture as it is shown: {shortlist(turned)}"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

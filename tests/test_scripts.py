@@ -18,12 +18,22 @@ SCRIPTS = sorted((ROOT / "sbatch").glob("*.sh"))
 SUBMITTED = [s for s in SCRIPTS if "#SBATCH" in s.read_text()]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nobodys_runs(tmp_path_factory):
+    """A site of this machine without runs: those of the clone are their owner's."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "here.yaml").write_text(f"executor: local\nresults: {folder / 'results'}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIPGEN_SITE", str(folder / "here.yaml"))
+        yield
+
+
 def bash(*arguments, cwd=ROOT, **variables):
     """Runs bash with this python in place of a built environment."""
     return subprocess.run(
         ["bash", *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"HIPGEN_PYTHON": sys.executable, "HIPGEN_SITE": "local"} | variables,
+        env=os.environ | {"HIPGEN_PYTHON": sys.executable} | variables,
         capture_output=True,
         text=True,
         timeout=60,

@@ -117,7 +117,9 @@ def test_mappings_are_merged_and_the_rest_replaced():
 
 def test_the_command_shrinks_experiments_and_no_runs(tmp_path, capsys):
     experiment = str(ROOT / "configs" / "llcm_a100.yaml")
-    assert launch.main([experiment, "--smoke", "--dry-run", "--site", "local"]) == 0
+    site = tmp_path / "here.yaml"
+    site.write_text(f"executor: local\nresults: {tmp_path / 'results'}\n")
+    assert launch.main([experiment, "--smoke", "--dry-run", "--site", str(site)]) == 0
     said = capsys.readouterr().out
     assert "llcm_a100-smoke" in said and "train-autoencoder" in said
     Run.create(tmp_path / "run", load_experiment(experiment))

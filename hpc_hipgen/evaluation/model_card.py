@@ -14,11 +14,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from hpc_hipgen.config.public import A_FOLDER, public_settings
 from hpc_hipgen.run import Run, model_rows, row_model, row_settings, write_atomic
-from hpc_hipgen.weights import known
 
 FILE = "README.md"
-A_FOLDER = "a folder of the user"
 
 STOCK = """A stock diffusers pipeline:
 
@@ -212,20 +211,6 @@ def _call(run: Run, model: str) -> str:
     given = ", ".join(f"{ARGUMENTS.get(k, k)}={v:g}" for k, v in settings.items())
     call = f"`pipeline(prompt, {given}).images[0]`"
     return f"{call}, {LEAPFROG}" if solver == "leapfrog" else call
-
-
-def public_settings(value: Any) -> Any:
-    """Settings as plain values in which no folder of this machine has its name."""
-    if isinstance(value, BaseModel):
-        return {name: public_settings(getattr(value, name)) for name in type(value).model_fields}
-    if isinstance(value, dict):
-        return {key: public_settings(v) for key, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [public_settings(v) for v in value]
-    if isinstance(value, Path):
-        weights = known(value.name)
-        return weights.source if weights else A_FOLDER
-    return value
 
 
 def _folders(section: BaseModel) -> Iterator[str]:

@@ -35,6 +35,7 @@ from hpc_hipgen.radiograph.landmark_table import (
     Table,
     dog_problems,
     read_landmark_table,
+    split_problems,
 )
 from hpc_hipgen.radiograph.layouts import write_layouts
 from hpc_hipgen.radiograph.phantom_anatomy import ANGLE_LIMITS
@@ -235,10 +236,11 @@ def film_files(
     Raises:
         FilmErrors: all that is wrong, one line a problem with its file and row.
     """
-    read = read_landmark_table(table or folder / "landmarks.csv", folder, splits=captioned)
+    read = read_landmark_table(table or folder / "landmarks.csv", folder)
     entries = read.entries
     problems, pixels = _film_problems(folder, read, captioned)
-    problems = read.problems + dog_problems(entries) + problems + _twins(entries, pixels)
+    dealt_badly = [*(split_problems(entries) if captioned else []), *dog_problems(entries)]
+    problems = read.problems + dealt_badly + problems + _twins(entries, pixels)
     if problems:
         raise FilmErrors(problems)
     dealt = split_dogs([entry.dog for entry in entries], proportions, seed)

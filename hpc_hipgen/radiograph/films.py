@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from hpc_hipgen.radiograph.geometry import Landmarks
 
@@ -137,6 +137,18 @@ def pixel_aspect(path: Path) -> float:
         return _spacing(dcmread(path, stop_before_pixels=True))[1]
     except Exception:  # pydicom has no common base of what a damaged file raises
         return 1.0
+
+
+def turned_by_exif(path: Path) -> bool:
+    """Whether a picture is shown turned or mirrored, as its EXIF orientation asks for.
+
+    False for a file that cannot be read: whoever reads the film says what is wrong with it.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def _is_dicom(path: Path) -> bool:

@@ -89,14 +89,15 @@ class Table:
     films: dict[str, str] = field(default_factory=dict)
 
 
-def read_landmark_table(path: Path, folder: Path | None = None, splits: bool = True) -> Table:
+def read_landmark_table(path: Path, folder: Path | None = None) -> Table:
     """Read a CSV or COCO (suffix .json) table and check all that needs no image.
+
+    But for what only matters to whoever deals films: `dog_problems` and `split_problems`.
 
     Args:
         path: of the table.
         folder: of the films, by default the table's; where angles are stated, their headers are
             read.
-        splits: whether the column `split` is of any account.
     """
     if not path.is_file():
         return Table(problems=[f"{path}: no such landmark table"])
@@ -110,7 +111,6 @@ def read_landmark_table(path: Path, folder: Path | None = None, splits: bool = T
         table = _read_csv(path, text, path.parent if folder is None else folder)
     if not table.films and not table.problems:
         table.problems.append(f"{path}: no film in it")
-    table.problems += _split_problems(table.entries) if splits else []
     return table
 
 
@@ -305,7 +305,7 @@ def dog_problems(entries: list[Entry]) -> list[str]:
     ]
 
 
-def _split_problems(entries: list[Entry]) -> list[str]:
+def split_problems(entries: list[Entry]) -> list[str]:
     """A dog in two splits, or a split for some films only."""
     problems = []
     if any(entry.split for entry in entries):

@@ -60,7 +60,15 @@ def init_distributed() -> None:
         torch.distributed.init_process_group(
             backend, store=store, rank=0, world_size=1, timeout=timeout
         )
-    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise RuntimeError(
+            f"port {os.environ['MASTER_PORT']} of this node is in use by another program; start "
+            "the stage again: the port follows from the job's id, and another job has another one"
+        ) from error
     atexit.register(_leave_group)
 
 

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
 from hpc_hipgen.config import load_experiment
 from hpc_hipgen.evaluation.ruler_training import RulerTask
@@ -55,9 +55,13 @@ def test_phantoms_are_prepared_once(tmp_path, capsys):
 def test_eight_films_are_enough(tmp_path, capsys):
     films = film_folder(tmp_path / "films")
     (films / os.fsdecode(b"extra\xe9.png")).write_bytes(b"")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 2
+    Image.open(films / "3.png").save(films / "3.png", exif=exif)
     run = run_folder(tmp_path / "run", source="films", films=str(films), resolution=32, views=2)
     assert main(["--run", str(run)]) == 0
     said = capsys.readouterr().out
+    assert "picture as it is shown: 3.png\n" in said
     assert "1 films without landmarks are left out: extra\\xe9.png" in said
     counts = [len(read_manifest(run / "data", s, True)) for s in ("train", "validation", "test")]
     assert counts == [5, 1, 2]

@@ -9,7 +9,13 @@ from dicom_files import dicom
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from hpc_hipgen.radiograph.films import FilmErrors, read_film, read_spaced_film, window
+from hpc_hipgen.radiograph.films import (
+    FilmErrors,
+    read_film,
+    read_spaced_film,
+    turned_by_exif,
+    window,
+)
 
 RAMP = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)  # 0 .. 3071
 
@@ -53,6 +59,10 @@ def test_the_orientation_of_a_jpeg_is_obeyed(tmp_path):
     film = read_film(tmp_path / "film.jpg")
     assert film.shape == (32, 16)
     assert film[:15].max() < 20 and film[17:].min() > 235
+    picture.save(tmp_path / "plain.jpg")
+    (tmp_path / "text.jpg").write_text("no picture")
+    turned = [turned_by_exif(tmp_path / f"{name}.jpg") for name in ("film", "plain", "text", "no")]
+    assert turned == [True, False, False, False]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

@@ -23,6 +23,8 @@ from typing import IO
 import debian
 from debian import Unavailable, where
 
+from hpc_hipgen.cluster.rendezvous import PORTS
+
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scancel", "scontrol")
 HOSTS = Path("/etc/hosts")
@@ -54,7 +56,7 @@ GresTypes=gpu
 # the nodes say that they have what a real one has
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
-# job ids of a new cluster must not be those of the one before
+# not those of the cluster before, nor, as ports follow from them, of another worker's beside it
 FirstJobId={first_job}
 # ended jobs can be asked for until the cluster is gone
 MinJobAge=86400
@@ -202,7 +204,7 @@ class Cluster:
             host=host,
             port=ports[0],
             folder=self.folder,
-            first_job=int(time.time()) % 60_000_000 + 1,
+            first_job=int(time.time()) % 5000 * PORTS + worker() * 1000 + 1,
             nodes="\n".join(nodes),
         )
         self.configuration.write_text(text)
@@ -338,6 +340,11 @@ def _new_cluster(kind: type[Cluster]) -> Iterator[Cluster]:
                 cluster.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def worker() -> int:
+    """This process's number among those of pytest-xdist, 0 for a lone one."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 def free_ports(count: int) -> list[int]:

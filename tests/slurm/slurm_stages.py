@@ -13,9 +13,9 @@ from hpc_hipgen.run import Run, write_atomic
 from hpc_hipgen.training.interruption import Interrupted
 
 ITEMS = [("row", number) for number in range(32)]
-LONG = {"images": 4800, "checkpoint_images": 4800, "log_images": 8}
-"""600 steps, of which only the last is saved unless something happens."""
-STEP_SECONDS = 0.5
+LONG = {"images": 2400, "checkpoint_images": 2400, "log_images": 8}
+"""300 steps, of which only the last is saved unless something happens."""
+STEP_SECONDS = 1.0
 
 
 @dataclass
@@ -74,6 +74,15 @@ def losses_of_ranks(run: Run, name: str, stages: str) -> None:
 
     for stage in stages:
         toy_train(run.path(name, stage), images=400, log_images=8, zero_stage=int(stage))
+
+
+def train_each(run: Run, *pairs: str) -> None:
+    """Trains models, each given as model=folder of its run, one after another in one process."""
+    from jobs.train import train
+
+    for pair in pairs:
+        model, _, folder = pair.partition("=")
+        train(Run(Path(folder)), model)
 
 
 def all_items(run: Run) -> list[Item]:

@@ -1,6 +1,7 @@
 """DeepSpeed's settings, and what each rank holds."""
 
 import copy
+import socket
 import subprocess
 import sys
 
@@ -103,6 +104,23 @@ def test_joining_twice_is_joining_once():
     engine.init_distributed()
     engine.init_distributed()
     assert (engine.rank(), engine.world_size()) == (0, 1)
+
+
+def test_a_port_that_another_program_has_is_said_to_be(monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+
+        def join(**_):
+            torch.distributed.TCPStore("127.0.0.1", port, 2, is_master=True)
+
+        monkeypatch.setattr("deepspeed.init_distributed", join)
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(RuntimeError, match=f"port {port} of this node is in use"):
+            engine.init_distributed()
 
 
 @pytest.mark.parametrize("hardware", [True, False])
