@@ -101,6 +101,8 @@ def _check_films(run: Run, settings: Settings) -> None:
         raise ConfigError(f"films={settings.films[-1]}: the run has {films} training films")
     if run.config.ruler is None:
         raise ConfigError(f"{run.folder}: this experiment has no ruler")
+    if run.config.ruler.training is None:
+        raise ConfigError("ruler.training: missing in this run, and says how rulers are trained")
     batch, least = run.config.ruler.training.batch, settings.films[0] * len(views) // films
     if least < batch:
         raise ConfigError(f"films={settings.films[0]}: {least} views, less than a batch of {batch}")

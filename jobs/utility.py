@@ -130,7 +130,7 @@ def _train_and_measure(
         GENERATED: generated,
         ANGLES: rulers.angles_alone(others, settings.generated),
     }[cell.arm]
-    assert run.config.ruler
+    assert run.config.ruler and run.config.ruler.training
     training = run.config.ruler.training
     warmup = min(training.warmup_images, settings.images // 10)
     changed = {"images": settings.images, "warmup_images": warmup}

@@ -237,7 +237,7 @@ def test_the_default_experiment_has_all_models():
         ("stable_diffusion.unet.head_dim", 10, "32 is not a multiple of 3, the number of heads"),
         ("stable_diffusion.text.heads", 5, "text.hidden_size: 32 is not a multiple of 5"),
         ("stable_diffusion.text.max_length", 40, "stable_diffusion.text.max_length: "),
-        ("ruler", {}, "key 'ruler.training' is missing"),
+        ("ruler", {}, "ruler: give either pretrained (a folder) or training"),
         ("lora", {"training": STEPS, "rank": 0}, "lora.rank: "),
         ("lora", {"training": STEPS, "layers": "most"}, "lora.layers: "),
         ("dreambooth", {"training": STEPS, "films": 2}, "dreambooth.films: "),

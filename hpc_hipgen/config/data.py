@@ -125,7 +125,13 @@ class Ruler(Section):
 
     channels: Channels = (16, 32, 64, 96)
     pretrained: Path | None = None  # <run>/ruler/export of another run: nothing is trained
-    training: Training
+    training: Training | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Ruler:
+        if self.pretrained is None and self.training is None:
+            raise ValueError("give either pretrained (a folder) or training")
+        return self
 
 
 class FilmRuler(Section):

@@ -42,7 +42,7 @@ def job(tiny_run, tmp_path_factory):
     Ruler and autoencoder are those of `tiny_run`, given as pretrained; all else is made here.
     """
     tree = tiny_run.config.model_dump(mode="json", exclude_unset=True)
-    tree["ruler"]["pretrained"] = str(tiny_run.path("ruler", "export"))
+    tree["ruler"] = {"pretrained": str(tiny_run.path("ruler", "export"))}
     tree["autoencoder"] = {"pretrained": str(tiny_run.path("autoencoder", "export"))}
     folder = tmp_path_factory.mktemp("job")
     experiment = folder / "tiny.yaml"

@@ -8,7 +8,7 @@ import pytest
 
 from hpc_hipgen import utility
 from hpc_hipgen.cluster.calls import resolve
-from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.run import Run
 from jobs import report
@@ -54,6 +54,15 @@ def test_the_dry_run_lists_rulers_and_scripts_and_writes_nothing(run, capsys):
     assert "  alone-4-0\n  generated-4-0\n  angles-4-0\n" in said
     assert said.count("#SBATCH --array=0-") >= 1 and "utility-utility-table" in said
     assert not run.path("utility").exists()
+
+
+def test_a_ruler_from_elsewhere_does_not_say_how_rulers_are_trained(run, tmp_path, tiny_settings):
+    other = run.folder.rename(tmp_path / "other")
+    (other / "config.yaml").unlink()
+    tiny_settings["ruler"] = {"pretrained": str(tmp_path)}
+    run = Run.create(other, parse_experiment(tiny_settings, "x"))
+    with pytest.raises(ConfigError, match=r"ruler\.training: missing in this run"):
+        utility.plan(run, SETTINGS)
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def job(cluster, tiny_run, clone):
     """
     folder = clone.parent
     tree = tiny_run.config.model_dump(mode="json", exclude_unset=True)
-    tree["ruler"]["pretrained"] = str(tiny_run.path("ruler", "export"))
+    tree["ruler"] = {"pretrained": str(tiny_run.path("ruler", "export"))}
     tree["autoencoder"] = {"pretrained": str(tiny_run.path("autoencoder", "export"))}
     files = {
         "tiny.yaml": tree,
