@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hpc_hipgen.config import (
+    SCHEDULE,
     TRAINED,
     ConfigError,
     Experiment,
@@ -88,11 +89,11 @@ def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_pa
     check_inputs(config, "x.yaml", done=["train-stable_diffusion"])
 
 
-def published_folder(folder, **unet):
+def published_folder(folder, scheduler=SCHEDULE, **unet):
     """The settings of a Stable Diffusion's parts, as published: what is as usual is left out."""
     settings = {
         "model_index.json": {},
-        "scheduler/scheduler_config.json": {},
+        "scheduler/scheduler_config.json": scheduler,
         "unet/config.json": unet,
         "vae/config.json": {},
     }
@@ -138,6 +139,31 @@ def test_an_llcm_may_have_a_teacher_of_another_run(tiny_settings, tmp_path):
     assert config.trained() == ["ruler", "llcm"]
     with pytest.raises(ConfigError, match=r"llcm\.base: .* holds no diffusers pipeline"):
         check_inputs(config, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "unet", "words"),
+    [
+        ({}, {}, "schedule .*: beta_start 0.0001, not 0.00085; .* beta_schedule linear, not"),
+        ({"rescale_betas_zero_snr": True}, {}, "schedule .*: rescale_betas_zero_snr True, not"),
+        ({"prediction_type": "sample"}, {}, "predicts sample, not epsilon or v_prediction"),
+        ({}, {"time_cond_proj_dim": 256}, "is a consistency model"),
+    ],
+)
+def test_a_base_is_a_stable_diffusion_with_its_schedule(
+    tiny_settings, tmp_path, scheduler, unet, words
+):
+    for name in ("stable_diffusion", "autoencoder"):
+        del tiny_settings[name]
+    tiny_settings["llcm"]["base"] = str(tmp_path)
+    config = parse_experiment(tiny_settings, "x.yaml")
+    published_folder(tmp_path)
+    check_inputs(config, "x.yaml")
+    published_folder(tmp_path, SCHEDULE | scheduler if scheduler or unet else {}, **unet)
+    with pytest.raises(ConfigError, match=rf"^x\.yaml: llcm\.base: .* {words}") as error:
+        check_inputs(config, "x.yaml")
+    assert "\n" not in str(error.value)
+    check_inputs(config, "x.yaml", done=["train-llcm"])
 
 
 def test_a_student_of_another_solver_has_it(tiny_settings):

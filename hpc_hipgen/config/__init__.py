@@ -7,9 +7,11 @@ Nothing heavy is imported here: this package is what the login node runs.
 
 from hpc_hipgen.config.base import (
     ADAPTED,
+    DDIM,
     FIRST_STAGES,
     GENERATORS,
     LLCMS,
+    SCHEDULE,
     TAUGHT,
     TIMESTEPS,
     TRAINED,
@@ -55,10 +57,12 @@ from hpc_hipgen.config.unclip import CLIP, Prior, UnCLIP, UnCLIPSampling, Vision
 __all__ = [
     "ADAPTED",
     "CLIP",
+    "DDIM",
     "FIRST_STAGES",
     "GENERATORS",
     "LLCM",
     "LLCMS",
+    "SCHEDULE",
     "TAUGHT",
     "TIMESTEPS",
     "TRAINED",

@@ -11,6 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field
 TIMESTEPS = 1000
 """Of the noise schedule of Stable Diffusion."""
 
+SCHEDULE = {
+    "num_train_timesteps": TIMESTEPS,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+"""That schedule, as diffusers' schedulers take it."""
+
+DDIM = {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
+"""What Stable Diffusion sets of DDIM's scheduler, whose own defaults are those of pixels."""
+
 FIRST_STAGES = (
     "ruler", "reward_model", "film_ruler", "lab_ruler",
     "autoencoder", "probe", "discrete_vae", "clip", "prior",

@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from hpc_hipgen.config.base import ADAPTED, ConfigError
+from hpc_hipgen.config.base import ADAPTED, SCHEDULE, ConfigError
 from hpc_hipgen.config.data import Data
 from hpc_hipgen.config.experiment import Experiment
 from hpc_hipgen.config.generators import Diffusion
+
+_USUAL = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+}
+"""What diffusers' schedulers have where their settings do not say."""
+
+PREDICTIONS = get_args(Diffusion.model_fields["prediction"].annotation)
 
 
 def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> None:
@@ -41,7 +53,8 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
     for name in ADAPTED:
         section = getattr(config, name)
         if section and section.base and f"train-{name}" not in done:
-            problems += _no_pipeline(f"{name}.base", section.base)
+            key = f"{name}.base"
+            problems += _no_pipeline(key, section.base) or _no_base(key, section.base)
     for name in ("discrete_vae", "clip", "prior"):
         section = getattr(config, name)
         folder = section.pretrained if section else None
@@ -76,6 +89,29 @@ def _no_pipeline(key: str, folder: Path) -> list[str]:
     return [f"{key}: {folder} holds no diffusers pipeline (model_index.json)"]
 
 
+def _no_base(key: str, folder: Path) -> list[str]:
+    """What keeps a pipeline from being gone on from, told from the settings that it has written."""
+    problems = []
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():  # whoever loads the folder names what is missing
+        stated = {name: _setting(scheduler, name, usual) for name, usual in _USUAL.items()}
+        wanted = _USUAL | SCHEDULE
+        if other := [f"{k} {stated[k]}, not {v}" for k, v in wanted.items() if stated[k] != v]:
+            problems.append(
+                f"{key}: {folder} has another noise schedule than Stable Diffusion, on which all "
+                f"is trained here: {'; '.join(other)}"
+            )
+        predicts = _setting(scheduler, "prediction_type", "epsilon")
+        if predicts not in PREDICTIONS:
+            problems.append(f"{key}: {folder} predicts {predicts}, not {' or '.join(PREDICTIONS)}")
+    if _setting(folder / "unet" / "config.json", "time_cond_proj_dim", None):
+        problems.append(
+            f"{key}: {folder} is a consistency model, whose UNet is told the guidance; give what "
+            "it was distilled from"
+        )
+    return problems
+
+
 def _unlike(name: str, section: Diffusion, config: Experiment) -> list[str]:
     """What of a pretrained Stable Diffusion is not as the experiment has it, or not there."""
     folder, auto = section.pretrained, config.autoencoder
@@ -84,7 +120,7 @@ def _unlike(name: str, section: Diffusion, config: Experiment) -> list[str]:
         return [_absent(f"{name}.pretrained", folder)]
     if missing := _no_pipeline(f"{name}.pretrained", folder):
         return missing
-    problems = []
+    problems = _no_base(f"{name}.pretrained", folder)
     if _knows_angles(folder / "tokenizer"):
         problems.append(
             f"{name}.pretrained: {folder} has angles among its words already, an export of this "

@@ -70,7 +70,7 @@ class RulerLoss(nn.Module):
 
 def norberg_angles(points: Tensor) -> Tensor:
     """Both angles in degrees, (b, 2), of points (b, 4, 2) in the order of `ruler.POINTS`."""
-    heads, rims = points[:, [0, 2]], points[:, [1, 3]]
+    heads, rims = points[:, ::2], points[:, 1::2]
     across, arm = heads.flip(1) - heads, rims - heads
     cross = (across[..., 0] * arm[..., 1] - across[..., 1] * arm[..., 0]).abs()
     dot = (across * arm).sum(-1)

@@ -79,6 +79,9 @@ def draw_prior(
     `say_busy` is called after each batch.
     """
     sampling = config.sampling
+    settings = row_settings(config, "stable_diffusion")
+    if config.dreambooth.base:  # another teacher than the run's, whose feedback it has not had
+        settings["guidance"] = sampling.guidance
     pipeline = load_pipeline(base, sampling.precision)
     starts = range(0, len(prompts), sampling.batch)
     with atomic_folder(folder) as temporary:
@@ -90,7 +93,7 @@ def draw_prior(
                 part,
                 [config.seed * 1_000_003 + FIRST_SEED + i for i in numbers],
                 resolution=config.data.resolution,
-                **row_settings(config, "stable_diffusion"),
+                **settings,
             )
             for number, prompt, image in zip(numbers, part, images, strict=True):
                 path = temporary / f"{number:05d}.png"
@@ -150,6 +153,7 @@ class DreamBoothTask(DenoisingTask):
         super().__init__(section, config, instances, parts, cache, section.train_text)
         images, captions = read_prior(prior)
         self.prior_latents = encode(parts.autoencoder.to(device()).eval(), images)
+        parts.autoencoder.cpu()  # nothing else in training asks it
         self.prior_texts, self.prior_rows = self.embed(captions)
 
     def loss(self) -> DreamBoothLoss:

@@ -14,7 +14,7 @@ import torch
 from diffusers import LCMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from hpc_hipgen.config import LLCM, Distillation, Experiment
+from hpc_hipgen.config import LLCM, SCHEDULE, TIMESTEPS, Distillation, Experiment
 from hpc_hipgen.diffusion.consistency import (
     consistency_function,
     guidance_embedding,
@@ -36,7 +36,7 @@ from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.generators.other_captions import OtherCaptions
 from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
-from hpc_hipgen.generators.stable_diffusion import SCHEDULE, Parts, load_parts
+from hpc_hipgen.generators.stable_diffusion import Parts, load_parts
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -51,7 +51,7 @@ def lcm_scheduler(prediction: str, skip: int) -> LCMScheduler:
     return LCMScheduler(
         **SCHEDULE,
         steps_offset=1,  # not used by this scheduler, but a stock pipeline warns of any other
-        original_inference_steps=SCHEDULE["num_train_timesteps"] // skip,
+        original_inference_steps=TIMESTEPS // skip,
         set_alpha_to_one=False,
         prediction_type=prediction,
     )

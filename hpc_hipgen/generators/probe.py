@@ -197,7 +197,8 @@ class MeasurementLoss:
             (b,) float32, zero where nothing was asked for, and a scalar.
         """
         nothing = asked.isnan()
-        off = self.probe.angles(x0) - asked.nan_to_num()
+        with torch.autocast(x0.device.type, enabled=False):  # in bf16 it reads less exactly
+            off = self.probe.angles(x0.float()) - asked.nan_to_num()
         off = off.masked_fill(nothing, 0.0)
         losses = F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HALF_LINEAR)
         weights = weights.to(off)

@@ -21,6 +21,7 @@ from diffusers import (
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from hpc_hipgen.config import DDIM
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
@@ -157,7 +158,7 @@ def draw(
     arguments of the pipeline as it names them.
     """
     if solver in SCHEDULERS:
-        pipeline.scheduler = SCHEDULERS[solver].from_config(pipeline.scheduler.config)
+        pipeline.scheduler = _with_settings_of(pipeline.scheduler, SCHEDULERS[solver])
     # On the CPU, so that a seed means the same image on every device.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     images = pipeline(
@@ -171,3 +172,15 @@ def draw(
         **more,
     ).images
     return np.clip(np.rint(images.mean(-1) * 255), 0, 255).astype(np.uint8)
+
+
+def _with_settings_of(scheduler: Any, kind: type) -> Any:
+    """A scheduler of a kind of DDIM with what another states.
+
+    What that one leaves to its class is as Stable Diffusion has it: DDIM's own defaults clip
+    latents as if they were pixels.
+    """
+    config = scheduler.config
+    left = config.get("_use_default_values") or ()
+    stated = {name: config[name] for name in DDIM if name in config and name not in left}
+    return kind.from_config(config, **DDIM | stated)

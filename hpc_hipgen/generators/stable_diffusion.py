@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from hpc_hipgen.config import Denoising, Diffusion, Experiment
+from hpc_hipgen.config import DDIM, SCHEDULE, TIMESTEPS, Denoising, Diffusion, Experiment
 from hpc_hipgen.diffusion.consistency import spatial_mean
 from hpc_hipgen.diffusion.schedule import (
     add_noise,
@@ -37,14 +37,6 @@ from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_ang
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
-
-SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
-"""Noise schedule of Stable Diffusion, as diffusers' schedulers take it."""
 
 
 @dataclass
@@ -77,13 +69,7 @@ class Parts:
 
 def ddim_scheduler(prediction: str) -> DDIMScheduler:
     """Stable Diffusion's DDIM scheduler."""
-    return DDIMScheduler(
-        **SCHEDULE,
-        steps_offset=1,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        prediction_type=prediction,
-    )
+    return DDIMScheduler(**SCHEDULE, **DDIM, prediction_type=prediction)
 
 
 def load_parts(folder: Path) -> Parts:
@@ -237,7 +223,7 @@ def denoising_inputs(
     return {
         "latents": latents,
         "noise": noise,
-        "timesteps": random.integers("timestep", SCHEDULE["num_train_timesteps"]),
+        "timesteps": random.integers("timestep", TIMESTEPS),
         "text": torch.where(dropped.view(-1, *(1,) * (texts.ndim - 1)), null, texts),
         "weight": weight,
     }

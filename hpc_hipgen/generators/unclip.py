@@ -10,6 +10,7 @@ alone, so a score of this row is one of that way.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,12 @@ class Parts:
         pipeline.save_pretrained(folder, safe_serialization=True)
 
 
+@cache
 def noising_scheduler() -> DDPMScheduler:
-    """What noises the embeddings that the decoder sees: the prior's schedule."""
+    """What noises the embeddings that the decoder sees: the prior's schedule.
+
+    Made once: its thousand betas are a loop of python.
+    """
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2")
 
 

@@ -119,8 +119,9 @@ def optimizer_step(
         after = offset + size if offset + size < share else training.batch
         batch = source.at(first + offset, first + after)
         losses, scalars = engine(**place_batch(batch))
-        _check_finite(losses, task, source.items(first + offset), images, title)
         engine.backward(losses.mean())
+        # after the backward pass is under way, for the host waits for a GPU here
+        _check_finite(losses, task, source.items(first + offset), images, title)
         if not step(engine, training):
             raise NonFiniteLossError(_not_finite("gradient", images, title))
         for name, value in {"loss": losses.detach().mean(), **scalars}.items():

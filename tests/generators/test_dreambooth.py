@@ -10,6 +10,7 @@ from PIL import Image
 
 from hpc_hipgen.config import Training, parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples
+from hpc_hipgen.generators import dreambooth
 from hpc_hipgen.generators.dreambooth import DreamBoothTask, instance_films, prior_prompts
 from hpc_hipgen.generators.sampling import draw, load_pipeline
 from hpc_hipgen.radiograph.captions import parse_caption
@@ -87,6 +88,30 @@ def test_prior_images_are_the_bases_own_and_marked(make_task, tiny_run, tmp_path
     before = paths[0].stat().st_mtime_ns
     assert torch.equal(make_task().prior_latents, task.prior_latents)
     assert paths[0].stat().st_mtime_ns == before, "drawn once"
+
+
+def test_another_teacher_draws_prior_images_with_guidance_where_the_runs_own_needs_none(
+    tiny_settings, tmp_path, monkeypatch
+):
+    section = {"subjects": {4: "sks"}, "films": 3, "prior_images": 2, "training": STEPS}
+    tiny_settings |= {
+        "reward_model": tiny_settings["ruler"],
+        "feedback": {"steps": 10, "stops": 2, "training": STEPS},
+    }
+    drawn_with = []
+
+    def drawn(pipeline, prompts, seeds, **settings):
+        drawn_with.append(settings["guidance"])
+        return np.zeros((len(prompts), 32, 32), np.uint8)
+
+    monkeypatch.setattr(dreambooth, "load_pipeline", lambda *_: None)
+    monkeypatch.setattr(dreambooth, "draw", drawn)
+    for number, more in enumerate(({}, {"base": str(tmp_path)})):
+        tiny_settings["dreambooth"] = section | more
+        config = parse_experiment(tiny_settings, "test")
+        folder = tmp_path / str(number)
+        dreambooth.draw_prior(tmp_path, ["a", "b"], config, folder, lambda: None)
+    assert drawn_with == [1.0, config.sampling.guidance] and drawn_with[1] > 1
 
 
 @pytest.mark.parametrize("train_text", [False, True])

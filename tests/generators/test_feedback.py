@@ -7,14 +7,13 @@ from diffusers import DDIMScheduler
 from interrupted import train_interrupted
 from torch.nn import functional as F
 
-from hpc_hipgen.config import Feedback, Training, parse_experiment
+from hpc_hipgen.config import SCHEDULE, Feedback, Training, parse_experiment
 from hpc_hipgen.diffusion.schedule import to_x0
 from hpc_hipgen.evaluation.ruler import read_points, standardise
 from hpc_hipgen.evaluation.ruler_training import norberg_angles
 from hpc_hipgen.generators.autoencoder import encode, round_trip
 from hpc_hipgen.generators.feedback import SNR_LIMIT, FeedbackTask
 from hpc_hipgen.generators.sampling import SCHEDULERS, load_pipeline
-from hpc_hipgen.generators.stable_diffusion import SCHEDULE
 from hpc_hipgen.radiograph.captions import parse_caption
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.training.clock import ImageRandom

@@ -26,6 +26,18 @@ def test_the_loss_is_huber_of_the_error_weighted_by_the_noise_level():
     assert degrees.item() == pytest.approx((0.5 * 1 + 5.0 * 0.5) / 1.5)
 
 
+def test_autocast_makes_it_read_no_less_exactly():
+    torch.manual_seed(0)
+    probe = ProbeNetwork(channels=4, size=8, width=8)
+    probe.usual.copy_(torch.tensor([[20.0, 30.0], [18.0, 20.0], [44.0, 30.0], [46.0, 20.0]]))
+    given = torch.randn(2, 4, 8, 8), torch.full((2, 2), 100.0), torch.ones(2)
+    given = [tensor.to(device()) for tensor in given]
+    loss = MeasurementLoss(probe, 1.0)
+    expected, _ = loss(*given)
+    with torch.autocast(device().type, torch.bfloat16):
+        assert torch.equal(loss(*given)[0], expected)
+
+
 def test_only_the_latents_learn_from_it():
     torch.manual_seed(0)
     probe = ProbeNetwork(channels=4, size=8, width=8)

@@ -2,13 +2,15 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from interrupted import train_interrupted
 
-from hpc_hipgen.config import Training, parse_experiment
+from hpc_hipgen.config import SCHEDULE, Training, parse_experiment
 from hpc_hipgen.diffusion.schedule import min_snr_weight, scaled_linear_alphas_cumprod
 from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.generators import text
@@ -264,3 +266,18 @@ def test_fresh_noise_is_an_images_own(tiny_run):
     ).all()
     alone = draw(pipeline, ["a hip"], [2], eta=1.0, **settings)
     assert abs(alone[0].astype(int) - noisy[1]).max() <= 1  # whatever is drawn beside it
+
+
+@pytest.mark.parametrize("solver", ["ddim", "leapfrog"])
+def test_latents_are_never_clipped_whatever_scheduler_a_base_has(solver):
+    class Base:
+        scheduler = PNDMScheduler(**SCHEDULE, skip_prk_steps=True)
+
+        def __call__(self, prompts, **_):
+            return SimpleNamespace(images=np.zeros((len(prompts), 8, 8, 3)))
+
+    base = Base()
+    draw(base, ["a"], [1], steps=2, guidance=1.0, solver=solver, resolution=8)
+    config = base.scheduler.config
+    assert not config.get("clip_sample") and not config.set_alpha_to_one
+    assert config.steps_offset == 1 and config.beta_schedule == "scaled_linear"
