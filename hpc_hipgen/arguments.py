@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 def documented_parser(job: str, doc: str | None, more: str = "") -> argparse.ArgumentParser:
@@ -26,9 +27,10 @@ def status_of(work: Callable[[], int], mistakes: type[Exception] | None = None) 
         mistakes: what it raises for a mistake of the user (default: ConfigError). A folder of
             somebody else's counts as one, too: nothing was submitted.
 
-    Returns 130 after Ctrl-C.
+    Returns 1 where the disk is full, 130 after Ctrl-C.
     """
     from hpc_hipgen.config import ConfigError
+    from hpc_hipgen.run import disk_full, full_disk_advice
 
     wrong = mistakes or ConfigError
     try:
@@ -41,6 +43,15 @@ def status_of(work: Callable[[], int], mistakes: type[Exception] | None = None) 
             "`results` in a site file",
             file=sys.stderr,
         )
+    except NotADirectoryError as error:
+        print(f"error: {error.filename}: below a file there is no folder", file=sys.stderr)
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        print(
+            f"error: {full_disk_advice(Path(error.filename or 'where it writes'))}", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return 130

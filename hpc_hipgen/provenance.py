@@ -33,7 +33,7 @@ HIDDEN = "***"
 _SECRET = re.compile(
     r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(_|\d|$)", re.I
 )
-_GIVEN = re.compile(r"(\w+)([\"']?\s*[:=]\s*)([^\s,{}]+)")
+_GIVEN = re.compile(r"(\w+)([\"']?\s*[:=]\s*)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,{}]+)")
 """A name, and what a line of YAML or of a shell script gives it."""
 _SHORTEST = 6  # characters; what is shorter would blank out ordinary words
 LAUNCHES = "launches.jsonl"
@@ -154,7 +154,7 @@ def _changes() -> str:
 def _without_secrets(patch: str) -> str:
     """The patch of one file, without what settings or scripts give to names of secrets."""
     head = patch.partition("\n")[0].rstrip('"')
-    if not head.endswith((".yaml", ".yml", ".sh")):
+    if not head.endswith((".yaml", ".yml", ".toml", ".sh")):
         return patch
     return _GIVEN.sub(lambda m: m[1] + m[2] + (HIDDEN if is_secret(m[1]) else m[3]), patch)
 

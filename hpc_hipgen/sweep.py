@@ -135,6 +135,8 @@ def check_name(name: str) -> None:
     """Raises ConfigError unless a folder can be called so."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
+    if name.endswith(("-table", "-samples")):
+        raise ConfigError(f"--name {name}: is what a stage of another would be called")
 
 
 def plan(run: Run, grid: Grid, name: str, split: str) -> tuple[Sweep, list[str]]:

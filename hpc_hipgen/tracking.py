@@ -89,6 +89,8 @@ def tracked(run: Run, stage: str, active: bool = True) -> Iterator[Tracker]:
         group=run.folder.name,
         job_type=stage,
         config=public_settings(run.config),
+        # it would keep a patch of the clone as it is; provenance/ has one without secrets
+        settings=wandb.Settings(disable_git=True, disable_code=True),
     )
     try:
         yield Tracker(wandb, started, settings)

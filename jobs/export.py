@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_hipgen.arguments import check_row, documented_parser, status_of
-from hpc_hipgen.pipeline import MEASURED_ROWS
-from hpc_hipgen.run import Run, atomic_folder
+from hpc_hipgen.pipeline import MEASURED_ROWS, report_items
+from hpc_hipgen.run import Run, atomic_folder, write_atomic
 
 
 def export_row(run: Run, row: str) -> Path:
@@ -36,7 +37,10 @@ def export_row(run: Run, row: str) -> Path:
     numbers = shard_numbers(run.path("samples", row), "tar")
     if not numbers:
         raise ValueError(f"{run.path('samples', row)}: no sample shards; sample the row first")
-    measured = _measured(run, row)
+    whole = [name for name, _ in report_items(run) or []].count(row)
+    if len(numbers) < whole:
+        print(f"{row}: {len(numbers)} of {whole} shards are sampled, the others are left out")
+    measured, identity = _measured(run, row), _identity(run)
     with atomic_folder(run.path("dicom", row)) as folder:
         for number in numbers:
             for sample in read_samples(run.path("samples", row, f"shard-{number:05d}.tar")):
@@ -46,13 +50,21 @@ def export_row(run: Run, row: str) -> Path:
                     sample.prompt,
                     asked | measured.get(sample.key, {}),
                     title=row_label(row, run),
-                    run=run.config.model_dump_json(),
+                    run=identity,
                     row=row,
                     index=sample.info["index"],
                     series=run.rows().index(row) + 1,
                 )
                 write_dicom(folder / f"{sample.key}.dcm", film)
     return run.path("dicom", row)
+
+
+def _identity(run: Run) -> str:
+    """What tells this run's patients from those of all others, 32 hexadecimal digits; kept."""
+    path = run.path("provenance", "identity.txt")
+    if not path.is_file():
+        write_atomic(path, f"{uuid.uuid4().hex}\n")
+    return path.read_text().strip()
 
 
 def drawn_rows(run: Run) -> list[str]:

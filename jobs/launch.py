@@ -68,9 +68,9 @@ def _launch(options: argparse.Namespace) -> int:
     if options.redo and options.redo not in [s.name for s in graph]:
         names = ", ".join(s.name for s in graph)
         raise ConfigError(f"--redo {options.redo}: no such stage; this experiment has {names}")
-    stale = outdated(graph, options.redo) if options.redo else set()
     there = (folder / "config.yaml").is_file()
     run = Run.create(folder, config, write=False) if there else None
+    stale = outdated(graph, options.redo) if options.redo else made_of_less(run, graph)
     done = [s.name for s in graph if run and s.name not in stale and s.done(run)]
     if run and len(done) == len(graph) and not options.dry_run:
         print(f"{shown(folder)}: everything is done. {report_line(run)}")
@@ -188,6 +188,13 @@ def outdated(graph: list[Stage], name: str) -> set[str]:
     return stale
 
 
+def made_of_less(run: Run | None, graph: list[Stage]) -> set[str]:
+    """The report, where it is marked as made and something is yet to be sampled or measured."""
+    if run is None or run.done("report") is None:
+        return set()
+    return {"report"} if any(s.items and not s.done(run) for s in graph) else set()
+
+
 def forget(run: Run, graph: list[Stage], stale: Container[str], slurm: bool) -> None:
     """Unmarks these stages; artefacts of arrays are removed.
 
@@ -218,9 +225,11 @@ def check_idle(run: Run, names: Iterable[str], slurm: bool) -> None:
     from hpc_hipgen.cluster.calls import running, submitted
     from hpc_hipgen.cluster.executors import queued_jobs
 
-    queued = queued_jobs() if slurm else {}
-    for name in names:
-        job = (submitted(run, name) or {}).get("job")
+    jobs = {name: (submitted(run, name) or {}).get("job") for name in names}
+    # of a site that runs things here, too: what waits in a queue holds no lock
+    asked = slurm or (any(jobs.values()) and shutil.which("squeue"))
+    queued = queued_jobs() if asked else {}
+    for name, job in jobs.items():
         if job in queued:
             raise ConfigError(f"--redo: {name} is in the queue; wait, or scancel {job} first")
         if working := running(run, name):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hpc_hipgen.arguments import status_of
 from hpc_hipgen.evaluation.real_films import film_lines
-from hpc_hipgen.pipeline import CONTROLS_ROW, score_shard
+from hpc_hipgen.pipeline import CONTROLS_ROW, score_shard, stages
 from hpc_hipgen.run import Run
 from hpc_hipgen.tracking import tracked
 
@@ -42,7 +42,11 @@ def report(run: Run, force: bool = False) -> Path:
     page = write_report(run)
     write_cards(run)
     _track(run)
-    run.mark_done("report", evaluated=evaluated)
+    if all(stage.done(run) for stage in stages(run.config) if stage.items):
+        run.mark_done("report", evaluated=evaluated)
+    else:  # what is measured later belongs into it, too
+        run.path("stages", "report.json").unlink(missing_ok=True)
+        print("report: of what is measured so far; the stage itself is not done yet", flush=True)
     for line in film_lines(run):
         print(line, flush=True)
     return page

@@ -84,11 +84,14 @@ def test_secrets_of_any_settings_file_are_blanked_out(run, clone, monkeypatch):
     git(clone, "commit", "-qm", "site")
     (clone / "site.yaml").write_text("hours: 2\nenv: {WANDB_API_KEY: abcdef12, NCCL_DEBUG: INFO}\n")
     (clone / "new.yml").write_text('env:\n  "HF_TOKEN": "hf_secret"\n  PARTITION: a100\n')
-    (clone / "new.sh").write_text("export MY_PASSWORD=hunter22\n")
+    (clone / "new.sh").write_text("export MY_PASSWORD=hunter22\nDB_PASSWORD='two, words'\n")
+    (clone / "new.toml").write_text('HF_TOKEN = "toml secret"\n')
     (clone / "new.py").write_text("API_KEY = read()\n")
     record_launch(run, ["launch"])
     text = run.path("provenance", lines(run)[0]["uncommitted_changes"]).read_text()
-    assert not any(secret in text for secret in ("abcdef12", "hf_secret", "hunter22"))
+    assert not any(
+        secret in text for secret in ("abcdef12", "hf_secret", "hunter22", "words", "secret")
+    )
     for kept in ("hours: 2", "NCCL_DEBUG: INFO", "PARTITION: a100", "API_KEY = read()"):
         assert kept in text
 

@@ -44,6 +44,9 @@ class Run:
     def finish(self, exit_code=0):
         note("finish", exit_code=exit_code)
 
+def Settings(**values):
+    return values
+
 def init(**settings):
     note("init", **settings)
     return Run(settings["name"])
@@ -92,6 +95,7 @@ def test_a_stage_is_one_run_that_goes_on(tmp_path, tiny_settings, said):
             tracker.log(images, {"loss": 0.5})
     first, logged, finish, second, *_ = said()
     assert first["project"] == "hips" and first["mode"] == "offline"
+    assert first["settings"] == {"disable_git": True, "disable_code": True}
     assert first["dir"] == str(run.folder) and run.path("wandb").is_dir()
     assert first["name"] == "mine-llcm" and first["group"] == "mine"
     assert first["id"] == second["id"] and first["resume"] == "allow"

@@ -112,6 +112,9 @@ def slurm_parameters(
     number of the array job `follows`.
     """
     extra: dict[str, Any] = {"requeue": True} | dict(need.extra)
+    if extra["requeue"] is False:
+        extra["no-requeue"] = True
+    extra = {key: value for key, value in extra.items() if value is not False}
     waits = [f"afterok:{':'.join(after)}"] if after else []
     waits += [f"aftercorr:{follows}"] if follows else []
     if waits:

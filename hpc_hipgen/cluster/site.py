@@ -33,6 +33,23 @@ Kind = Literal["cpu", "gpu", "train"]
 """cpu: no accelerator; gpu: one process on one GPU; train: one process per GPU on whole nodes."""
 
 
+_MANAGED = (
+    "array", "cpus-per-task", "dependency", "error", "job-name", "nodes", "ntasks-per-node",
+    "open-mode", "output", "signal", "time", "wckey",
+)  # fmt: skip
+"""Options of sbatch on which submitit, or what waits for a job, relies."""
+
+
+def _check_no_secrets(text: str, instead: str) -> None:
+    """Raises ValueError where a text of scripts gives a value to what is named like a secret."""
+    for name in re.findall(r"(\w+)=", text):
+        if is_secret(name):
+            raise ValueError(
+                f"{name} would stand in the scripts of the run folder; {instead}, which reaches "
+                "the jobs and no file"
+            )
+
+
 def shares_work(stage: str, kind: Kind) -> bool:
     """True for training, of which each rank does a part. All else every rank would do again."""
     return kind == "train" or stage.startswith("train-") or stage == "cross_validate"
@@ -52,6 +69,15 @@ class Resources(Section):
     mem_gb: float | None = Field(None, gt=0)  # per node; None: the partition's default
     hours: float = Field(4.0, gt=0)
     extra: dict[str, str | int | bool] = Field({})  # any other sbatch option: {"exclude": "node7"}
+
+    @field_validator("extra")
+    @classmethod
+    def _others(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for key, value in options.items():
+            if key.replace("_", "-") in _MANAGED:
+                raise ValueError(f"{key}: is set from the other keys of a site; leave it out here")
+            _check_no_secrets(str(value), "leave it out here and write it under env")
+        return options
 
     _shared: bool = PrivateAttr(False)  # among processes; see `shares_work`
 
@@ -84,12 +110,7 @@ class Site(Section):
     @classmethod
     def _no_secrets(cls, lines: list[str]) -> list[str]:
         for line in lines:
-            for name in re.findall(r"(\w+)=", line):
-                if is_secret(name):
-                    raise ValueError(
-                        f"{name} would stand in the scripts of the run folder; write it under env, "
-                        "which reaches the jobs and no file"
-                    )
+            _check_no_secrets(line, "write it under env")
         return lines
 
     @field_validator("results")

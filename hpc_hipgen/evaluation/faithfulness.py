@@ -131,6 +131,7 @@ def faithfulness(
 
 
 RESAMPLED = ("mae", "bias", "slope", "r2_identity")
+MAY_NOT_EXIST = 0.01  # of the resamples, before there is no interval
 """What `bootstrap_intervals` gives intervals of; r has Fisher's."""
 
 
@@ -146,7 +147,7 @@ def bootstrap_intervals(
 
     asked, measured: (n,) degrees of images of `dogs` (n names). Dogs are resampled with all their
     images, which are not independent. Refused images are left out. None with fewer than
-    `MIN_IMAGES` dogs, or where a statistic does not exist.
+    `MIN_IMAGES` dogs, or where a statistic does not exist in more than 1 % of the resamples.
     """
     x, y = _pair(asked, measured)
     keep = np.isfinite(y)
@@ -160,15 +161,17 @@ def bootstrap_intervals(
     sums = np.stack([np.bincount(of, term, len(names)) for term in terms], 1)
     picks = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
     n, sx, sxx, se, sa, see, sxe = sums[picks].sum(1).T
-    spread = np.maximum(sxx - sx**2 / n, 1e-12)
+    spread = sxx - sx**2 / n
+    spread[spread < 1e-9 * (x0**2).sum()] = np.nan  # only dogs of whom the same was asked
     drawn = {
         "mae": sa / n,
         "bias": se / n,
         "slope": 1 + (sxe - sx * se / n) / spread,
         "r2_identity": 1 - see / spread,
     }
-    ends = {key: np.quantile(values, [0.025, 0.975]) for key, values in drawn.items()}
-    return {
+    exist = {key: v for key, v in drawn.items() if np.isnan(v).mean() <= MAY_NOT_EXIST}
+    ends = {key: np.nanquantile(values, [0.025, 0.975]) for key, values in exist.items()}
+    return missing | {
         f"{key}_{end}": float(value)
         for key, both in ends.items()
         for end, value in zip(("low", "high"), both, strict=True)

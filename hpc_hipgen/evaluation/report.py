@@ -305,6 +305,7 @@ def _render(
         metrics=results.metrics,
         labels=labels,
         missing=[row_label(row, run) for row in results.missing],
+        partial=[f"{row_label(row, run)} ({n})" for row, n in results.partial.items()],
         headline=_headline(results),
         real_rows=REAL_ROWS,
         table=table,

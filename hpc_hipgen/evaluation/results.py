@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from hpc_hipgen.evaluation.faithfulness import (
     permutation_null,
     ruler_ceiling,
 )
-from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, row_data
+from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, report_items, row_data
 from hpc_hipgen.run import Run, row_model
 from hpc_hipgen.utility import summaries
 
@@ -43,12 +44,14 @@ class Results:
     """What a report is made from.
 
     tables: evaluation table per row of the report, in the report's order, only rows that exist;
-    missing: configured rows without samples; metrics: the content of metrics.json; logs: lines of
+    missing: configured rows without samples; partial: of rows that lack shards, how many they have;
+    metrics: the content of metrics.json; logs: lines of
     each training stage's metrics.jsonl.
     """
 
     tables: dict[str, pd.DataFrame]
     missing: list[str]
+    partial: dict[str, str]
     metrics: dict[str, Any]
     logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -118,6 +121,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [lines[images] for images in sorted(lines)]
 
 
+def _partial(run: Run, rows: Iterable[str]) -> dict[str, str]:
+    """Rows of which some shards are neither sampled nor measured yet: "1 of 2 shards"."""
+    whole = Counter(row for row, _ in report_items(run) or [])
+    there = {
+        row: len(samples.shard_numbers(run.path("evaluation", row), "parquet")) for row in rows
+    }
+    return {row: f"{n} of {whole[row]} shards" for row, n in there.items() if n < whole[row]}
+
+
 def collect(run: Run) -> Results:
     """Reads the evaluation of all rows that exist and computes every number of the report.
 
@@ -163,7 +175,8 @@ def collect(run: Run) -> Results:
         "settings": run.config.model_dump(mode="json"),
     }
     missing = [row for row in run.rows() if row not in found]
-    return Results(found, missing, metrics, {k: v for k, v in logs.items() if v})
+    partial = _partial(run, found)
+    return Results(found, missing, partial, metrics, {k: v for k, v in logs.items() if v})
 
 
 def _dogs(manifest: pd.DataFrame | None) -> dict[str, str]:

@@ -59,7 +59,7 @@ def secondary_capture(film: DrawnFilm) -> Dataset:
     for keyword in EMPTY:
         setattr(dataset, keyword, [] if keyword.endswith("Sequence") else "")
     dataset.PatientName = "SYNTHETIC^HPC_HIPGEN"
-    dataset.PatientID = f"SYNTHETIC-{film.index:06d}"
+    dataset.PatientID = f"SYNTHETIC-{film.run[:8]}-{film.index:06d}"
     dataset.PatientSpeciesDescription = "Canis lupus familiaris"
     dataset.PatientSpeciesCodeSequence = [_code(codes.SCT.CanisLupusFamiliaris)]
     dataset.AnatomicalOrientationType = "QUADRUPED"
@@ -106,8 +106,12 @@ def _add_pixels(dataset: Dataset, image: np.ndarray) -> None:
 
 
 def _add_uids(dataset: Dataset, film: DrawnFilm) -> None:
-    """A caption of a run is a patient with one study; a row is a series of it."""
-    names = ["hpc_hipgen", film.run, str(film.index), film.row, dataset.PixelData.hex()]
+    """A caption of a run is a patient with one study; a row is a series of it.
+
+    A film that was measured meanwhile is another instance: its file says more.
+    """
+    names = ["hpc_hipgen", film.run, str(film.index), film.row]
+    names.append(dataset.PixelData.hex() + dataset.ImageComments)
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = (
         generate_uid(entropy_srcs=names[:count]) for count in (3, 4, 5)
     )

@@ -78,6 +78,13 @@ def test_other_options_and_quoting_reach_the_script():
     assert lines.index("module load cuda") < lines.index("export NAME='two words'")
 
 
+def test_what_a_site_does_not_want_is_left_out():
+    need = Resources(extra={"requeue": False, "exclusive": False})
+    lines = sbatch_script(slurm_parameters("s", need, Site())).splitlines()
+    options = [line for line in lines if "requeue" in line or "exclusive" in line]
+    assert options == ["#SBATCH --no-requeue"]
+
+
 def test_jobs_import_this_clone_and_never_ask_the_hub(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     variables = job_variables(Site())

@@ -51,6 +51,9 @@ def test_a_kind_that_is_not_named_asks_for_defaults():
         ("stages: {train-stable_difusion: {hours: 3}}", "did you mean train-stable_diffusion"),
         ("stages: {everything: {hours: 3}}", "no experiment has a stage 'everything'; there are"),
         ("setup: ['export HF_TOKEN=abc']", "HF_TOKEN would stand in the scripts.*under env"),
+        ("resources: {cpu: {extra: {export: 'ALL,HF_TOKEN=abc'}}}", "HF_TOKEN would stand in"),
+        ("resources: {cpu: {extra: {time: 60}}}", "time: is set from the other keys of a site"),
+        ("resources: {cpu: {extra: {ntasks_per_node: 2}}}", "ntasks_per_node: is set from"),
         ("resources: [", "not valid YAML"),
     ],
 )

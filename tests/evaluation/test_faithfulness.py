@@ -200,6 +200,16 @@ def test_intervals_need_dogs():
     assert set(f.bootstrap_intervals(np.full(12, 90.0), x, list("abcdefghijkl")).values()) == {None}
 
 
+def test_resamples_of_dogs_of_whom_the_same_was_asked_say_nothing_of_a_slope():
+    asked = [100.0, 100.0, 105.0, 110.0]
+    found = f.bootstrap_intervals(asked, [101.0, 99.0, 107.0, 108.0], list("abcd"))
+    assert found["r2_identity_low"] is found["slope_high"] is None  # 7 % of the resamples
+    assert 1 <= found["mae_low"] <= found["mae_high"] <= 2
+    asked, dogs = np.repeat([90.0, 100.0, 110.0, 95.0], 4), [str(n) for n in range(16)]
+    found = f.bootstrap_intervals(asked, asked + 1, dogs)
+    assert -1 < found["r2_identity_low"] < found["r2_identity_high"] < 1
+
+
 def test_paper_rows():
     assert [(row.left, row.right) for row in f.PAPER_TABLE_1] == [
         (0.2026, 0.1458),

@@ -70,7 +70,7 @@ def test_damaged_shards_are_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_report(tmp_path, stubs, capsys):
+def test_the_whole_report(tmp_path, stubs, capsys, monkeypatch):
     rows = ["ruler", "round_trip", "stable_diffusion", "llcm_4"]  # llcm_1 was not sampled
     run = make_run(tmp_path / "run", rows, **GENERATORS)
     plant_copies(run, "llcm_4")
@@ -132,7 +132,12 @@ def test_the_whole_report(tmp_path, stubs, capsys):
     for name in ("samples.png", "dots.png", "chain_of_errors.svg", "losses.svg"):
         assert run.path("report", "figures", name).is_file()
 
+    assert run.done("report") is None, "its films, and so what belongs to it, are not known"
+    assert "the stage itself is not done yet" in capsys.readouterr().out
+    monkeypatch.setattr(report_job, "stages", lambda config: [])  # as if all were measured
+    report_job.report(run)
     before = run.path("report", "report.html").stat().st_mtime_ns
+    assert run.done("report")
     report_job.report(run)
     assert run.path("report", "report.html").stat().st_mtime_ns == before
     write_shard(

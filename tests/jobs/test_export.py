@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_a_drawn_film_says_so_in_the_words_of_the_standard(file):
     assert found.SyntheticData == "YES" and found.ConversionType == "SYN"
     assert list(found.ImageType) == ["DERIVED", "SECONDARY"]
     assert "Not for diagnosis" in found.DerivationDescription
-    assert (found.PatientName, found.PatientID) == ("SYNTHETIC^HPC_HIPGEN", "SYNTHETIC-000012")
+    assert (found.PatientName, found.PatientID) == ("SYNTHETIC^HPC_HIPGEN", "SYNTHETIC-run-000012")
     assert all(not found[keyword].value for keyword in EMPTY)
     assert len({found.StudyInstanceUID, found.SeriesInstanceUID, found.SOPInstanceUID}) == 3
 
@@ -52,6 +53,29 @@ def test_pixels_and_angles_come_back(file):
 def test_the_same_film_gives_the_same_file(file, tmp_path):
     write_dicom(tmp_path / "again.dcm", FILM)
     assert (tmp_path / "again.dcm").read_bytes() == file.read_bytes()
+
+
+def test_what_was_measured_meanwhile_makes_another_instance_of_the_same_study(file, tmp_path):
+    angles = FILM.angles | {"measured_left": 71.0}
+    write_dicom(tmp_path / "measured.dcm", replace(FILM, angles=angles))
+    one, other = dcmread(file), dcmread(tmp_path / "measured.dcm")
+    assert one.SOPInstanceUID != other.SOPInstanceUID
+    assert one.SeriesInstanceUID == other.SeriesInstanceUID
+
+
+def test_a_run_keeps_its_patients_and_shares_them_with_no_other(drawn, tmp_path):
+    twin = Run(shutil.copytree(drawn.folder, tmp_path / "twin"))
+    for run in (drawn, twin, drawn):
+        assert export.main(["--run", str(run.folder), "--row", "llcm_1"]) == 0
+    patients = {}
+    for run in (drawn, twin):
+        path = run.path("dicom", "llcm_1", "000004.dcm")
+        patients[run.folder.name] = dcmread(path).PatientID, dcmread(path).StudyInstanceUID
+    assert len({*patients["run"], *patients["twin"]}) == 4
+    before = patients["run"]
+    assert export.main(["--run", str(drawn.folder), "--row", "llcm_2"]) == 0
+    found = dcmread(drawn.path("dicom", "llcm_2", "000004.dcm"))
+    assert (found.PatientID, found.StudyInstanceUID) == before
 
 
 def test_dciodvfy_finds_no_error(file):

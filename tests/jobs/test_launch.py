@@ -1,5 +1,6 @@
 """The launcher on graphs of stages that take no time; jobs run in processes of their own."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -179,6 +180,21 @@ def test_a_folder_of_somebody_else_is_wrong_input(experiment, tmp_path, monkeypa
     monkeypatch.setattr(launch.Run, "create", refuse)
     assert launch.main([str(experiment), "--run", str(tmp_path / "run"), "--site", "local"]) == 2
     assert "error: /theirs/run: Permission denied; name a folder" in capsys.readouterr().err
+
+
+def test_a_run_below_a_file_and_a_full_disk_are_one_line(experiment, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    given = [str(experiment), "--site", "local", "--run", str(tmp_path / "file" / "run")]
+    assert launch.main(given) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "below a file" in said and said.count("\n") == 1
+
+    def full(*_, **__):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "/home/me/run")
+
+    monkeypatch.setattr(launch.Run, "create", full)
+    assert launch.main([*given[:-1], str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err.startswith("error: /home/me/run: the disk is full")
 
 
 @pytest.mark.parametrize(
@@ -438,6 +454,26 @@ def test_films_that_will_be_read_again_are_checked(tmp_path, capsys):
     assert launch.main(again) == 2
     assert "landmarks.csv" in capsys.readouterr().err
     assert run.done("prepare") and sample_shard(run, ("films", 0)).is_file()
+
+
+def test_a_report_of_less_is_made_again(run, capsys):
+    complete(run)
+    again = [str(run.folder), "--site", "local"]
+    assert launch.main(again) == 0 and "everything is done" in capsys.readouterr().out
+    score_shard(run, ("ruler", 0)).unlink()
+    assert launch.main([*again, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    todo = [line.split()[0] for line in lines if "to do" in line]
+    assert todo == ["evaluate", "report"] and run.done("report")
+
+
+def test_what_waits_in_a_queue_is_seen_from_a_site_without_one(run, monkeypatch, capsys):
+    complete(run)
+    (stage_logs(run, "report") / "submitted.json").write_text('{"job": "77"}')
+    monkeypatch.setattr(launch.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("hpc_hipgen.cluster.executors.queued_jobs", lambda: {"77": "PENDING"})
+    assert launch.main([str(run.folder), "--site", "local", "--redo", "evaluate"]) == 2
+    assert "report is in the queue" in capsys.readouterr().err and run.done("report")
 
 
 def test_redo_leaves_what_is_worked_on_alone(run, capsys):

@@ -57,6 +57,12 @@ def test_a_grid_is_crossed_for_each_model(run):
     assert len({c.name for c in found.cells}) == len(found.cells)
 
 
+@pytest.mark.parametrize("name", ["x-table", "x-samples", "a/b", ""])
+def test_no_sweep_is_called_like_a_stage_of_another(run, name):
+    with pytest.raises(ConfigError, match="--name"):
+        planned(run, "model=llcm", name=name)
+
+
 def test_what_is_not_named_is_as_in_the_report(run):
     found, notes = planned(run)
     sampling = run.config.sampling
