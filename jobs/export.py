@@ -5,8 +5,9 @@
                                                               rows not sampled yet are named
 
 Writes RUN/dicom/ROW/NNNNNN.dcm, one for each image of the row's sample shards: Secondary Capture
-with Synthetic Data YES, an empty or made-up patient, the caption, the angles that were asked for
-and, once the row is evaluated, those that were measured. A row that is there is written anew.
+with Synthetic Data YES, a made-up patient for each caption, the caption, the angles that were asked
+for and, once the row is evaluated, those that were measured. A row that is there is written anew.
+No other run has the same patients (provenance/identity.txt).
 """
 
 from __future__ import annotations
