@@ -9,6 +9,7 @@ artefact is in place; any other stage when its marker is.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
@@ -192,6 +193,11 @@ def report_items(run: Run) -> list[Item] | None:
         images = films if row in MEASURED_ROWS else films * sampling.per_caption
         items += [(row, shard) for shard in range(ceil(images / sampling.shard_size))]
     return items
+
+
+def shard_counts(run: Run) -> Counter[str]:
+    """Shards of each row once it is sampled whole; empty while the number of films is unknown."""
+    return Counter(row for row, _ in report_items(run) or [])
 
 
 def score_items(run: Run) -> list[Item] | None:

@@ -177,6 +177,10 @@ class Run:
             json.dumps({"stage": stage, "finished": stamp, **info}, indent=1),
         )
 
+    def unmark(self, stage: str) -> None:
+        """Has a stage count as not done; its artefacts stay."""
+        self.path("stages", f"{stage}.json").unlink(missing_ok=True)
+
 
 def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
     """Writes a file through a temporary name, fsync and rename; a long one may come in parts."""

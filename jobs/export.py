@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_hipgen.arguments import check_row, documented_parser, status_of
-from hpc_hipgen.pipeline import MEASURED_ROWS, report_items
+from hpc_hipgen.pipeline import MEASURED_ROWS, shard_counts
 from hpc_hipgen.run import Run, atomic_folder, write_atomic
 
 
@@ -38,7 +38,7 @@ def export_row(run: Run, row: str) -> Path:
     numbers = shard_numbers(run.path("samples", row), "tar")
     if not numbers:
         raise ValueError(f"{run.path('samples', row)}: no sample shards; sample the row first")
-    whole = [name for name, _ in report_items(run) or []].count(row)
+    whole = shard_counts(run)[row]
     if len(numbers) < whole:
         print(f"{row}: {len(numbers)} of {whole} shards are sampled, the others are left out")
     measured, identity = _measured(run, row), _identity(run)

@@ -70,8 +70,9 @@ def _launch(options: argparse.Namespace) -> int:
         raise ConfigError(f"--redo {options.redo}: no such stage; this experiment has {names}")
     there = (folder / "config.yaml").is_file()
     run = Run.create(folder, config, write=False) if there else None
-    stale = outdated(graph, options.redo) if options.redo else made_of_less(run, graph)
-    done = [s.name for s in graph if run and s.name not in stale and s.done(run)]
+    done = [s.name for s in graph if run and s.done(run)]
+    stale = outdated(graph, options.redo) if options.redo else made_of_less(graph, done)
+    done = [name for name in done if name not in stale]
     if run and len(done) == len(graph) and not options.dry_run:
         print(f"{shown(folder)}: everything is done. {report_line(run)}")
         for line in film_lines(run):
@@ -188,11 +189,10 @@ def outdated(graph: list[Stage], name: str) -> set[str]:
     return stale
 
 
-def made_of_less(run: Run | None, graph: list[Stage]) -> set[str]:
-    """The report, where it is marked as made and something is yet to be sampled or measured."""
-    if run is None or run.done("report") is None:
-        return set()
-    return {"report"} if any(s.items and not s.done(run) for s in graph) else set()
+def made_of_less(graph: list[Stage], done: Container[str]) -> set[str]:
+    """The report, where it is done and something is yet to be sampled or measured."""
+    less = any(stage.items and stage.name not in done for stage in graph)
+    return {"report"} if less and "report" in done else set()
 
 
 def forget(run: Run, graph: list[Stage], stale: Container[str], slurm: bool) -> None:
@@ -213,7 +213,7 @@ def forget(run: Run, graph: list[Stage], stale: Container[str], slurm: bool) -> 
             if stage.items and stage.artefact:
                 for row in {stage.artefact(run, item).parent for item in stage.items(run) or []}:
                     shutil.rmtree(row, ignore_errors=True)
-            run.path("stages", f"{stage.name}.json").unlink(missing_ok=True)
+            run.unmark(stage.name)
 
 
 def check_idle(run: Run, names: Iterable[str], slurm: bool) -> None:
@@ -277,7 +277,7 @@ def execute_cells(
     """
     *arrays, merge = graph
     if any(array.missing(run) for array in arrays) or not table.is_file():
-        run.path("stages", f"{merge.name}.json").unlink(missing_ok=True)
+        run.unmark(merge.name)
     elif merge.done(run):
         cells = len((arrays[-1].items and arrays[-1].items(run)) or [])
         print(f"{shown(run.folder)}: all {cells} cells are there. {shown(table)}")

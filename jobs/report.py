@@ -45,7 +45,7 @@ def report(run: Run, force: bool = False) -> Path:
     if all(stage.done(run) for stage in stages(run.config) if stage.items):
         run.mark_done("report", evaluated=evaluated)
     else:  # what is measured later belongs into it, too
-        run.path("stages", "report.json").unlink(missing_ok=True)
+        run.unmark("report")
         print("report: of what is measured so far; the stage itself is not done yet", flush=True)
     for line in film_lines(run):
         print(line, flush=True)

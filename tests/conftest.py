@@ -90,6 +90,14 @@ def tiny_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def shorter_settings(tiny_run):
+    """The tiny experiment with that run's ruler and autoencoder, as a tree; not to be changed."""
+    given = {name: str(tiny_run.path(name, "export")) for name in ("ruler", "autoencoder")}
+    tree = tiny_run.config.model_dump(mode="json", exclude_unset=True)
+    return tree | {name: {"pretrained": folder} for name, folder in given.items()}
+
+
+@pytest.fixture(scope="session")
 def token_run(tmp_path_factory):
     """The same of DALL-E."""
     return sampled_run(tmp_path_factory.mktemp("tokens") / "run", TOKENS)

@@ -127,12 +127,6 @@ class Ruler(Section):
     pretrained: Path | None = None  # <run>/ruler/export of another run: nothing is trained
     training: Training | None = None
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Ruler:
-        if self.pretrained is None and self.training is None:
-            raise ValueError("give either pretrained (a folder) or training")
-        return self
-
 
 class FilmRuler(Section):
     """The networks that find and measure the hips of whole films (`jobs.measure`)."""

@@ -107,9 +107,9 @@ def _check_experiment(config: Experiment) -> Experiment:
         student = getattr(config, f"llcm_{solver}")
         if student and student.solver != solver:
             raise ValueError(f"llcm_{solver}.solver: must be '{solver}'")
-    for name in ("autoencoder", "discrete_vae", "clip", "prior"):
-        auto = getattr(config, name)
-        if auto and auto.pretrained is None and auto.training is None:
+    for name in ("ruler", "reward_model", "autoencoder", "discrete_vae", "clip", "prior"):
+        section = getattr(config, name)
+        if section and section.pretrained is None and section.training is None:
             raise ValueError(f"{name}: give either pretrained (a folder) or training")
     for name in ("stable_diffusion", "stable_diffusion_caption"):
         if section := getattr(config, name):

@@ -131,8 +131,10 @@ def faithfulness(
 
 
 RESAMPLED = ("mae", "bias", "slope", "r2_identity")
-MAY_NOT_EXIST = 0.01  # of the resamples, before there is no interval
 """What `bootstrap_intervals` gives intervals of; r has Fisher's."""
+
+MAY_NOT_EXIST = 0.01
+"""Share of the resamples without a statistic above which it has no interval."""
 
 
 def bootstrap_intervals(
@@ -147,7 +149,7 @@ def bootstrap_intervals(
 
     asked, measured: (n,) degrees of images of `dogs` (n names). Dogs are resampled with all their
     images, which are not independent. Refused images are left out. None with fewer than
-    `MIN_IMAGES` dogs, or where a statistic does not exist in more than 1 % of the resamples.
+    `MIN_IMAGES` dogs, or where a statistic lacks in more than `MAY_NOT_EXIST` of the resamples.
     """
     x, y = _pair(asked, measured)
     keep = np.isfinite(y)

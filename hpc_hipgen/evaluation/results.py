@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from hpc_hipgen.evaluation.faithfulness import (
     permutation_null,
     ruler_ceiling,
 )
-from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, report_items, row_data
+from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, row_data, shard_counts
 from hpc_hipgen.run import Run, row_model
 from hpc_hipgen.utility import summaries
 
@@ -45,8 +44,7 @@ class Results:
 
     tables: evaluation table per row of the report, in the report's order, only rows that exist;
     missing: configured rows without samples; partial: of rows that lack shards, how many they have;
-    metrics: the content of metrics.json; logs: lines of
-    each training stage's metrics.jsonl.
+    metrics: the content of metrics.json; logs: lines of each training stage's metrics.jsonl.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -121,12 +119,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [lines[images] for images in sorted(lines)]
 
 
-def _partial(run: Run, rows: Iterable[str]) -> dict[str, str]:
+def _partial(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """Rows of which some shards are neither sampled nor measured yet: "1 of 2 shards"."""
-    whole = Counter(row for row, _ in report_items(run) or [])
-    there = {
-        row: len(samples.shard_numbers(run.path("evaluation", row), "parquet")) for row in rows
-    }
+    whole = shard_counts(run)
+    there = {row: table["shard"].nunique() for row, table in tables.items()}
     return {row: f"{n} of {whole[row]} shards" for row, n in there.items() if n < whole[row]}
 
 

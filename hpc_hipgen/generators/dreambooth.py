@@ -79,9 +79,8 @@ def draw_prior(
     `say_busy` is called after each batch.
     """
     sampling = config.sampling
-    settings = row_settings(config, "stable_diffusion")
-    if config.dreambooth.base:  # another teacher than the run's, whose feedback it has not had
-        settings["guidance"] = sampling.guidance
+    # another teacher than the run's has not had its feedback: it draws as what is made of it
+    settings = row_settings(config, "dreambooth" if config.dreambooth.base else "stable_diffusion")
     pipeline = load_pipeline(base, sampling.precision)
     starts = range(0, len(prompts), sampling.batch)
     with atomic_folder(folder) as temporary:

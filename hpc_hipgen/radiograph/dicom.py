@@ -110,8 +110,8 @@ def _add_uids(dataset: Dataset, film: DrawnFilm) -> None:
 
     A film that was measured meanwhile is another instance: its file says more.
     """
-    names = ["hpc_hipgen", film.run, str(film.index), film.row]
-    names.append(dataset.PixelData.hex() + dataset.ImageComments)
+    content = dataset.PixelData.hex() + dataset.ImageComments
+    names = ["hpc_hipgen", film.run, str(film.index), film.row, content]
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = (
         generate_uid(entropy_srcs=names[:count]) for count in (3, 4, 5)
     )

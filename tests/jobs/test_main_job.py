@@ -36,17 +36,14 @@ def python(*arguments, **more):
 
 
 @pytest.fixture(scope="module")
-def job(tiny_run, tmp_path_factory):
+def job(shorter_settings, tmp_path_factory):
     """The finished run, its experiment file, and what the launcher said.
 
     Ruler and autoencoder are those of `tiny_run`, given as pretrained; all else is made here.
     """
-    tree = tiny_run.config.model_dump(mode="json", exclude_unset=True)
-    tree["ruler"] = {"pretrained": str(tiny_run.path("ruler", "export"))}
-    tree["autoencoder"] = {"pretrained": str(tiny_run.path("autoencoder", "export"))}
     folder = tmp_path_factory.mktemp("job")
     experiment = folder / "tiny.yaml"
-    experiment.write_text(yaml.safe_dump(tree))
+    experiment.write_text(yaml.safe_dump(shorter_settings))
     done = python("-m", "jobs.launch", experiment, "--run", folder / "results" / "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     run = Run(folder / "results" / "tiny")

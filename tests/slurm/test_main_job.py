@@ -39,17 +39,14 @@ def clone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def job(cluster, tiny_run, clone):
+def job(cluster, shorter_settings, clone):
     """The controller's job when it has ended, and the run, which then has just begun.
 
     Ruler and autoencoder are those of `tiny_run`, given as pretrained: two jobs less.
     """
     folder = clone.parent
-    tree = tiny_run.config.model_dump(mode="json", exclude_unset=True)
-    tree["ruler"] = {"pretrained": str(tiny_run.path("ruler", "export"))}
-    tree["autoencoder"] = {"pretrained": str(tiny_run.path("autoencoder", "export"))}
     files = {
-        "tiny.yaml": tree,
+        "tiny.yaml": shorter_settings,
         "site.yaml": site_with(results=folder / "results").model_dump(
             mode="json", exclude_unset=True
         ),
