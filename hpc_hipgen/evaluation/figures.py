@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hpc_hipgen.evaluation.samples import SYNTHETIC
@@ -255,6 +256,61 @@ def smooth(values: np.ndarray, span: float) -> np.ndarray:
     return result
 
 
+class _Films:
+    """Films side by side with words around them, in one set of axes whose unit is an inch.
+
+    Axes for each film would take most of a report's time to be laid out.
+    """
+
+    LEFT, TOP, BELOW, GAP = 0.62, 0.4, 0.22, 0.1
+    """Inches for a line's label, a column's title, the words below a film, and between two."""
+
+    def __init__(self, rows: int, columns: int, size: float) -> None:
+        """`size`: inches of a film's longer side; to be used inside ``rc_context(STYLE)``."""
+        self.size = size
+        width = self.LEFT + columns * (size + self.GAP)
+        height = self.TOP + rows * (size + self.BELOW)
+        self.figure = _figure(width, height, "none")
+        self.axes = self.figure.add_axes((0, 0, 1, 1), frameon=False)
+        self.axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+
+    def _place(self, row: int, column: int) -> tuple[float, float]:
+        """The upper left corner of a film."""
+        x = self.LEFT + column * (self.size + self.GAP)
+        return x, self.TOP + row * (self.size + self.BELOW)
+
+    def title(self, column: int, text: str) -> None:
+        """Says above a column what it shows."""
+        x, y = self._place(0, column)
+        self._write(x + self.size / 2, y - 0.05, text, va="bottom")
+
+    def label(self, row: int, text: str) -> None:
+        """Says at the left of a line what it shows."""
+        x, y = self._place(row, 0)
+        broken = text.replace(", ", ",\n").replace(" (", "\n(")
+        self._write(x - 0.08, y + self.size / 2, broken, rotation=90, ha="right", va="center")
+
+    def show(
+        self, row: int, column: int, image: Any, text: str = "", frame: str | None = None
+    ) -> None:
+        """Shows a film (h, w) uint8, in a frame of that colour, with words below it."""
+        x, y = self._place(row, column)
+        height, width = np.shape(image)[:2]
+        wide, high = (self.size * side / max(height, width) for side in (width, height))
+        x, y = x + (self.size - wide) / 2, y + (self.size - high) / 2
+        self.axes.imshow(
+            image, extent=(x, x + wide, y + high, y), aspect="auto",
+            cmap="gray", vmin=0, vmax=255, interpolation="nearest",
+        )  # fmt: skip
+        if frame:
+            edges = Rectangle((x, y), wide, high, fill=False, edgecolor=frame, linewidth=2)
+            self.axes.add_patch(edges)
+        self._write(x + wide / 2, y + high + 0.05, text, va="top")
+
+    def _write(self, x: float, y: float, text: str, **style: Any) -> None:
+        self.axes.text(x, y, text, **{"fontsize": 8, "ha": "center", **style})
+
+
 def closest_pairs(rows: Sequence[tuple[str, Sequence[Any]]]) -> Figure:
     """Images beside their nearest training film: a line per row of the report.
 
@@ -263,30 +319,19 @@ def closest_pairs(rows: Sequence[tuple[str, Sequence[Any]]]) -> Figure:
     """
     columns = max(len(pairs) for _, pairs in rows)
     with mpl.rc_context(STYLE):
-        figure = _figure(2.5 * columns + 1.1, 1.45 * len(rows) + 0.35)
-        grid = figure.subplots(len(rows), 2 * columns, squeeze=False)
-        for axes in grid.flat:
-            axes.set(xticks=[], yticks=[])
-            axes.grid(False)
-            axes.spines[:].set_visible(False)
-        for line, (label, pairs) in zip(grid, rows, strict=True):
-            line[0].set_ylabel(label.replace(", ", ",\n").replace(" (", "\n("), fontsize=8)
+        films = _Films(len(rows), 2 * columns, 1.15)
+        for column, text in enumerate(("image", "nearest training film") * columns):
+            films.title(column, text)
+        for row, (label, pairs) in enumerate(rows):
+            films.label(row, label)
             for number_, pair in enumerate(pairs):
-                _pair(line[2 * number_], line[2 * number_ + 1], pair)
-        for axes, text in zip(grid[0], ("image", "nearest training film") * columns, strict=True):
-            axes.set_title(text, fontsize=8, loc="center")
-    return figure
-
-
-def _pair(image: Axes, training: Axes, pair: Mapping[str, Any]) -> None:
-    """An image and its nearest training film, and how surprising it is that they are so near."""
-    for axes, name in ((image, "image"), (training, "training")):
-        axes.imshow(pair[name], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        if pair["flagged"]:
-            axes.spines[:].set(visible=True, color="#b3362c", linewidth=2)
-    image.set_xlabel(odds(pair["chance"]), fontsize=8, labelpad=2)
-    if pair["mirrored"]:
-        training.set_xlabel("as its mirror image", fontsize=8, labelpad=2)
+                frame = "#b3362c" if pair["flagged"] else None
+                words = {"image": odds(pair["chance"]), "training": ""}
+                if pair["mirrored"]:
+                    words["training"] = "as its mirror image"
+                for column, name in enumerate(words, 2 * number_):
+                    films.show(row, column, pair[name], words[name], frame)
+    return films.figure
 
 
 def odds(chance: float) -> str:
@@ -485,20 +530,13 @@ def sample_grid(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str
     left, under its own hip. columns: what was asked for.
     """
     with mpl.rc_context(STYLE):
-        figure = _figure(1.5 * len(columns) + 1.1, 1.72 * len(rows) + 0.35)
-        grid = figure.subplots(len(rows), len(columns), squeeze=False)
-        for line, (label, cells) in zip(grid, rows, strict=True):
-            for axes, cell in zip(line, cells, strict=True):
-                axes.set(xticks=[], yticks=[])
-                axes.grid(False)
-                for spine in axes.spines.values():
-                    spine.set_visible(False)
-                if cell is None:
-                    continue
-                axes.imshow(cell["image"], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-                text = f"R {number(cell['right'], 1)}    L {number(cell['left'], 1)}"
-                axes.set_xlabel(text, fontsize=8, labelpad=2)
-            line[0].set_ylabel(label.replace(", ", ",\n").replace(" (", "\n("), fontsize=8)
-        for axes, text in zip(grid[0], columns, strict=True):
-            axes.set_title(text, fontsize=8, loc="center")
-    return figure
+        films = _Films(len(rows), len(columns), 1.4)
+        for column, text in enumerate(columns):
+            films.title(column, text)
+        for row, (label, cells) in enumerate(rows):
+            films.label(row, label)
+            for column, cell in enumerate(cells):
+                if cell is not None:
+                    text = f"R {number(cell['right'], 1)}    L {number(cell['left'], 1)}"
+                    films.show(row, column, cell["image"], text)
+    return films.figure

@@ -92,7 +92,6 @@ def simulate(
         backward: with the backward pass; the network is in training mode then.
         bf16: under autocast.
     """
-    gc.collect()
     gc.freeze()  # else it goes through all that was imported, over and over
     with FakeTensorMode(allow_non_fake_inputs=True), _kernels(), _thawed():
         network = follow_autocast(build()).train(backward).requires_grad_(backward)

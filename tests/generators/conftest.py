@@ -1,12 +1,10 @@
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from stock_pipelines import STOCK, asked_of_stock
+from warm_python import warm_python
 
 
 @pytest.fixture(scope="session")
@@ -18,17 +16,13 @@ def stock_process(tmp_path_factory):
     """
 
     def run(script, asked):
-        path = tmp_path_factory.mktemp("stock") / "images.npz"
-        done = subprocess.run(
-            [sys.executable, "-c", script, json.dumps(asked), str(path)],
-            cwd="/",
-            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        folder = tmp_path_factory.mktemp("stock")
+        path = folder / "images.npz"
+        stock = warm_python(script, json.dumps(asked), path, output=folder / "said.txt")
+        status, said = stock.finish()
+        assert status == 0, said
         with np.load(path) as stored:
-            return dict(stored), done.stdout + done.stderr
+            return dict(stored), said
 
     return run
 

@@ -1,20 +1,22 @@
 """The cache of latents."""
 
 import dataclasses
-import subprocess
-import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from warm_python import warm_python
 
 from hpc_hipgen.config import Autoencoder
 from hpc_hipgen.generators.autoencoder import build_autoencoder, encode
 from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.radiograph.pictures import Pictures, Places
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -54,12 +56,12 @@ rank, folder = int(sys.argv[1]), latents.Path(sys.argv[2])
 while len(list(folder.glob("here-*"))) < 2:
     time.sleep(0.05)
 torch.distributed.init_process_group(
-    "gloo", f"file://{folder}/store", timedelta(seconds=6), world_size=2, rank=rank
+    "gloo", f"file://{folder}/store", timedelta(seconds=3), world_size=2, rank=rank
 )
 encode, latents.BATCH = latents.encode, 1
 def slow(autoencoder, images, batch):
     print("encodes", flush=True)
-    time.sleep(1.5)
+    time.sleep(0.75)
     return encode(autoencoder, images, batch) * factor
 latents.encode = slow
 torch.manual_seed(0)
@@ -77,22 +79,17 @@ for name, factor in (("good", 1), ("bad", torch.nan)):
 @pytest.mark.slow
 def test_one_rank_computes_and_the_others_wait_for_it(tmp_path):
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_RANKS, str(rank), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        warm_python(TWO_RANKS, rank, tmp_path, output=tmp_path / f"said-{rank}", path=[ROOT])
         for rank in range(2)
     ]
-    (first, why), (second, follows) = [process.communicate(timeout=120) for process in ranks]
+    (one, first), (other, second) = [rank.finish() for rank in ranks]
+    assert one and other, "both fail at the end"
     assert "encodes" not in second, "two ranks would put a file in the place of each other's"
     # that takes longer than the process group lets a rank wait
-    said, same = ([x for x in out.splitlines() if "Gloo" not in x] for out in (first, second))
-    assert said[:6] == ["encodes"] * 6 and said[6].startswith("good "), why
-    assert same == said[6:7], follows
-    assert "non-finite latents for view-0" in why and "rank 0 has failed" in follows
-    assert all(process.returncode for process in ranks)
+    *said, found = [x for x in first.splitlines() if x.startswith(("encodes", "good "))][:7]
+    assert said == ["encodes"] * 6 and found.startswith("good "), first
+    assert found in second.splitlines(), second
+    assert "non-finite latents for view-0" in first and "rank 0 has failed" in second
 
 
 def test_other_films_or_another_autoencoder_have_their_own(autoencoder, tmp_path):

@@ -3,16 +3,14 @@
 import copy
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from warm_python import warm_python
 
 from hpc_hipgen.config import parse_experiment
 from hpc_hipgen.pipeline import stages
@@ -43,15 +41,13 @@ def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     (folder / "settings.yaml").write_text(yaml.safe_dump(longer(TINY)))
     script = Path(__file__).with_name("killed_pipeline.py")
-    done = subprocess.run(
-        [sys.executable, script, folder, str(SEED)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=2400,
-    )
+    pipeline = warm_python(
+        script, folder, SEED,
+        output=folder / "said", variables={"CUDA_VISIBLE_DEVICES": ""}, path=[ROOT],
+    )  # fmt: skip
+    status, failed = pipeline.finish(timeout=2400)
     said = "".join(path.read_text()[-3000:] for path in sorted(folder.glob("*.txt"))[-1:])
-    assert done.returncode == 0, done.stderr + said
+    assert status == 0, failed + said
     return SimpleNamespace(
         config=parse_experiment(longer(TINY), "killed"),
         undisturbed=folder / "undisturbed",

@@ -76,15 +76,6 @@ def losses_of_ranks(run: Run, name: str, stages: str) -> None:
         toy_train(run.path(name, stage), images=400, log_images=8, zero_stage=int(stage))
 
 
-def train_each(run: Run, *pairs: str) -> None:
-    """Trains models, each given as model=folder of its run, one after another in one process."""
-    from jobs.train import train
-
-    for pair in pairs:
-        model, _, folder = pair.partition("=")
-        train(Run(Path(folder)), model)
-
-
 def all_items(run: Run) -> list[Item]:
     return ITEMS
 

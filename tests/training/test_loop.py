@@ -2,18 +2,16 @@
 
 import json
 import multiprocessing
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from toy_task import SETTINGS, ToyTask, lines, losses, toy_train
+from warm_python import warm_python
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.training.checkpoint import AVERAGES, STATE, complete_checkpoints
@@ -253,8 +251,11 @@ def test_zero_stages_change_no_loss(whole, tmp_path, stage):
     assert losses(tmp_path / "toy") == pytest.approx(losses(whole[1]), rel=1e-5, abs=1e-5)
 
 
-def ranks_train(ranks, runs):
-    """Trains the toy in each of (folder, settings), with ranks in processes of their own."""
+def ranks_train(ranks, runs, folder):
+    """Trains the toy in each of (folder, settings), with ranks in processes of their own.
+
+    What they say is in `folder`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -262,23 +263,21 @@ def ranks_train(ranks, runs):
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "PYTHONPATH": str(ROOT),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    command = [sys.executable, str(Path(__file__).with_name("toy_task.py"))]
-    runs = [(str(folder), settings) for folder, settings in runs]
+    given = json.dumps([(str(folder), settings) for folder, settings in runs])
     processes = [
-        subprocess.Popen(
-            [*command, json.dumps(runs)],
-            env=os.environ | variables | {"RANK": str(r), "LOCAL_RANK": str(r)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        warm_python(
+            Path(__file__).with_name("toy_task.py"),
+            given,
+            output=folder / f"rank-{r}.txt",
+            variables=variables | {"RANK": str(r), "LOCAL_RANK": str(r)},
+            path=[ROOT],
         )
         for r in range(ranks)
     ]
-    said = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(said)
+    ends, said = zip(*(process.finish() for process in processes), strict=True)
+    assert set(ends) == {0}, "\n".join(said)
 
 
 KINDS = {str(stage): {"zero_stage": stage} for stage in (0, 1, 2, 3)}
@@ -310,7 +309,7 @@ def ranks(tmp_path_factory):
             (folder / f"two-one-{kind}", settings | {"stop": 48}),
             (folder / f"one-two-{kind}", other),
         ]
-    ranks_train(2, [*runs, (folder / "bad", {"bad": [BAD]})])
+    ranks_train(2, [*runs, (folder / "bad", {"bad": [BAD]})], folder)
     return folder
 
 
