@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +47,13 @@ def status_of(work: Callable[[], int], mistakes: type[Exception] | None = None) 
         )
     except NotADirectoryError as error:
         print(f"error: {error.filename}: below a file there is no folder", file=sys.stderr)
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.ENAMETOOLONG):
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
         if not disk_full(error):
             raise
         print(

@@ -20,11 +20,17 @@ LEAST = 16
 _AT_ONCE = 4  # items that are handed to a process together
 
 
+def usable_cpus() -> int:
+    """CPUs that this process may use: of a job of Slurm no more than it asked for, bound or not."""
+    here = len(os.sched_getaffinity(0))
+    return min(here, int(os.environ.get("SLURM_CPUS_PER_TASK") or here))
+
+
 def run_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None
 ) -> Iterator[Result]:
     """Results in the order of the items; `processes`, by default the CPUs that may be used."""
-    processes = min(processes or len(os.sched_getaffinity(0)), len(items))
+    processes = min(processes or usable_cpus(), len(items))
     if processes < 2 or len(items) < LEAST:
         yield from map(function, items)
         return

@@ -38,6 +38,8 @@ _GIVEN = re.compile(r"(\w+)([\"']?\s*[:=]\s*)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,{}]+)"
 _SHORTEST = 6  # characters; what is shorter would blank out ordinary words
 LAUNCHES = "launches.jsonl"
 _CODE = (".py", ".sh", ".yaml", ".yml", ".toml", ".j2")
+# an environment that lies in the clone has thousands of such files
+_OURS = ("hpc_hipgen", "jobs", "sbatch", "configs", "tests", ":(glob)*")
 
 
 def is_secret(variable: str) -> bool:
@@ -144,7 +146,8 @@ def _code(folder: Path, variables: Mapping[str, str]) -> dict[str, str | None]:
 def _changes() -> str:
     """What differs from the commit, new files of code and settings included, as one patch."""
     patch = _git("diff", "--binary", "HEAD")
-    for name in _git("ls-files", "--others", "--exclude-standard").splitlines():
+    new = _git("ls-files", "--others", "--exclude-standard", "--", *_OURS)
+    for name in new.splitlines():
         if name.endswith(_CODE):
             patch += _git("diff", "--binary", "--no-index", "/dev/null", name, good=(0, 1))
     files = re.split(r"^(?=diff --git )", patch, flags=re.M)

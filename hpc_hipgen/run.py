@@ -109,9 +109,11 @@ class Run:
         was too small, say. Without `write` a run that exists is only opened.
 
         Raises:
-            ConfigError: when the folder belongs to other settings; names the first ones.
+            ConfigError: when the folder belongs to other settings; names the first ones. When it is
+                no place for a run (`check_place`).
         """
         folder = Path(folder)
+        check_place(folder, config)
         path = folder / "config.yaml"
         tree = config.model_dump(mode="json")
         if path.is_file():
@@ -180,6 +182,24 @@ class Run:
     def unmark(self, stage: str) -> None:
         """Has a stage count as not done; its artefacts stay."""
         self.path("stages", f"{stage}.json").unlink(missing_ok=True)
+
+
+def check_place(folder: Path, config: Experiment) -> None:
+    """Sees that a run can have this folder: stages replace what lies where their artefacts go.
+
+    Raises:
+        ConfigError: for a folder of somebody's that is no run, or one that holds the films.
+    """
+    if folder.is_dir() and not (folder / "config.yaml").is_file():
+        if there := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
+            raise ConfigError(
+                f"{folder}: is not empty ({', '.join(there[:3])}, ...) and not a run: a run would "
+                "replace what is there. Name a new folder with --run"
+            )
+    sections = (config.data, config.evaluation, config.lab_ruler)
+    for films in (section.films for section in sections if section):
+        if films and films.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{films}: lies in the run folder, where a run would replace it")
 
 
 def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:

@@ -28,7 +28,7 @@ from hpc_hipgen.config import (
 )
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.pipeline import Stage, contrast, stages
-from hpc_hipgen.run import Run
+from hpc_hipgen.run import Run, check_place
 from hpc_hipgen.tracking import check_tracking
 
 
@@ -82,6 +82,7 @@ def _launch(options: argparse.Namespace) -> int:
     check_ranks(config, graph, site, slurm)
     check_inputs(config, options.experiment, done)
     check_films(config, done)
+    check_place(folder, config)
     if options.dry_run:
         return dry_run(folder, f"experiment {config.name}", graph, site, slurm, stale)
     run = Run.create(folder, config)
@@ -225,10 +226,9 @@ def check_idle(run: Run, names: Iterable[str], slurm: bool) -> None:
     from hpc_hipgen.cluster.calls import running, submitted
     from hpc_hipgen.cluster.executors import queued_jobs
 
-    jobs = {name: (submitted(run, name) or {}).get("job") for name in names}
+    jobs = {name: (submitted(run, name) or {}).get("job", "") for name in names}
     # of a site that runs things here, too: what waits in a queue holds no lock
-    asked = slurm or (any(jobs.values()) and shutil.which("squeue"))
-    queued = queued_jobs() if asked else {}
+    queued = queued_jobs(jobs.values()) if slurm or shutil.which("squeue") else {}
     for name, job in jobs.items():
         if job in queued:
             raise ConfigError(f"--redo: {name} is in the queue; wait, or scancel {job} first")

@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -210,10 +209,11 @@ def measure_files(
 
     Reading and drawing share a few threads, while this one measures batch after batch.
     """
+    from hpc_hipgen.parallel import usable_cpus
     from hpc_hipgen.progress import progress
 
     names = _overlay_names(files)
-    workers = len(os.sched_getaffinity(0))
+    workers = usable_cpus()
     with ThreadPoolExecutor(workers) as pool:
         pictures: list[Future[None]] = []
         done = progress(_measured(files, ruler, batch, pool), len(files), "measuring")

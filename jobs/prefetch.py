@@ -94,7 +94,7 @@ def weights_folder(link: Path) -> Path:
             )
         link.unlink(missing_ok=True)
         link.symlink_to(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.resolve().mkdir(parents=True, exist_ok=True)  # a link may name what was removed
     return folder
 
 

@@ -23,7 +23,7 @@ from hpc_hipgen import sweep as sweeps
 from hpc_hipgen import utility
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.accounting import FINE, GOOD, Job, look_up
-from hpc_hipgen.cluster.site import Site, load_site
+from hpc_hipgen.cluster.site import ROOT, Site, load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Stage, stages
 from hpc_hipgen.run import Run
@@ -178,6 +178,7 @@ def _folder(given: str | None, site: Site) -> Path:
     if given:
         return site.run_folder(given)
     runs = [path.parent for path in site.runs().glob("*/config.yaml")]
+    runs = [run for run in runs if run != ROOT / "results" / "reference"]  # a record, no run
     if not runs:
         raise ConfigError(f"no run in {site.runs()}; start one: make demo")
     return max(runs, key=_touched)

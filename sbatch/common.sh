@@ -2,7 +2,8 @@
 # Sourced by the scripts beside it, from the root of the clone: finds the python and starts a module.
 
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 # compute nodes have no internet
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+# modules that are loaded put packages there, which would hide those of our own environment
+export PYTHONPATH=$PWD${HIPGEN_PYTHON:+${PYTHONPATH:+:$PYTHONPATH}}
 
 from_caller() { # from_caller PATH: a run or a file of the folder in which the script was called, or PATH as it is
     local there=$OLDPWD/$1

@@ -10,9 +10,9 @@
 set -euo pipefail
 shopt -s inherit_errexit 2> /dev/null || true # $(...) stops at its first error too, from bash 4.4 on
 
+unset CDPATH # with it, cd prints where it went
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 lock=$root/requirements.lock
-cache=$HOME/.cache/hpc_hipgen
 
 say() { echo "environment: $*" >&2; }
 die() {
@@ -61,6 +61,13 @@ find_uv() { # find_uv PYTHON: uv on the path, or one installed beside our enviro
     echo "$tools/bin/uv"
 }
 
+if [[ -n ${HIPGEN_PYTHON:-} ]]; then
+    command -v "$HIPGEN_PYTHON" > /dev/null || die "HIPGEN_PYTHON=$HIPGEN_PYTHON is not a program"
+    command -v "$HIPGEN_PYTHON"
+    exit
+fi
+[[ -n ${HOME:-}${HIPGEN_ENV:-} ]] || die "HOME is not set; set it, or HIPGEN_ENV or HIPGEN_PYTHON"
+cache=${HOME:-$(dirname "${HIPGEN_ENV:-}")}/.cache/hpc_hipgen
 hash_of_lock=$(sha256sum "$lock" | cut -c 1-12)
 environment=${HIPGEN_ENV:-$cache/env-$hash_of_lock}
 marker=$environment/hpc_hipgen.complete
@@ -104,11 +111,6 @@ compile() { # uv leaves that to the first import, which cannot where the folder 
     touch "$compiled"
 }
 
-if [[ -n ${HIPGEN_PYTHON:-} ]]; then
-    command -v "$HIPGEN_PYTHON" > /dev/null || die "HIPGEN_PYTHON=$HIPGEN_PYTHON is not a program"
-    command -v "$HIPGEN_PYTHON"
-    exit
-fi
 if ! { complete && [[ -f $compiled ]]; }; then
     mkdir -p "$cache" "$(dirname "$environment")"
     exclusively "$environment.lock"

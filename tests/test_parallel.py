@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_hipgen.parallel import LEAST, run_parallel
+from hpc_hipgen.parallel import LEAST, run_parallel, usable_cpus
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,3 +72,12 @@ def test_no_process_outlives_a_parent_that_is_stopped(tmp_path, number):
     _, said = parent.communicate(timeout=30)  # which ends with the last process that has its pipe
     assert parent.returncode != 0 and gone(workers(tmp_path))
     assert said.count("Traceback") == (number == signal.SIGINT)
+
+
+def test_a_job_uses_no_more_cpus_than_it_asked_for(monkeypatch):
+    """Where Slurm binds no cores, all of the node may be used."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert usable_cpus() == 64
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
+    assert usable_cpus() == 4

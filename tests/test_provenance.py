@@ -67,6 +67,8 @@ def test_commit_and_changes_give_the_code_that_ran(run, clone, tmp_path):
     (clone / "icon.bin").write_bytes(bytes(256))
     (clone / "new.yaml").write_text("name: new\n")
     (clone / "notes.txt").write_text("not code\n")
+    (clone / "conda" / "lib").mkdir(parents=True)
+    (clone / "conda" / "lib" / "package.py").write_text("of an environment\n")
     record_launch(run, ["launch"])
     (line,) = lines(run)
     again = tmp_path / "again"
@@ -75,7 +77,7 @@ def test_commit_and_changes_give_the_code_that_ran(run, clone, tmp_path):
     git(again, "apply", str(run.path("provenance", line["uncommitted_changes"])))
     for name in ("a.py", "icon.bin", "new.yaml"):
         assert (again / name).read_bytes() == (clone / name).read_bytes()
-    assert not (again / "notes.txt").exists()
+    assert not (again / "notes.txt").exists() and not (again / "conda").exists()
 
 
 def test_secrets_of_any_settings_file_are_blanked_out(run, clone, monkeypatch):

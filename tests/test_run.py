@@ -162,6 +162,21 @@ def test_a_run_folder_repeats_its_settings(tmp_path, tiny_settings):
     assert yaml.safe_load((run.folder / "config.yaml").read_text())["llcm"]["skip"] == 20
 
 
+def test_a_run_takes_no_folder_of_somebodys(tmp_path, tiny_settings):
+    """It would replace what has the name of an artefact."""
+    config = parse_experiment(tiny_settings, "x")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ConfigError, match=r"is not empty \(data, ...\) and not a run"):
+        Run.create(tmp_path, config)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".DS_Store").touch()
+    run = Run.create(tmp_path / "new", config)
+    (run.folder / "films").mkdir()
+    tiny_settings["evaluation"]["films"] = str(run.folder / "films")
+    with pytest.raises(ConfigError, match="films: lies in the run folder"):
+        Run.create(run.folder, parse_experiment(tiny_settings, "x"))
+
+
 def test_no_run_folder_is_said(tmp_path):
     with pytest.raises(ConfigError, match="not a run folder"):
         Run(tmp_path)

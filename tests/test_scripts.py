@@ -151,6 +151,9 @@ def test_environment_uses_the_python_it_is_given(tmp_path):
     assert bash("sbatch/environment.sh").stdout.strip() == sys.executable
     wrong = bash("sbatch/environment.sh", HIPGEN_PYTHON="/nowhere/python")
     assert wrong.returncode == 2 and "/nowhere/python" in wrong.stderr
+    homeless = bash("sbatch/environment.sh", HIPGEN_PYTHON="", HOME="", HIPGEN_ENV="")
+    assert homeless.returncode == 2 and "HOME is not set" in homeless.stderr
+    assert bash("sbatch/environment.sh", CDPATH=".:/tmp").stdout.strip() == sys.executable
 
 
 def test_environment_throws_away_nothing_of_others(tmp_path):

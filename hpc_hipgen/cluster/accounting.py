@@ -6,11 +6,12 @@ answer and not the patience of whoever asked. Accounting is often missing or lat
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 PATIENCE = 1.2  # seconds for squeue and sacct together
@@ -64,7 +65,7 @@ def look_up(ids: Iterable[str]) -> tuple[dict[str, Job], bool]:
         return {}, False
     format_ = "JobID,State,Elapsed,ExitCode"
     queue, accounts = _ask(
-        ["squeue", "-h", "-r", "--me", "-o", "%F|%K|%T|%M|%r"],
+        squeue(wanted, "-r", "-o", "%F|%K|%T|%M|%r"),
         ["sacct", "-X", "-n", "-P", "-j", ",".join(wanted), "-o", format_],
     )
     jobs: dict[str, Job] = {}
@@ -73,6 +74,20 @@ def look_up(ids: Iterable[str]) -> tuple[dict[str, Job], bool]:
     for line in (queue or "").splitlines():
         _read_queue(jobs, line)
     return {job: jobs[job] for job in wanted if job in jobs}, queue is not None
+
+
+def squeue(ids: Sequence[str], *options: str) -> list[str]:
+    """A command that lists those of these jobs that are in the queue.
+
+    Whoever submitted them, and in partitions that are not shown, too. Nothing that the user has set
+    for squeue filters them, and it asks the cluster that sbatch submits to.
+    """
+    unset = [f"--unset={name}" for name in os.environ if name.startswith("SQUEUE_")]
+    clusters = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS")
+    where = [f"--clusters={clusters}"] if clusters else []
+    # a lone job that Slurm has forgotten is an error to it, one of several is not
+    jobs = ",".join(ids if len(ids) > 1 else [*ids, *ids])
+    return ["env", *unset, "squeue", "-h", "-a", *where, "-j", jobs, *options]
 
 
 def _ask(*commands: list[str]) -> list[str | None]:

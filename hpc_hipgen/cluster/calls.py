@@ -98,12 +98,12 @@ class StageCall:
             except Exception as error:
                 if isinstance(error, Interrupted):
                     if _on_slurm() and (error.signal == GO_ON_LATER or _preempted()):
-                        error = _queue_again()
+                        error = _queue_again(error)
                 elif self._again_after(error):
                     traceback.print_exc()
                     print(f"{self.stage.name}: put back, to be tried again", flush=True)
                     self.retried += 1
-                    error = _queue_again()
+                    error = _queue_again(error)
                 _note_failure(failed, error, run)
                 _leave_at_once()
                 raise error
@@ -169,7 +169,7 @@ def _preempted() -> bool:
     return bool(number) and re.search(r" PreemptTime=\d", said) is not None
 
 
-def _queue_again() -> Exception:
+def _queue_again(why: Exception) -> Exception:
     """Hands the saved job back to Slurm under its own id, and ends.
 
     The signal that training swallowed until its state was saved is raised once more, now that
@@ -177,7 +177,8 @@ def _queue_again() -> Exception:
     A controller that does not take it is asked again for a while.
 
     Returns:
-        Why it could not: submitit's UncompletedJobError when the job has timed out too often.
+        Why the job ends, where it could not be put back: submitit's UncompletedJobError when it has
+        timed out too often, else `why` itself, and that Slurm refused is printed.
     """
     until = time.monotonic() + _REQUEUE_PATIENCE
     while True:
@@ -185,7 +186,8 @@ def _queue_again() -> Exception:
             signal.raise_signal(GO_ON_LATER)
         except subprocess.SubprocessError as error:
             if time.monotonic() > until:
-                return error
+                print(f"Slurm does not put the job back: {error}", flush=True)
+                return why
             time.sleep(5)
         except Exception as error:
             return error
@@ -238,7 +240,10 @@ def stage_logs(run: Run, stage: str) -> Path:
 def submitted(run: Run, stage: str) -> dict[str, Any] | None:
     """The last submission of a stage: job id, log folder, time."""
     path = run.path("logs", stage, "submitted.json")
-    return json.loads(path.read_text()) if path.is_file() else None
+    record = json.loads(path.read_text()) if path.is_file() else None
+    # a folder that was copied has the records of jobs that work in the other one
+    ours = record and Path(record["log"]).parent == path.parent.resolve()
+    return record if ours else None
 
 
 def failures(run: Run, stage: str, since: float = 0.0) -> list[dict[str, Any]]:

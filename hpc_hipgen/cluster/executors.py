@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import ceil
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import submitit
 
+from hpc_hipgen.cluster.accounting import squeue
 from hpc_hipgen.cluster.site import Kind, Resources, Site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.provenance import is_secret
@@ -25,9 +27,18 @@ GPUS_VARIABLE = "HIPGEN_GPUS"
 
 # USR2 ends a process that has no handler for it, and with it the job: until python has one, a
 # preemption or the time limit must not be more than overheard
-_PYTHON = 'bash -c \'trap "" USR2; exec "$0" "$@"\' ' + shlex.quote(sys.executable)
+_UNHEARD = 'bash -c \'trap "" USR2; exec "$0" "$@"\' '
 
 _INHERITED = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
+
+
+def _python() -> str:
+    """The command of a job's python: what HIPGEN_PYTHON names, else the one that runs here.
+
+    The first may start a container, in which the second is no file of the node's.
+    """
+    given = shutil.which(os.environ.get("HIPGEN_PYTHON") or sys.executable)
+    return _UNHEARD + shlex.quote(os.path.abspath(given or sys.executable))
 
 
 @contextmanager
@@ -35,9 +46,9 @@ def clean_environment(kept: Sequence[str] = ()) -> Iterator[None]:
     """Hides the variables of an enclosing job while another one is submitted from inside it.
 
     Each of SLURM_MEM_PER_*, SLURM_NTASKS, SLURM_ARRAY_*, SLURM_CPU_BIND ... would change or break
-    the new job. SLURM_CONF stays: it says which cluster this is. So do those in `kept`.
+    the new job. Those that say which cluster this is stay. So do those in `kept`.
     """
-    stay = ("SLURM_CONF", *kept)
+    stay = ("SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_CLUSTERS", *kept)
     hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k not in stay}
     for name in hidden:
         del os.environ[name]
@@ -82,7 +93,9 @@ def submission_environment(site: Site, need: Resources) -> AbstractContextManage
 
 def job_variables(site: Site) -> dict[str, str]:
     """Variables of every job: this clone first, no hub on compute nodes, then the site's own."""
-    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    # modules that are loaded put packages there, which would hide those of the locked environment
+    theirs = os.environ.get("PYTHONPATH", "") if os.environ.get("HIPGEN_PYTHON") else ""
+    path = os.pathsep.join(p for p in (str(ROOT), theirs) if p)
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | offline | site.env
 
@@ -153,7 +166,9 @@ def slurm_parameters(
 
 def slurm_executor(folder: Path, site: Site, parameters: dict[str, Any]) -> submitit.SlurmExecutor:
     """An executor whose files lie in `folder`."""
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=site.requeues, python=_PYTHON)
+    executor = submitit.SlurmExecutor(
+        folder=folder, max_num_timeout=site.requeues, python=_python()
+    )
     executor.update_parameters(**parameters)
     return executor
 
@@ -168,7 +183,7 @@ class _Described(submitit.SlurmExecutor):
 
 def sbatch_script(parameters: dict[str, Any], tasks: int = 1, folder: Path = Path("logs")) -> str:
     """The script that would be submitted; `tasks` > 1 makes it an array."""
-    executor = _Described(folder=folder, python=_PYTHON)
+    executor = _Described(folder=folder, python=_python())
     executor.update_parameters(**parameters)
     if tasks > 1:
         executor.parameters["map_count"] = tasks
@@ -239,22 +254,24 @@ def local_processes(kind: Kind) -> int:
     return max(1, count_gpus()) if kind == "train" else 1
 
 
-def queued_jobs() -> dict[str, str]:
-    """Job id to state (PENDING, RUNNING ...) of this user's jobs.
+def queued_jobs(ids: Iterable[str]) -> dict[str, str]:
+    """Job id to state (PENDING, RUNNING ...) of those of these jobs that are in the queue.
 
     Raises:
         ConfigError: when the queue is not known: a busy controller must not look like an empty one.
     """
+    wanted = sorted(filter(None, ids))
+    if not wanted:
+        return {}
+    command = squeue(wanted, "-o", "%F %T")
     try:
-        listed = subprocess.run(
-            ["squeue", "-h", "--me", "-o", "%F %T"], capture_output=True, text=True, timeout=60
-        )
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"squeue does not answer, so nothing was submitted: {error}") from None
     if listed.returncode:
         said = " ".join(listed.stderr.split()) or f"exit status {listed.returncode}"
         raise ConfigError(f"squeue does not answer, so nothing was submitted: {said}")
-    rows = [line.split() for line in listed.stdout.splitlines()]
+    rows = [row for line in listed.stdout.splitlines() if (row := line.split())[:1] != ["CLUSTER:"]]
     # an array has a line for its waiting tasks and one for each that runs: the liveliest wins
     return dict(sorted((row for row in rows if len(row) == 2), key=lambda row: _life(row[1])))
 

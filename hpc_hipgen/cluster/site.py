@@ -29,6 +29,7 @@ STAGES = (
 """Names of the stages of all experiments; those of sweeps and of `jobs.utility` have their own."""
 SITES = ROOT / "configs" / "site"
 _ANSWER_SECONDS = 30
+_LEAST_SECONDS = 60  # Slurm may warn that much too early
 Kind = Literal["cpu", "gpu", "train"]
 """cpu: no accelerator; gpu: one process on one GPU; train: one process per GPU on whole nodes."""
 
@@ -37,6 +38,7 @@ _MANAGED = (
     "array", "cpus-per-task", "dependency", "error", "job-name", "nodes", "ntasks-per-node",
     "open-mode", "output", "signal", "time", "wckey",
 )  # fmt: skip
+_CLUSTERS = ("clusters", "cluster", "M")
 """Options of sbatch on which submitit, or what waits for a job, relies."""
 
 
@@ -74,10 +76,21 @@ class Resources(Section):
     @classmethod
     def _others(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
         for key, value in options.items():
+            if key in _CLUSTERS:
+                raise ValueError(f"{key}: export SLURM_CLUSTERS, which squeue reads too")
             if key.replace("_", "-") in _MANAGED:
                 raise ValueError(f"{key}: is set from the other keys of a site; leave it out here")
             _check_no_secrets(str(value), "leave it out here and write it under env")
         return options
+
+    @field_validator("gres")
+    @classmethod
+    def _spelled(cls, text: str | None) -> str | None:
+        try:
+            (text or "").format(n=1)
+        except (LookupError, ValueError):
+            raise ValueError(f"{text}: write {{n}} where the number of GPUs belongs") from None
+        return text
 
     _shared: bool = PrivateAttr(False)  # among processes; see `shares_work`
 
@@ -113,6 +126,14 @@ class Site(Section):
             _check_no_secrets(line, "write it under env")
         return lines
 
+    @field_validator("env")
+    @classmethod
+    def _names(cls, variables: dict[str, str]) -> dict[str, str]:
+        for name in variables:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise ValueError(f"'{name}' is no name of a variable")
+        return variables
+
     @field_validator("results")
     @classmethod
     def _expanded(cls, value: Path | None) -> Path | None:
@@ -127,7 +148,8 @@ class Site(Section):
         """The resources of a stage: those of its kind, changed by its own entry.
 
         Raises:
-            ConfigError: for several nodes where one process does the work.
+            ConfigError: for several nodes where one process does the work, or for a time limit
+                of which its warning leaves nothing.
         """
         base = self.resources.get(kind, Resources()).model_dump(exclude_unset=True)
         found = Resources.model_validate(base | self.stages.get(stage, {}))
@@ -136,6 +158,11 @@ class Site(Section):
             raise ConfigError(
                 f"site: {stage} is the work of one process, and cannot use {found.nodes} nodes; "
                 f"write stages: {{{stage}: {{nodes: 1}}}}"
+            )
+        if found.hours * 3600 < self.signal_seconds + _LEAST_SECONDS:
+            raise ConfigError(
+                f"site: {stage} has {found.hours:g} hours, of which the warning before the time "
+                f"limit (signal_seconds: {self.signal_seconds}) leaves nothing to work in"
             )
         return found
 

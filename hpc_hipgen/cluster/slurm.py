@@ -66,12 +66,13 @@ def _submit_missing(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:
     ids: dict[str, str] = {}
     mine: dict[str, list[StageCall]] = {}
     held: set[str] = set()
-    queued = queued_jobs()
+    jobs = {stage.name: (submitted(run, stage.name) or {}).get("job", "") for stage in graph}
+    queued = queued_jobs(jobs.values())
     for stage in graph:
         if stage.done(run):
             print(f"{stage.name:32} done before")
             continue
-        job = (submitted(run, stage.name) or {}).get("job", "")
+        job = jobs[stage.name]
         if job in queued:
             trouble = _trouble(run, stage, job, queued[job], {*held, *mine})
             if trouble:
@@ -139,10 +140,12 @@ def calls_of(
     folder = str(run.folder.resolve())
     if stage.items is None:
         return [StageCall(stage, folder)]
+    requeue = site.of(stage.name, stage.kind).extra.get("requeue", True)
+    retries = site.retries if requeue else 0
     items = stage.missing(run)
     if items is None:  # known only when earlier stages have run: shares are taken then
         n = len(followed) if followed else site.array_tasks
-        return [StageCall(stage, folder, None, (k, n), retries=site.retries) for k in range(n)]
+        return [StageCall(stage, folder, None, (k, n), retries=retries) for k in range(n)]
     if followed:
         made = [set(call.items or ()) for call in followed]
         others = [item for item in items if not any(item in share for share in made)]
@@ -154,8 +157,8 @@ def calls_of(
         n = min(site.array_tasks, len(items))
         shares = [items[k::n] for k in range(n)]
     return [
-        StageCall(stage, folder, s, (k, len(shares)), retries=site.retries)
-        for k, s in enumerate(shares)
+        StageCall(stage, folder, share, (k, len(shares)), retries=retries)
+        for k, share in enumerate(shares)
     ]
 
 
@@ -219,8 +222,12 @@ def _submit(
 
 
 def _cancel(ids: list[str]) -> None:
-    if ids:
+    if not ids:
+        return
+    try:
         subprocess.run(["scancel", *ids], check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        print(f"scancel does not answer; what was submitted stays: {' '.join(ids)}", flush=True)
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """A run folder, the fake stages on every path, and a Slurm that only writes down."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(HERE))
     path = os.pathsep.join(p for p in (str(HERE), os.environ.get("PYTHONPATH", "")) if p)
     monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("HIPGEN_PYTHON", sys.executable)  # jobs have the path only beside it
     import fake_stages
 
     return fake_stages

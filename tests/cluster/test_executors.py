@@ -87,8 +87,13 @@ def test_what_a_site_does_not_want_is_left_out():
 
 def test_jobs_import_this_clone_and_never_ask_the_hub(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.delenv("HIPGEN_PYTHON", raising=False)
+    variables = job_variables(Site())
+    assert variables["PYTHONPATH"] == str(executors.ROOT)
+    monkeypatch.setenv("HIPGEN_PYTHON", "/bin/true")  # a python of the user's, with what it needs
     variables = job_variables(Site())
     assert variables["PYTHONPATH"].split(os.pathsep) == [str(executors.ROOT), "/elsewhere"]
+    assert '"$@"\' /bin/true -u -m submitit' in sbatch_script({})
     assert variables["HF_HUB_OFFLINE"] == "1"
 
 

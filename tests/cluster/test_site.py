@@ -54,6 +54,9 @@ def test_a_kind_that_is_not_named_asks_for_defaults():
         ("resources: {cpu: {extra: {export: 'ALL,HF_TOKEN=abc'}}}", "HF_TOKEN would stand in"),
         ("resources: {cpu: {extra: {time: 60}}}", "time: is set from the other keys of a site"),
         ("resources: {cpu: {extra: {ntasks_per_node: 2}}}", "ntasks_per_node: is set from"),
+        ("resources: {cpu: {extra: {clusters: gpu}}}", "clusters: export SLURM_CLUSTERS"),
+        ("resources: {gpu: {gres: 'gpu:{count}'}}", "write {n} where the number of GPUs belongs"),
+        ("env: {NCCL-DEBUG: INFO}", "'NCCL-DEBUG' is no name of a variable"),
         ("resources: [", "not valid YAML"),
     ],
 )
@@ -82,6 +85,13 @@ def test_runs_may_lie_on_a_scratch_disk(tmp_path, monkeypatch):
     path.write_text("results: $HIPGEN_SCRATCH/runs")
     with pytest.raises(ConfigError, match="HIPGEN_SCRATCH/runs: this variable is not set here"):
         load_site(str(path))
+
+
+def test_a_warning_that_leaves_no_time_is_said():
+    """A job would be put back as often as it may be, and do nothing."""
+    site = Site(resources={"train": {"hours": 0.1}}, signal_seconds=400)
+    with pytest.raises(ConfigError, match=r"train-llcm has 0.1 hours, of which the warning"):
+        site.of("train-llcm", "train")
 
 
 def test_an_unknown_site_names_those_there_are():

@@ -1,5 +1,6 @@
 import copy
 import os
+import shutil
 import subprocess
 from unittest.mock import patch
 
@@ -86,6 +87,38 @@ def test_a_job_that_ends_undone_is_not_waited_for(run, fake_stages, fake_slurm, 
     assert launch.execute(run, fake_stages.GRAPH, SITE, slurm=True) == 1
 
 
+def test_a_copied_run_has_no_jobs_in_the_queue(run, fake_stages, fake_slurm, tmp_path):
+    submit_stages(run, fake_stages.GRAPH, SITE)
+    other = Run(shutil.copytree(run.folder, tmp_path / "copy"))
+    assert set(submit_stages(other, fake_stages.GRAPH, SITE).values()) == {"104", "105", "106"}
+    assert set(submit_stages(run, fake_stages.GRAPH, SITE).values()) == {"101", "102", "103"}
+
+
+def test_the_queue_is_seen_whatever_the_user_has_set(run, fake_stages, fake_slurm, monkeypatch):
+    submit_stages(run, fake_stages.GRAPH, SITE)
+    asked = fake_slurm / "asked"
+    (fake_slurm / "bin" / "squeue").write_text(
+        f'#!/bin/bash\n(echo "$@"; env | grep ^SQUEUE_) >> {asked}\ncat "$FAKE_SLURM/queue"\n'
+    )
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    monkeypatch.setenv("SBATCH_CLUSTERS", "gpu")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # which a new job must not see
+    assert len(submit_stages(run, fake_stages.GRAPH, SITE)) == 3
+    first, *more = asked.read_text().splitlines()
+    assert first == "-h -a --clusters=gpu -j 101,102,103 -o %F %T"
+    assert all(line.startswith("-h -a --clusters=gpu -j ") for line in more)
+    queue(fake_slurm)
+    submit_stages(run, fake_stages.GRAPH, SITE)
+    assert (fake_slurm / "environment").read_text() == "SBATCH_CLUSTERS=gpu\n"
+
+
+def test_tasks_are_not_put_back_where_the_site_forbids_it(run, fake_stages):
+    forbids = Site(resources={"gpu": {"extra": {"requeue": False}}}, retries=2)
+    array = next(stage for stage in fake_stages.GRAPH if stage.items)
+    for site, retries in ((Site(retries=2), 2), (forbids, 0)):
+        assert {call.retries for call in calls_of(run, array, site)} == {retries}
+
+
 def test_redo_leaves_what_is_in_the_queue_alone(run, fake_stages, fake_slurm):
     run.mark_done("first")
     submit_stages(run, fake_stages.GRAPH, SITE)
@@ -101,6 +134,7 @@ def test_redo_leaves_what_is_in_the_queue_alone(run, fake_stages, fake_slurm):
 def test_a_queue_that_is_not_known_is_no_empty_queue(
     run, fake_stages, fake_slurm, monkeypatch, squeue
 ):
+    submit_stages(run, fake_stages.GRAPH, SITE)
     (fake_slurm / "bin" / "squeue").write_text(f"#!/bin/bash\n{squeue}\n")
     inner = subprocess.run
     monkeypatch.setattr(
@@ -108,7 +142,7 @@ def test_a_queue_that_is_not_known_is_no_empty_queue(
     )
     with pytest.raises(ConfigError, match=r"squeue does not answer, so nothing was .*(down|timed)"):
         submit_stages(run, fake_stages.GRAPH, SITE)
-    assert not (fake_slurm / "number").exists()
+    assert (fake_slurm / "number").read_text() == "103\n", "nothing more was submitted"
 
 
 def test_a_run_is_not_submitted_by_two_at_once(run, fake_stages, fake_slurm):

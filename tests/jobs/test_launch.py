@@ -1,6 +1,7 @@
 """The launcher on graphs of stages that take no time; jobs run in processes of their own."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -469,9 +470,12 @@ def test_a_report_of_less_is_made_again(run, capsys):
 
 def test_what_waits_in_a_queue_is_seen_from_a_site_without_one(run, monkeypatch, capsys):
     complete(run)
-    (stage_logs(run, "report") / "submitted.json").write_text('{"job": "77"}')
+    logs = stage_logs(run, "report")
+    record = {"job": "77", "log": str(logs / "001")}
+    (logs / "submitted.json").write_text(json.dumps(record))
     monkeypatch.setattr(launch.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr("hpc_hipgen.cluster.executors.queued_jobs", lambda: {"77": "PENDING"})
+    queue = {"77": "PENDING"}
+    monkeypatch.setattr("hpc_hipgen.cluster.executors.queued_jobs", lambda ids: queue)
     assert launch.main([str(run.folder), "--site", "local", "--redo", "evaluate"]) == 2
     assert "report is in the queue" in capsys.readouterr().err and run.done("report")
 

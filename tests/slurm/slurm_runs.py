@@ -1,6 +1,7 @@
 """Runs and sites for tests on the cluster, and this process as its client."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ def on(cluster: Cluster) -> Iterator[None]:
         for name, value in cluster.environment.items():
             patch.setenv(name, value)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+        patch.setenv("HIPGEN_PYTHON", sys.executable)  # jobs have the path only beside it
         yield
 
 

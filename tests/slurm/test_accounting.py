@@ -76,8 +76,9 @@ def test_status_of_a_stage_whose_job_was_cancelled(accounts, ended, tmp_path, ac
     """From another shell; without sacct it can say only that the job has left."""
     run = new_run(tmp_path / "results" / "tiny")
     stage = stages(run.config)[0]
-    submission = {"job": ended["cancelled"], "log": str(tmp_path)}
-    (stage_logs(run, stage.name) / "submitted.json").write_text(json.dumps(submission))
+    logs = stage_logs(run, stage.name)
+    submission = {"job": ended["cancelled"], "log": str(logs / "001")}
+    (logs / "submitted.json").write_text(json.dumps(submission))
     environment = os.environ | accounts.environment
     if not accounted:
         environment["PATH"] = f"{without_sacct(tmp_path)}:{environment['PATH']}"

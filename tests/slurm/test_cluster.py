@@ -15,7 +15,7 @@ def test_only_those_who_name_the_cluster_get_it(cluster):
     assert "SLURM_CONF" not in os.environ
     assert not slurm_answers() and not load_site("auto").uses_slurm()
     with pytest.raises(ConfigError, match="squeue does not answer"):
-        queued_jobs()
+        queued_jobs(["1"])
 
 
 def test_in_a_test_it_answers(slurm):
