@@ -378,6 +378,16 @@ def test_settings_of_the_command_line(tmp_path, tiny_settings):
             load_experiment(path, [override])
 
 
+@pytest.mark.parametrize("name", ["films #2", "#2", "2024", "2024: clinic", "{a}", "'a b", " b"])
+def test_a_folder_of_the_command_line_may_have_any_name(tmp_path, tiny_settings, name):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings))
+    config = load_experiment(path, [f"evaluation.films={name}", f"ruler.pretrained=/x/{name}"])
+    assert (config.evaluation.films, config.ruler.pretrained) == (Path(name), Path(f"/x/{name}"))
+    for nothing in ("", "null", "~"):
+        assert load_experiment(path, [f"evaluation.films={nothing}"]).evaluation.films is None
+
+
 def test_an_override_changes_the_section_that_it_names_alone(tmp_path):
     """YAML gives what two sections share by an alias as one object."""
     path = ROOT / "configs" / "llcm.yaml"

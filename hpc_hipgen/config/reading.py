@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -25,13 +25,13 @@ def load_experiment(
     """Reads an experiment file, applies `key.sub=value` overrides and checks the settings.
 
     The files that they name need not be there (see `check_inputs`). Values of overrides are YAML
-    (`llcm.guidance=[2,6]`, `autoencoder.pretrained=null`). `smoke` then lays SMOKE over the models
-    that are left, and names the experiment NAME-smoke.
+    (`llcm.guidance=[2,6]`, `autoencoder.pretrained=null`), paths are taken as they stand. `smoke`
+    then lays SMOKE over the models that are left, and names the experiment NAME-smoke.
 
     Raises:
         ConfigError: one problem a line, each with its key.
     """
-    tree = settings_tree(_read_tree(Path(path)), overrides or [])
+    tree = settings_tree(_read_tree(Path(path)), overrides or [], Experiment)
     if smoke:
         over = _read_tree(SMOKE)
         common = NO_MODELS if tree.get("ruler") else ()
@@ -118,17 +118,21 @@ def _origin(key: str, overrides: Sequence[str]) -> str | None:
     return None
 
 
-def settings_tree(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def settings_tree(
+    tree: dict[str, Any], overrides: Iterable[str], kind: type[Section] = Section
+) -> dict[str, Any]:
     """A tree like `tree`, changed by `key.sub=value` overrides; values are YAML.
 
-    What aliases of YAML share is changed only where the key says.
+    But for the paths among the settings of `kind`, which are taken as they stand: a folder may be
+    named `films #2`, `2024` or `2024: clinic`. What aliases of YAML share is changed only where
+    the key says.
 
     Raises:
         ConfigError: when an override is none.
     """
     changed = _unshared(tree)
     for override in overrides:
-        _apply_override(changed, override)
+        _apply_override(changed, override, kind)
     return changed
 
 
@@ -154,12 +158,29 @@ def _problem(error: Any) -> tuple[str, str]:
     return text.partition(":")[0], text
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+_NOTHING = ("", "~", "null", "Null", "NULL")
+"""How YAML says that there is no value."""
+
+
+def _is_path(kind: type[Section], key: str) -> bool:
+    """Whether a key of these settings takes a path."""
+    kinds: tuple[Any, ...] = (kind,)
+    for part in key.split("."):
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]
+        field = sections[0].model_fields.get(part) if sections else None
+        if field is None:
+            return False
+        kinds = get_args(field.annotation) or (field.annotation,)
+    return Path in kinds
+
+
+def _apply_override(tree: dict[str, Any], override: str, kind: type[Section]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"'{override}': expected key.sub=value")
     try:
-        value = yaml.safe_load(text)
+        as_it_stands = _is_path(kind, key) and text.strip() not in _NOTHING
+        value = text if as_it_stands else yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"'{override}': the value is not valid YAML") from None
     node = tree
