@@ -136,7 +136,12 @@ def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
     """
     if ruler is None or ruler.pretrained is None:
         return
-    from hpc_hipgen.radiograph.duplicates import learnt_from, seen_before
+    from hpc_hipgen.radiograph.duplicates import (
+        fingerprint,
+        kept_fingerprints,
+        learnt_from,
+        seen_before,
+    )
     from hpc_hipgen.radiograph.films import FilmErrors
     from hpc_hipgen.radiograph.layouts import read_manifest
 
@@ -148,7 +153,9 @@ def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
     if not known:
         return
     test = read_manifest(folder, "test")
-    if seen := seen_before(zip(test.film, test.images, strict=True), known):
+    views = zip(test.film, map(fingerprint, test.images), strict=True)
+    whole = kept_fingerprints(folder)
+    if seen := seen_before([*views, *((film, whole.get(film, "")) for film in test.film)], known):
         raise FilmErrors(
             [
                 f"{film}: the ruler in {ruler.pretrained} has learnt from this film, which it is "

@@ -20,7 +20,7 @@ from hpc_hipgen.evaluation.ruler import (
     save_ruler,
     standardise,
 )
-from hpc_hipgen.radiograph.duplicates import fingerprint
+from hpc_hipgen.radiograph.duplicates import fingerprint, kept_fingerprints
 from hpc_hipgen.radiograph.layouts import Films, read_manifest
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -99,7 +99,7 @@ class RulerTask:
 
     def __init__(self, config: Experiment, data: Path, name: str = name) -> None:
         """Reads the training split of a prepared data folder; `name`: of the section."""
-        self.config, self.name = config, name
+        self.config, self.data, self.name = config, data, name
         self.section = getattr(config, name)
         self.films = read_manifest(data, "train")
         self.held_out = read_manifest(data, "validation")
@@ -146,11 +146,16 @@ class RulerTask:
         return {f"validation_{k}": v for k, v in error.items()}
 
     def training_films(self) -> list[str] | None:
-        """Fingerprints of the nominal views of real films, by which a run knows them again."""
+        """Fingerprints of real films and of their nominal views, by which a run knows them again.
+
+        Whole films know no landmarks, and views no header that was written anew.
+        """
         if self.config.data.source != "films":
             return None
         first = {film: i for i, film in reversed(list(enumerate(self.films.film)))}
-        return sorted(fingerprint(self.films.images[i]) for i in first.values())
+        views = [fingerprint(self.films.images[i]) for i in first.values()]
+        whole = kept_fingerprints(self.data)
+        return sorted({*views, *(whole[film] for film in first if film in whole)})
 
 
 def ruler_error(ruler: Ruler, films: Films) -> dict[str, float]:

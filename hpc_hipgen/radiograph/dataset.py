@@ -20,7 +20,7 @@ from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
 from hpc_hipgen.radiograph.deidentify import Masking, Searched, mask_film, thumbnail
-from hpc_hipgen.radiograph.duplicates import fingerprint
+from hpc_hipgen.radiograph.duplicates import fingerprint, keep_fingerprints
 from hpc_hipgen.radiograph.films import (
     FilmErrors,
     SpacedFilm,
@@ -70,6 +70,7 @@ class Film(Protocol):
     name: str
     dog: str
     split: str
+    pixels: str
 
     def load(self) -> Loaded:
         """Read or draw it."""
@@ -85,6 +86,7 @@ class PhantomFilm:
     index: int
     size: int
     angles: Angles | None = None
+    pixels: str = ""
 
     @property
     def dog(self) -> str:
@@ -359,7 +361,8 @@ def write_dataset(
 ) -> tuple[list[dict[str, Any]], Budget, list[str]]:
     """Fill a data folder: images, manifest and layouts (see layouts.py).
 
-    Of films that are masked, also the report: `deidentified.csv` and, as a picture, `.png`.
+    Of films on disk, also their fingerprints; of those that are masked, the report:
+    `deidentified.csv` and, as a picture, `.png`.
 
     Args:
         folder: exists and is empty; should be a temporary one that is renamed afterwards.
@@ -380,6 +383,8 @@ def write_dataset(
         made.append(replace(film, searched=None))
     rows = [row for film in made for row in film.rows]
     write_layouts(folder, rows)
+    if whole := {film.name: film.pixels for film in films if film.pixels}:
+        keep_fingerprints(folder, whole)
     nominal = [Landmarks.from_flat(film.rows[0]) for film in made]
     budget = Budget(
         film_degrees=np.array([film.degrees for film in made]),

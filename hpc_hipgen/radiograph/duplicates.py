@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+_FILMS = "fingerprints.json"
 
 
 def fingerprint(pixels: np.ndarray) -> str:
@@ -17,16 +19,31 @@ def fingerprint(pixels: np.ndarray) -> str:
     return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:32]
 
 
-def seen_before(named: Iterable[tuple[str, np.ndarray]], known: Iterable[str]) -> list[str]:
+def seen_before(named: Iterable[tuple[str, str]], known: Iterable[str]) -> list[str]:
     """Names of the pictures whose fingerprints are among the `known` ones, each once, sorted."""
     among = set(known)
-    return sorted({name for name, pixels in named if fingerprint(pixels) in among})
+    return sorted({name for name, found in named if found in among})
+
+
+def keep_fingerprints(data: Path, films: Mapping[str, str]) -> None:
+    """Stores the fingerprints of whole films, by name, in a data folder.
+
+    A view is cut by landmarks, so that only the whole film is the same for every annotator.
+    """
+    (data / _FILMS).write_text(json.dumps(dict(sorted(films.items())), indent=1))
+
+
+def kept_fingerprints(data: Path) -> dict[str, str]:
+    """What `keep_fingerprints` stored; empty for phantoms, and for data of before there was any."""
+    path = data / _FILMS
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def learnt_from(ruler: Path) -> list[str] | None:
-    """Fingerprints of the real films, as nominal views, that the ruler in a folder has learnt from.
+    """Fingerprints of the real films that the ruler in a folder has learnt from.
 
-    Empty for one that knows phantoms alone; None for one that learnt from films and keeps no list.
+    Of nominal views and, but for exports of before they were kept, of whole films. Empty for one
+    that knows phantoms alone; None for one that learnt from films and keeps no list.
     """
     settings = json.loads((ruler / "ruler.json").read_text())
     return settings.get("training_films") if settings.get("source") == "films" else []
