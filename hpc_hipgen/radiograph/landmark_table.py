@@ -24,6 +24,7 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -295,14 +296,30 @@ def _angle_faults(
 
 
 def dog_problems(entries: list[Entry]) -> list[str]:
-    """A dog for some films only: where dogs are dealt, the others might be of one of these."""
+    """A dog for some films only, or in two spellings, as if it were two that are dealt apart."""
     if not any(entry.dog_named for entry in entries):
         return []
-    return [
+    problems = [
         f"{entry.where}: {entry.film} has no dog, other films have; give every film one"
         for entry in entries
         if not entry.dog_named
     ]
+    spellings: dict[str, dict[str, Entry]] = defaultdict(dict)
+    for entry in (entry for entry in entries if entry.dog_named):
+        spellings[_dog_key(entry.dog)].setdefault(entry.dog, entry)
+    for first, *others in (list(of_one.values()) for of_one in spellings.values()):
+        # as ASCII: spellings of one letter in Unicode look the same
+        problems += [
+            f"{other.where}: dog {other.dog!a} is spelled {first.dog!a} in {first.where}; give "
+            "films of one dog one spelling, and two dogs names that differ more"
+            for other in others
+        ]
+    return problems
+
+
+def _dog_key(dog: str) -> str:
+    """What spellings of one name share: capitals, blanks and forms of Unicode are no matter."""
+    return " ".join(unicodedata.normalize("NFKC", dog).split()).casefold()
 
 
 def split_problems(entries: list[Entry]) -> list[str]:

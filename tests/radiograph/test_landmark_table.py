@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hpc_hipgen.radiograph.geometry import Hip, Landmarks
-from hpc_hipgen.radiograph.landmark_table import read_landmark_table, split_problems
+from hpc_hipgen.radiograph.landmark_table import dog_problems, read_landmark_table, split_problems
 
 HEADER = "image,side,head_x,head_y,head_radius,rim_x,rim_y,norberg_angle"
 LEFT = "a.png,image_left,100,200,20,90,170,"
@@ -137,6 +137,19 @@ def test_splits_must_be_complete_and_keep_a_dog_together(tmp_path):
         f"{path} row 6: c.png has no split, other films have",
         f"{path} row 4: dog rex is in split test, but a.png puts it in train",
     ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("rex", "Rex"), ("Zo\u00eb", "Zoe\u0308"), ("dog 1", "dog  1")]
+)
+def test_a_dog_has_one_spelling(tmp_path, one, other):
+    dogs = {"a.png": one, "b.png": other, "c.png": "max", "d.png": one}
+    rows = [
+        f"{row.replace('a.png', film)},{dog}" for film, dog in dogs.items() for row in (LEFT, RIGHT)
+    ]
+    path = table(tmp_path, *rows, header=HEADER + ",dog")
+    (line,) = dog_problems(read_landmark_table(path).entries)
+    assert line.startswith(f"{path} row 4: dog {other!a} is spelled {one!a} in {path} row 2; ")
 
 
 def test_film_columns_are_checked(tmp_path):
