@@ -306,9 +306,15 @@ def _twins(entries: Sequence[Entry], pixels: Mapping[str, str]) -> list[str]:
 
 
 def _image_problems(entry: Entry, film: SpacedFilm) -> list[str]:
-    """Landmarks that are outside their film."""
+    """Landmarks of a film of another size, or outside their film."""
     problems = []
     height, width = film.image.shape
+    if entry.size and entry.size != (width, height):
+        stated = f"{entry.size[0]:g} x {entry.size[1]:g}"
+        return [
+            f"{entry.where}: {entry.film}: the landmarks are for {stated} pixels, the film has "
+            f"{width} x {height}"
+        ]
     for side, where in zip(SIDES, entry.sides_where, strict=True):
         hip = getattr(entry.landmarks, side)
         for point in ("head", "rim"):

@@ -13,7 +13,8 @@
 
 **COCO** (JSON): one annotation per film whose category names the six keypoints `image_left_head`,
 `image_left_head_edge` (any point on the circle, it gives the radius), `image_left_rim` and the
-same of `image_right`. An image may carry `dog`, `split` and `prompt_class` beside its `file_name`.
+same of `image_right`. An image may carry `dog`, `split` and `prompt_class` beside its `file_name`,
+and `width` and `height`, which must be those of the film.
 
 Coordinates: pixel centres at integers, (0, 0) at the top left, y downwards, of the picture as it is
 shown (an EXIF orientation is obeyed), the dog's head up. Capital letters in names of columns are no
@@ -26,8 +27,8 @@ import json
 import math
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Entry:
         where: file and row, for messages.
         sides_where: file and row of each side, for messages.
         dog_named: whether the table says whose film it is.
+        size: width and height of the film in pixels, where it is COCO and says them.
     """
 
     film: str
@@ -73,6 +75,7 @@ class Entry:
     where: str
     sides_where: tuple[str, str]
     dog_named: bool = False
+    size: tuple[float, float] | None = None
 
 
 @dataclass
@@ -244,6 +247,12 @@ def _entry(
     )
 
 
+def _stated_size(image: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Width and height in pixels that COCO states of an image; some tools write 0 for unknown."""
+    width, height = (_number(image.get(name)) for name in ("width", "height"))
+    return (width, height) if width and height else None
+
+
 def _own_dog(film: str) -> str:
     """The dog of a film whose table names none; part of an identifier can look like a suffix."""
     path = Path(film)
@@ -347,7 +356,7 @@ def _read_coco(path: Path, text: str) -> Table:
         tree = json.loads(text)
         listed = [{key.strip().lower(): v for key, v in image.items()} for image in tree["images"]]
         images = {image["id"]: image for image in listed}
-        names = {c["id"]: list(c.get("keypoints", ())) for c in tree["categories"]}
+        names = {c["id"]: list(map(str, c.get("keypoints", ()))) for c in tree["categories"]}
         annotations = list(map(dict, tree["annotations"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__} {error}".strip()
@@ -361,7 +370,7 @@ def _read_coco(path: Path, text: str) -> Table:
         table.problems.append(f"{path}: several images have the id {twice}")
     for number, annotation in enumerate(annotations, 1):
         where = f"{path} annotation {number}"
-        image = images.get(annotation.get("image_id"), {})
+        image = _of_id(images, annotation.get("image_id")) or {}
         film = str(image.get("file_name") or "")
         if not film:
             fault = f"image_id {annotation.get('image_id')!r} has no file_name in images"
@@ -370,14 +379,19 @@ def _read_coco(path: Path, text: str) -> Table:
             table.problems.append(f"{where}: {film} is there twice, first in {table.films[film]}")
         else:
             table.films[film] = where
-            keypoint_names = names.get(annotation.get("category_id"), [])
+            keypoint_names = _of_id(names, annotation.get("category_id")) or []
             _add_coco_film(table, where, image, annotation.get("keypoints"), keypoint_names)
     table.problems += [
         f"{path}: image {image.get('file_name')!r} has no annotation"
         for image in images.values()
-        if image.get("file_name") not in table.films
+        if str(image.get("file_name")) not in table.films
     ]
     return table
+
+
+def _of_id(known: Mapping[Any, Any], name: Any) -> Any:
+    """What has an identifier of JSON, which may be anything; None where nothing has it."""
+    return known.get(name) if isinstance(name, Hashable) else None
 
 
 def _add_coco_film(
@@ -391,7 +405,8 @@ def _add_coco_film(
     if landmarks is not None:
         table.problems += [f"{where}: {fault}" for fault in landmark_faults(film, landmarks)]
         if not film_faults:
-            table.entries.append(_entry(film, landmarks, image, where, (where, where)))
+            entry = _entry(film, landmarks, image, where, (where, where))
+            table.entries.append(replace(entry, size=_stated_size(image)))
 
 
 def _coco_landmarks(keypoints: Any, names: list[str]) -> tuple[Landmarks | None, list[str]]:

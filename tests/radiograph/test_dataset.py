@@ -1,6 +1,7 @@
 """Data sets: splits by dog, checks of real films, the same bytes whatever the processes."""
 
 import csv
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -138,6 +139,31 @@ def test_one_picture_under_two_names_is_of_one_dog(tmp_path):
     write_table(tmp_path, [{**row, "dog": row["image"] == "1.png"} for row in rows])
     films = film_files(tmp_path, None, PROPORTIONS, 0)
     assert films[0].pixels == films[2].pixels != films[1].pixels
+
+
+def test_landmarks_of_a_film_of_another_size_are_refused(tmp_path):
+    film_folder(tmp_path, 1)
+    points = {}
+    for side in ("image_left", "image_right"):
+        hip = getattr(LANDMARKS, side)
+        points[f"{side}_head"] = hip.head_x, hip.head_y
+        points[f"{side}_head_edge"] = hip.head_x, hip.head_y + hip.head_radius
+        points[f"{side}_rim"] = hip.rim_x, hip.rim_y
+    keypoints = [value for point in points.values() for value in (*point, 2)]
+    table = tmp_path / "coco.json"
+    for width, height in ((360, 300), (180, 150)):
+        size = {"width": width, "height": height}
+        tree = {
+            "images": [{"id": 1, "file_name": "0.png", **size}],
+            "categories": [{"id": 1, "keypoints": list(points)}],
+            "annotations": [{"image_id": 1, "category_id": 1, "keypoints": keypoints}],
+        }
+        table.write_text(json.dumps(tree))
+        if width == 360:
+            assert film_files(tmp_path, table, PROPORTIONS, 0)[0].landmarks == LANDMARKS
+    message = r"0\.png: the landmarks are for 180 x 150 pixels, the film has 360 x 300$"
+    with pytest.raises(FilmErrors, match=message):
+        film_files(tmp_path, table, PROPORTIONS, 0)
 
 
 def test_an_angle_that_no_caption_can_name_is_refused(tmp_path):

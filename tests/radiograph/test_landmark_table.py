@@ -242,6 +242,8 @@ def test_coco_may_number_dogs_from_0(tmp_path):
         ({"split": "holdout"}, "annotation 1: a.png: split 'holdout' is not one of"),
         ({"annotations": lambda a: [a, a]}, "annotation 2: a.png is there twice"),
         ({"annotations": lambda a: [{**a, "image_id": 8}]}, "annotation 1: image_id 8 has no"),
+        ({"annotations": lambda a: [{**a, "image_id": [7]}]}, "annotation 1: image_id [7] has no"),
+        ({"annotations": lambda a: [{**a, "category_id": [1]}]}, "keypoints are not 0 triples"),
         ({"annotations": lambda a: [3]}, ": not COCO keypoints"),
         ({"keypoints": [*KEYPOINTS[9:], *KEYPOINTS[:9]]}, "annotation 1: a.png: the head of"),
     ],
