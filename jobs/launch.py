@@ -28,6 +28,7 @@ from hpc_hipgen.config import (
 )
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.pipeline import Stage, contrast, stages
+from hpc_hipgen.radiograph.film_sources import check_unchanged
 from hpc_hipgen.run import Run, check_place
 from hpc_hipgen.tracking import check_tracking
 
@@ -73,6 +74,8 @@ def _launch(options: argparse.Namespace) -> int:
     done = [s.name for s in graph if run and s.done(run)]
     stale = outdated(graph, options.redo) if options.redo else made_of_less(graph, done)
     done = [name for name in done if name not in stale]
+    if run and "prepare" in done:
+        check_unchanged(config, run.done("prepare") or {})
     if run and len(done) == len(graph) and not options.dry_run:
         print(f"{shown(folder)}: everything is done. {report_line(run)}")
         for line in film_lines(run):

@@ -25,9 +25,10 @@ Stage `prepare`: draw the phantoms, or read and check the films, and cut the vie
 
 Writes RUN/data (manifest.csv, images/, and one layout per generator under layouts/) under a
 temporary name and renames it at the end, then RUN/stages/prepare.json. When that marker is there,
-the stage does nothing. Where `evaluation.films` names a folder of real films, their nominal views
-go to RUN/films in the same format, all of them in the split `test`: they are measured as the
-report's row `films`, and nothing is trained on them. For `film_ruler`, which has no data set,
+the stage does nothing, but ends with status 2 where films or landmarks are others by now. Where
+`evaluation.films` names a folder of real films, their nominal views go to RUN/films in the same
+format, all of them in the split `test`: they are measured as the report's row `films`, and nothing
+is trained on them. For `film_ruler`, which has no data set,
 the scenes that it is trained on are drawn to RUN/scenes instead, and those of the films of
 `lab_ruler` are cut to RUN/lab_films, which is to be kept like the films themselves.
 
@@ -62,7 +63,7 @@ A landmark table in CSV has a row for each hip, two a film, and these columns:
   prompt_class    optional: 1 to 4 (default 4)
 In COCO, an annotation a film has the six keypoints image_left_head, image_left_head_edge (any point
 of the circle), image_left_rim, and those of image_right; an image may have dog, split and
-prompt_class.
+prompt_class, and width and height, which must be the film's.
 
 Norberg angles are computed from the landmarks. A stated angle that differs by more than half a
 degree, a landmark outside its image, a missing or truncated file, pixels that a picture's header
@@ -85,8 +86,12 @@ def prepare(run: Run) -> None:
 
     Raises:
         FilmErrors: all that is wrong with the films; nothing is written.
+        ConfigError: films or landmarks are no longer those that the folder was made from.
     """
-    if run.done("prepare"):
+    from hpc_hipgen.radiograph.film_sources import check_unchanged, sources
+
+    if done := run.done("prepare"):
+        check_unchanged(run.config, done)
         print("prepare: done already", flush=True)
         return
     if run.config.film_ruler:
@@ -100,6 +105,7 @@ def prepare(run: Run) -> None:
     films, measured = read_films(run.config)
     _say_of_files(data.films, films)
     _say_of_files(run.config.evaluation.films, measured)
+    before = sources(run.config, {"data.films": films, "evaluation.films": measured})
     settings = ViewSettings(
         data.resolution, data.head_distance, data.views, run.config.seed, data.jitter, data.warp
     )
@@ -125,7 +131,8 @@ def prepare(run: Run) -> None:
             print(f"prepare: real films, {line}", flush=True)
     if not data.deidentify and (measured or data.source == "films"):
         print(NOT_MASKED, flush=True)
-    run.mark_done("prepare", films=dict(films_of), views=dict(views_of), real_films=len(measured))
+    made = {"films": dict(films_of), "views": dict(views_of), "real_films": len(measured)}
+    run.mark_done("prepare", **made, sources=before)
 
 
 def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
@@ -167,12 +174,14 @@ def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
 
 def _prepare_scenes(run: Run, dogs: int) -> None:
     """Draw the scenes that a film ruler is trained on, and cut those of a lab's films."""
+    from hpc_hipgen.radiograph.film_sources import sources
     from hpc_hipgen.radiograph.lab_films import write_lab_films
     from hpc_hipgen.radiograph.scene_store import draw_scenes, write_scenes
     from hpc_hipgen.run import atomic_folder
 
     lab = run.config.lab_ruler
     films, folds = lab_films(run.config, lab) if lab else ([], {})
+    before = sources(run.config, {"lab_ruler.films": films})
     with atomic_folder(run.path("scenes")) as folder:
         write_scenes(folder, draw_scenes(run.config.seed, dogs))
     print(f"prepare: scenes of {dogs} dogs, a film and a close-up of one hip each", flush=True)
@@ -186,7 +195,8 @@ def _prepare_scenes(run: Run, dogs: int) -> None:
         for line in masking:
             print(f"prepare: {line}")
         print(end="" if run.config.data.deidentify else f"{NOT_MASKED}\n", flush=True)
-    run.mark_done("prepare", dogs=dogs, lab_films=len(films), lab_dogs=len(folds))
+    made = {"dogs": dogs, "lab_films": len(films), "lab_dogs": len(folds)}
+    run.mark_done("prepare", **made, sources=before)
 
 
 def lab_films(config: Experiment, lab: LabRuler) -> tuple[list[FilmFile], dict[str, int]]:

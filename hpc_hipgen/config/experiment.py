@@ -84,6 +84,15 @@ class Experiment(Section):
             if section and not (name in FIRST_STAGES and getattr(section, "pretrained", None))
         ]
 
+    def film_sets(self) -> dict[str, tuple[Path, Path]]:
+        """Folder and landmark table of each set of real films, by the key that names it."""
+        named = {"data": self.data, "evaluation": self.evaluation, "lab_ruler": self.lab_ruler}
+        return {
+            f"{name}.films": (section.films, section.landmarks or section.films / "landmarks.csv")
+            for name, section in named.items()
+            if section and section.films
+        }
+
 
 def _check_experiment(config: Experiment) -> Experiment:
     """Checks that involve several sections; raises ValueError naming the key."""

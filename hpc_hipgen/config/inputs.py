@@ -181,13 +181,10 @@ def _missing_for_lab(config: Experiment, done: set[str]) -> list[str]:
 
 
 def _missing_films(config: Experiment) -> list[str]:
-    given = {"data.films": config.data.films, "evaluation.films": config.evaluation.films}
-    if config.lab_ruler:
-        given["lab_ruler.films"] = config.lab_ruler.films
     return [
-        f"{key}: {path} is not a folder"
-        for key, path in given.items()
-        if path and not path.is_dir()
+        f"{key}: {folder} is not a folder"
+        for key, (folder, _) in config.film_sets().items()
+        if not folder.is_dir()
     ]
 
 

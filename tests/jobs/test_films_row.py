@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import tarfile
 
 import numpy as np
@@ -19,7 +20,7 @@ from hpc_hipgen.pipeline import real_films as count_real_films
 from hpc_hipgen.pipeline import report_items, sample_shard, stages
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.radiograph.phantom import draw_phantom
-from hpc_hipgen.run import Run
+from hpc_hipgen.run import Run, write_atomic
 from jobs import evaluate, launch, prepare, report, sample
 
 TRAINING = {"images": 4, "batch": 1, "lr": 1e-3}
@@ -210,6 +211,33 @@ def test_bad_films_end_with_all_problems_before_anything_is_written(films, tmp_p
     run = Run.create(folder, experiment(bad))
     assert prepare.main(["--run", str(folder)]) == 2
     assert [p.name for p in run.folder.iterdir()] == ["config.yaml"]
+
+
+def test_films_that_change_once_they_are_prepared_are_not_ignored(films, tmp_path, capsys):
+    own = shutil.copytree(films, tmp_path / "own")
+    run = Run.create(tmp_path / "run", experiment(own))
+    prepare.prepare(run)
+    prepare.prepare(run)  # nothing has
+    table = own / "landmarks.csv"
+    given = [str(run.folder), "--site", "local", "--dry-run"]
+    for path, content in ((own / "1.png", b"longer"), (table, b"\n")):
+        before = path.read_bytes()
+        path.write_bytes(before + content)
+        capsys.readouterr()
+        for status in (launch.main(given), prepare.main(["--run", str(run.folder)])):
+            assert status == 2
+        said = capsys.readouterr().err.splitlines()
+        line = f"error: evaluation.films: {path} has changed since this run was prepared: use"
+        assert len(said) == 2 and all(text.startswith(line) for text in said)
+        path.write_bytes(before)
+    assert launch.main(given) == 0
+    (own / "1.png").unlink()  # as after they were put away
+    assert launch.main(given) == 0
+    table.write_text("")
+    marker = run.done("prepare")
+    marker.pop("sources")  # a run of before
+    write_atomic(run.path("stages", "prepare.json"), json.dumps(marker))
+    assert launch.main(given) == 0
 
 
 def test_both_sets_of_films_are_checked_at_once(films, tmp_path):
