@@ -26,6 +26,8 @@ FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 
 _WHITE_IS_ZERO = (262, 0)  # TIFF tag PhotometricInterpretation, and its value
 
+_BITS_A_SAMPLE = 258  # TIFF tag
+
 _SQUARE = 1e-3  # a pixel whose sides differ by less is taken for square
 
 _OBLONG = 1.02
@@ -98,7 +100,8 @@ def read_film(path: Path) -> np.ndarray:
 
     DICOM: modality and VOI transformations are applied and MONOCHROME1 is inverted, so that every
     film looks as on a viewing station. 16-bit PNGs and TIFFs carry no window and are stretched from
-    their darkest to their brightest pixel. Colour is turned to grey (ITU-R 601), transparency to
+    their darkest to their brightest pixel; with colour or transparency they are refused, of which
+    Pillow reads half the bits. Colour is turned to grey (ITU-R 601), transparency to
     black, and the EXIF orientation of a JPEG is obeyed. Of a TIFF, the first page.
 
     Raises:
@@ -167,6 +170,8 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             # MPO: a JPEG that a telephone wrote, with a preview or depths behind it
             if picture.format not in ("PNG", "JPEG", "MPO", "TIFF"):
                 raise ValueError(f"{path}: {picture.format} files are not read; use PNG or JPEG")
+            if _loses_bits(picture):
+                raise ValueError(f"{path}: 16-bit colour or alpha: save it as 16-bit grey")
             picture.load()
             _check_square(path, picture)
             inverted = _white_is_zero(picture)
@@ -184,6 +189,15 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         picture = Image.alpha_composite(black, picture)
     colour = None if picture.mode in ("1", "L") else _colour(np.asarray(picture.convert("RGB")))
     return np.array(picture.convert("L")), colour
+
+
+def _loses_bits(picture: Image.Image) -> bool:
+    """Whether Pillow would read the high bytes alone: of 16 bits with colour or transparency."""
+    if picture.mode.startswith(("I", "F")):
+        return False
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(_BITS_A_SAMPLE, (1,))) > 8  # type: ignore[attr-defined]
+    return any(";16" in str(tile.args) for tile in picture.tile)  # type: ignore[attr-defined]
 
 
 def _check_square(path: Path, picture: Image.Image) -> None:

@@ -1,6 +1,8 @@
 """Reading films: bit depths, colour, DICOM windows and polarity, damaged files."""
 
 import math
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from dicom_files import dicom
 from PIL import Image
 from pydicom.dataset import Dataset
+from tifffile import imwrite
 
 from hpc_hipgen.radiograph.films import (
     FilmErrors,
@@ -41,6 +44,26 @@ def test_a_grey_png_is_read_as_it_is(tmp_path):
 def test_sixteen_bits_are_stretched(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "film.png")
     np.testing.assert_array_equal(read_film(tmp_path / "film.png"), stretched(RAMP))
+
+
+def png_chunk(name, data):
+    crc = zlib.crc32(name + data)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_with_colour_or_transparency_are_refused(tmp_path, kind, channels):
+    """Pillow reads their high bytes alone: of 12 bits, 16 grey levels."""
+    pixels = np.repeat(RAMP[..., None], channels, 2)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))
+    head = struct.pack(">IIBBBBB", 64, 48, 16, kind, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+    (tmp_path / "film.png").write_bytes(data)
+    imwrite(tmp_path / "film.tif", np.repeat(RAMP[..., None], 3, 2), photometric="rgb")
+    for suffix in ("png", "tif"):
+        with pytest.raises(ValueError, match="16-bit colour or alpha: save it as 16-bit grey"):
+            read_film(tmp_path / f"film.{suffix}")
 
 
 def test_colour_becomes_luma_and_transparency_black(tmp_path):
