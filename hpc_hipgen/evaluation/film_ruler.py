@@ -31,6 +31,7 @@ from hpc_hipgen.evaluation.film_networks import (
     read_peaks,
     read_radius,
 )
+from hpc_hipgen.radiograph.films import FLAT, is_flat
 from hpc_hipgen.radiograph.geometry import SIDES, Landmarks, norberg_angle
 from hpc_hipgen.radiograph.scenes import CLOSE_UP, CLOSE_UP_MARGIN, close_up_matrices
 from hpc_hipgen.radiograph.views import resample
@@ -275,8 +276,8 @@ def _unfit(film: np.ndarray) -> FilmMeasurement | None:
         return _refusal(f"not a film: {film.shape[1]} x {film.shape[0]} pixels are too few")
     if max(film.shape) > 6 * min(film.shape):
         return _refusal(f"not a film: {film.shape[1]} x {film.shape[0]} pixels is a strip")
-    if film[::4, ::4].std() < 1.5:
-        return _refusal("not a film: hardly any difference between dark and bright")
+    if is_flat(film):
+        return _refusal(f"not a film: {FLAT}")
     return None
 
 

@@ -22,9 +22,11 @@ from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
 from hpc_hipgen.radiograph.deidentify import Masking, Searched, mask_film, thumbnail
 from hpc_hipgen.radiograph.duplicates import fingerprint, keep_fingerprints
 from hpc_hipgen.radiograph.films import (
+    FLAT,
     FilmErrors,
     SpacedFilm,
     is_film_name,
+    is_flat,
     read_spaced_film,
 )
 from hpc_hipgen.radiograph.geometry import SIDES, Angles, Landmarks
@@ -286,6 +288,8 @@ def _film_problems(folder: Path, table: Table, captioned: bool) -> tuple[list[st
             problems.append(f"{where}: {error}")
             continue
         pixels[film] = fingerprint(read.image)
+        if is_flat(read.image):
+            problems.append(f"{where}: {film}: {FLAT}")
         if film in entries:
             problems += _image_problems(entries[film], read)
             problems += _caption_problems(entries[film], read) if captioned else []

@@ -95,6 +95,15 @@ class SpacedFilm:
         return np.asarray(Image.fromarray(self.image).resize(shape, Image.Resampling.BICUBIC))
 
 
+FLAT = "hardly any difference between dark and bright"
+"""What is said of a film that `is_flat`."""
+
+
+def is_flat(image: np.ndarray) -> bool:
+    """Whether a film (h, w) uint8 shows nothing: black, white, or read through a wrong window."""
+    return bool(image[::4, ::4].std() < 1.5)
+
+
 def read_film(path: Path) -> np.ndarray:
     """Read a film as (h, w) uint8, 0 black (air) and 255 white (bone).
 
@@ -363,12 +372,15 @@ def window(values: np.ndarray, centre: float, width: float, function: str) -> np
 
 
 def _stretch(values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """Scale linearly so that the valid pixels span 0..1; a flat film becomes 0."""
-    chosen = values if valid is None or not valid.any() else values[valid]
-    low, high = float(chosen.min()), float(chosen.max())
+    """Scale linearly so that the valid pixels span 0..1; flat films and what is no number are 0."""
+    finite = np.isfinite(values)
+    chosen = finite if valid is None or not (valid & finite).any() else valid & finite
+    if not chosen.any():
+        return np.zeros_like(values)
+    low, high = float(values[chosen].min()), float(values[chosen].max())
     if math.isclose(low, high):
         return np.zeros_like(values)
-    return np.clip((values - low) / (high - low), 0, 1)
+    return np.clip((np.where(finite, values, low) - low) / (high - low), 0, 1)
 
 
 def _to_bytes(shown: np.ndarray) -> np.ndarray:

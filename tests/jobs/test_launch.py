@@ -236,7 +236,7 @@ def test_bad_films_end_before_anything_is_written(experiment, tmp_path, capsys):
 def test_splits_without_a_film_are_named(experiment, tmp_path, capsys):
     rows = ["image,side,head_x,head_y,head_radius,rim_x,rim_y,split"]
     for n in range(20):
-        Image.new("L", (120, 90), n).save(tmp_path / f"{n}.png")
+        Image.linear_gradient("L").resize((120, 90 + n)).save(tmp_path / f"{n}.png")
         rows += [f"{n}.png,image_left,30,40,8,28,31,train"]
         rows += [f"{n}.png,image_right,90,41,8,92,32,train"]
     (tmp_path / "landmarks.csv").write_text("\n".join(rows))

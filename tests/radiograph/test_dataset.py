@@ -141,6 +141,16 @@ def test_one_picture_under_two_names_is_of_one_dog(tmp_path):
     assert films[0].pixels == films[2].pixels != films[1].pixels
 
 
+def test_a_film_that_reads_as_black_is_refused(tmp_path):
+    """As through a window of other pixels."""
+    rows = film_folder(tmp_path, 1)
+    window = {"WindowCenter": 32768, "WindowWidth": 256}
+    write_table(tmp_path, as_dicom(tmp_path, rows, "dark.dcm", **window))
+    message = r"1 problem .*\n.*row 4: dark\.dcm: hardly any difference between dark and bright$"
+    with pytest.raises(FilmErrors, match=message):
+        film_files(tmp_path, None, PROPORTIONS, 0)
+
+
 def test_landmarks_of_a_film_of_another_size_are_refused(tmp_path):
     film_folder(tmp_path, 1)
     points = {}

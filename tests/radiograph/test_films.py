@@ -46,6 +46,16 @@ def test_sixteen_bits_are_stretched(tmp_path):
     np.testing.assert_array_equal(read_film(tmp_path / "film.png"), stretched(RAMP))
 
 
+def test_pixels_that_are_no_numbers_are_black(tmp_path):
+    film = RAMP.astype(np.float32)
+    film[0, :3] = np.nan, np.inf, -np.inf
+    Image.fromarray(film).save(tmp_path / "film.tif")
+    expected = np.rint(np.clip((RAMP - 3.0) / (RAMP.max() - 3), 0, 1) * 255)
+    np.testing.assert_array_equal(read_film(tmp_path / "film.tif"), expected)
+    Image.fromarray(np.full_like(film, np.nan)).save(tmp_path / "film.tif")
+    assert read_film(tmp_path / "film.tif").max() == 0
+
+
 def png_chunk(name, data):
     crc = zlib.crc32(name + data)
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
