@@ -40,6 +40,7 @@ from __future__ import annotations
 import argparse
 import glob
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -86,6 +87,7 @@ def _measure(given: argparse.Namespace) -> int:
     files = find_films(given.films, given.out)
     known = _annotated(given.landmarks, files) if given.landmarks else {}
     ruler = _ruler(given.ruler)
+    _check_out(given.out)
     print(f"{len(files)} files, measured with the ruler of {given.ruler}", file=sys.stderr)
     lines: list[dict[str, Any]] = []
     status = 0
@@ -101,6 +103,22 @@ def _measure(given: argparse.Namespace) -> int:
         # an earlier call's tables are not exchanged for empty ones
         unread = _finish(lines, given, known, ruler.lab_films) if lines else 0
     return status or unread
+
+
+def _check_out(out: Path) -> None:
+    """Makes the folder of the results before films are measured for nothing.
+
+    Raises:
+        ValueError: where nothing can be written in it.
+    """
+    for folder in (out, *(path for path in [out / OVERLAYS] if path.exists())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            reason = error.strerror
+            raise ValueError(f"--out: cannot write to {printable(folder)} ({reason})") from None
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

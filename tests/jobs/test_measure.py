@@ -134,6 +134,19 @@ def test_pictures_that_cannot_be_written_lose_no_measurement(films, monkeypatch,
     assert "No space left on device; stopped after 2 of 2 files" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", ["file", "file/below", "taken"])
+def test_an_out_folder_that_cannot_be_is_said_before_anything_is_measured(
+    films, monkeypatch, capsys, out
+):
+    Path("taken").mkdir()
+    for name in ("file", "taken/overlays"):
+        Path(name).write_text("")
+    monkeypatch.setattr(measure, "measure_files", lambda *_: pytest.fail("measured for nothing"))
+    assert measure.main(["films", "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --out: cannot write to {out}") and said.count("\n") == 1
+
+
 def test_any_name_of_a_file_is_reported(films, capsys):
     odd, long = os.fsdecode(b"fallo\xe9.png"), f"{'x' * 251}.png"
     for name in (odd, long):
