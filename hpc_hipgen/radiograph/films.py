@@ -9,6 +9,7 @@ here but by `deidentify.py`, which every film passes on its way into a data set.
 
 import functools
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -268,12 +269,16 @@ def _read_dicom(path: Path) -> SpacedFilm:
 def _side_at_right(dataset: "Dataset") -> str:
     """The patient's side at the image's right by PatientOrientation (PS3.3 C.7.6.1.1.1), or "".
 
-    Of a quadruped R means rostral, and its sides are LE and RT.
+    The first letters are the principal direction, others refine it, as in RF or LECR. Of a
+    quadruped R means rostral, and its sides are LE and RT.
     """
     along_rows = str((dataset.get("PatientOrientation") or ["", ""])[0]).upper()
     quadruped = str(dataset.get("AnatomicalOrientationType") or "").upper() == "QUADRUPED"
-    names = {"LE": "left", "RT": "right"} | ({} if quadruped else {"L": "left", "R": "right"})
-    return names.get(along_rows, "")
+    if along_rows.startswith(("LE", "RT")):
+        return "left" if along_rows.startswith("LE") else "right"
+    if not quadruped and re.fullmatch("[LR][APHF]{0,2}", along_rows):
+        return "left" if along_rows.startswith("L") else "right"
+    return ""
 
 
 def is_film_name(path: Path) -> bool:
