@@ -159,16 +159,14 @@ def find_films(given: Sequence[str], out: Path) -> list[Path]:
     Raises:
         ValueError: naming the argument that names nothing.
     """
-    from hpc_hipgen.radiograph.films import FILM_SUFFIXES, is_film_name
+    from hpc_hipgen.radiograph.films import FILM_SUFFIXES, films_below
 
     found: dict[Path, Path] = {}
     drawn = (out / OVERLAYS).resolve()
     for name in given:
         path = Path(name)
         if path.is_dir():
-            files = (p for p in sorted(path.rglob("*")) if p.is_file())
-            others = (p for p in files if not p.resolve().is_relative_to(drawn))
-            paths = [p for p in others if is_film_name(p)]
+            paths = [p for p in films_below(path) if not p.resolve().is_relative_to(drawn)]
             if not paths:
                 raise ValueError(f"{name}: no films in this folder ({', '.join(FILM_SUFFIXES)})")
         elif path.exists():

@@ -25,7 +25,7 @@ from hpc_hipgen.radiograph.films import (
     FLAT,
     FilmErrors,
     SpacedFilm,
-    is_film_name,
+    films_below,
     is_flat,
     read_spaced_film,
 )
@@ -269,8 +269,8 @@ def unlisted_films(folder: Path, films: Sequence[FilmFile]) -> list[str]:
     known = {film.path.resolve() for film in films}
     return sorted(
         path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and is_film_name(path) and path.resolve() not in known
+        for path in films_below(folder)
+        if path.resolve() not in known
     )
 
 

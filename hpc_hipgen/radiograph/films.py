@@ -9,6 +9,7 @@ here but by `deidentify.py`, which every film passes on its way into a data set.
 
 import functools
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,6 +295,21 @@ def is_film_name(path: Path) -> bool:
         return _begins_as_dicom(path)
     except OSError:  # whoever reads it says why it cannot be
         return True
+
+
+def films_below(folder: Path) -> list[Path]:
+    """The films of a folder and of all that lies below it, in order; links are followed."""
+    seen: set[str] = set()
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a second link to it, or one to a folder that it lies in
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [Path(place, name) for name in files]
+    return sorted(path for path in found if path.is_file() and is_film_name(path))
 
 
 def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, float]:

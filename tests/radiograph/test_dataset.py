@@ -25,6 +25,7 @@ from hpc_hipgen.radiograph.dataset import (
 from hpc_hipgen.radiograph.films import FilmErrors
 from hpc_hipgen.radiograph.geometry import Hip, Landmarks
 from hpc_hipgen.radiograph.phantom import draw_phantom
+from jobs.measure import find_films
 
 PROPORTIONS = {"train": 219, "validation": 31, "test": 84}
 LANDMARKS = Landmarks(Hip(100, 120, 20, 95, 95), Hip(260, 126, 20, 266, 99))
@@ -193,6 +194,19 @@ def test_films_that_the_table_does_not_mention_are_named(tmp_path):
     (tmp_path / "1.2.840" / "1.2.840.7").write_bytes(bytes(128) + b"DICM")
     films = film_files(tmp_path, None, PROPORTIONS, 0)
     assert unlisted_films(tmp_path, films) == ["1.2.840/1.2.840.7", "later.PNG"]
+
+
+def test_films_below_links_to_folders_are_found_once(tmp_path):
+    for name in ("films", "elsewhere/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "a.png").write_bytes(b"")
+    (tmp_path / "films" / "back").symlink_to(tmp_path / "films")
+    for link in ("link", "second"):
+        (tmp_path / "films" / link).symlink_to(tmp_path / "elsewhere")
+    assert unlisted_films(tmp_path / "films", []) == ["link/deep/a.png"]
+    assert find_films([str(tmp_path / "films")], tmp_path / "out") == [
+        tmp_path / "films" / "link" / "deep" / "a.png"
+    ]
 
 
 def test_test_phantoms_do_not_depend_on_the_number_of_training_phantoms():
