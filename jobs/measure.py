@@ -17,6 +17,7 @@ Written to the --out folder:
                       otherwise: patient_at_right, sides_from), uncertainties, landmarks in pixels
   measurements.json   the same with what is known of the ruler
   overlays/           a picture a film with the circles, rim points and angles (--no-overlays: none)
+                      that shows the film unmasked, names and dates too: keep it like the film
 
 How to read a line: patient_left 101.3, uncertainty_left 1.8 says that the angle of the left hip is
 101.3 degrees and that 95 % of drawn hips that looked so clear were within 1.8 degrees; real films
@@ -290,12 +291,15 @@ def _draw(path: Path, film: SpacedFilm, line: dict[str, Any], found: FilmMeasure
 def _overlay_names(files: Sequence[Path]) -> dict[Path, str]:
     """A file name for each film's picture, all different."""
     count: Counter[str] = Counter()
-    names = {}
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
     for path in files:
-        name = printable(path.name).encode()[:_LONGEST_NAME].decode(errors="ignore")
-        count[name] += 1
-        number = f"-{count[name]}" if count[name] > 1 else ""
-        names[path] = f"{name}{number}.png"
+        name = picture = printable(path.name).encode()[:_LONGEST_NAME].decode(errors="ignore")
+        while picture in taken:  # another film may be named like a numbered one
+            count[name] += 1
+            picture = f"{name}-{count[name] + 1}"
+        taken.add(picture)
+        names[path] = f"{picture}.png"
     return names
 
 

@@ -162,6 +162,14 @@ def test_any_name_of_a_file_is_reported(films, capsys):
     assert "2 hips measured, 0 not" in capsys.readouterr().out
 
 
+def test_no_two_pictures_have_one_name():
+    files = [Path(name) for name in ("a/IM1", "b/IM1", "c/IM1-2", "d/IM1", "e/IM1-2-2")]
+    names = measure._overlay_names(files)
+    assert [names[path] for path in files] == [
+        "IM1.png", "IM1-2.png", "IM1-2-2.png", "IM1-3.png", "IM1-2-2-2.png"
+    ]  # fmt: skip
+
+
 def test_results_may_lie_beside_the_films(films):
     for _ in range(2):  # the second call finds the pictures of the first, and leaves them alone
         assert measure.main(["films", "--out", "films"]) == 1
