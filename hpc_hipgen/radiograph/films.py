@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from hpc_hipgen.radiograph.geometry import Landmarks
 
@@ -29,6 +29,17 @@ FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 _WHITE_IS_ZERO = (262, 0)  # TIFF tag PhotometricInterpretation, and its value
 
 _BITS_A_SAMPLE = 258  # TIFF tag
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture with an EXIF orientation upright."""
 
 _SQUARE = 1e-3  # a pixel whose sides differ by less is taken for square
 
@@ -160,8 +171,8 @@ def turned_by_exif(path: Path) -> bool:
     """
     try:
         with Image.open(path) as picture:
-            return picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+            return _orientation(picture) != 1
+    except Exception:  # Pillow has no common base of what a damaged file raises
         return False
 
 
@@ -177,20 +188,28 @@ def _begins_as_dicom(path: Path) -> bool:
 def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Grey levels and colour of a PNG, JPEG or TIFF, as in `SpacedFilm`."""
     try:
-        with Image.open(path) as picture:
-            # MPO: a JPEG that a telephone wrote, with a preview or depths behind it
-            if picture.format not in ("PNG", "JPEG", "MPO", "TIFF"):
-                raise ValueError(f"{path}: {picture.format} files are not read; use PNG or JPEG")
-            if _loses_bits(picture):
-                raise ValueError(f"{path}: 16-bit colour or alpha: save it as 16-bit grey")
-            picture.load()
-            _check_square(path, picture)
-            inverted = _white_is_zero(picture)
-            picture = ImageOps.exif_transpose(picture)
+        return _decode(path)
     except Image.UnidentifiedImageError:
         raise ValueError(f"{path}: not a PNG, JPEG, TIFF or DICOM file") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: damaged or truncated ({error})") from None
+    except Exception as error:  # Pillow has no common base of what a damaged file raises
+        if str(error).startswith(f"{path}: "):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: damaged or truncated ({reason})") from None
+
+
+def _decode(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    with Image.open(path) as picture:
+        # MPO: a JPEG that a telephone wrote, with a preview or depths behind it
+        if picture.format not in ("PNG", "JPEG", "MPO", "TIFF"):
+            raise ValueError(f"{path}: {picture.format} files are not read; use PNG or JPEG")
+        if _loses_bits(picture):
+            raise ValueError(f"{path}: 16-bit colour or alpha: save it as 16-bit grey")
+        picture.load()
+        _check_square(path, picture)
+        inverted = _white_is_zero(picture)
+        turn = _TURNS.get(_orientation(picture))
+        picture = picture.copy() if turn is None else picture.transpose(turn)
     if picture.mode.startswith(("I", "F")):  # 16 bits and more, grey
         shown = _stretch(np.asarray(picture, dtype=np.float64))
         return _to_bytes(1 - shown if inverted else shown), None
@@ -200,6 +219,18 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         picture = Image.alpha_composite(black, picture)
     colour = None if picture.mode in ("1", "L") else _colour(np.asarray(picture.convert("RGB")))
     return np.array(picture.convert("L")), colour
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, as it is, where no other can be read.
+
+    Not ImageOps.exif_transpose: it writes all tags anew, and fails on a damaged one.
+    """
+    try:
+        found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # whatever a damaged tag raises, the pixels are good
+        return 1
+    return found if found in _TURNS else 1
 
 
 def _loses_bits(picture: Image.Image) -> bool:

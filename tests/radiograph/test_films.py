@@ -98,6 +98,30 @@ def test_the_orientation_of_a_jpeg_is_obeyed(tmp_path):
     assert turned == [True, False, False, False]
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [(0x011A, 2, 1, b"a"), (0x8769, 9, 1, b"\xff" * 4)],  # text for a resolution; an IFD at -1
+)
+def test_a_damaged_tag_spoils_no_picture(tmp_path, damaged):
+    tags = [(0x0112, 3, 1, b"\6"), damaged]  # turn clockwise by 90 degrees
+    directory = b"".join(struct.pack("<HHI4s", *tag) for tag in tags)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + directory + bytes(4)
+    Image.linear_gradient("L").resize((30, 20)).save(tmp_path / "film.jpg", exif=exif)
+    assert read_film(tmp_path / "film.jpg").shape == (30, 20)
+    assert turned_by_exif(tmp_path / "film.jpg")
+
+
+def test_whatever_a_decoder_raises_is_one_line_with_the_file(tmp_path, monkeypatch):
+    def fail(picture):
+        raise TypeError("of a\ndecoder")
+
+    path = tmp_path / "film.png"
+    Image.new("L", (8, 8)).save(path)
+    monkeypatch.setattr(Image.Image, "copy", fail)
+    with pytest.raises(ValueError, match=rf"^{path}: damaged or truncated \(of a decoder\)$"):
+        read_film(path)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.9])
 def test_a_truncated_picture_is_refused(tmp_path, suffix, kept):
