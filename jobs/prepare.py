@@ -57,8 +57,8 @@ A landmark table in CSV has a row for each hip, two a film, and these columns:
                   the top left, y downwards, the dog's head up
   rim_x, rim_y    craniolateral rim of the acetabulum
   norberg_angle   optional: compared with the landmarks, never used
-  dog             optional, for all films or none: films of one dog stay in one split (without
-                  the column each film is its own dog)
+  dog             optional, for all films or none, a dog in one spelling: films of one dog stay in
+                  one split (without the column each film is its own dog)
   split           optional: train, validation or test, for all films or none
   prompt_class    optional: 1 to 4 (default 4)
 In COCO, an annotation a film has the six keypoints image_left_head, image_left_head_edge (any point
@@ -67,8 +67,9 @@ prompt_class, and width and height, which must be the film's.
 
 Norberg angles are computed from the landmarks. A stated angle that differs by more than half a
 degree, a landmark outside its image, a missing or truncated file, pixels that a picture's header
-calls oblong, one picture under the names of two dogs, ...: all problems are listed at once, each
-with its file and row, nothing is written, and the exit status is 2.
+calls oblong, a film that reads as black, one picture under the names of two dogs, ...: all
+problems are listed at once, each with its file and row, nothing is written, and the exit status is
+2.
 A DICOM film whose pixels are not square is stretched first, with its landmarks; one whose
 PatientOrientation has the patient's right at the image's right is mirrored, and named.
 DICOM attributes and overlay planes are dropped. What was masked in films, and what was found but
