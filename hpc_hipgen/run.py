@@ -196,9 +196,8 @@ def check_place(folder: Path, config: Experiment) -> None:
                 f"{folder}: is not empty ({', '.join(there[:3])}, ...) and not a run: a run would "
                 "replace what is there. Name a new folder with --run"
             )
-    sections = (config.data, config.evaluation, config.lab_ruler)
-    for films in (section.films for section in sections if section):
-        if films and films.resolve().is_relative_to(folder.resolve()):
+    for films, _ in config.film_sets().values():
+        if films.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"{films}: lies in the run folder, where a run would replace it")
 
 
