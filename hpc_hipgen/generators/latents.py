@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from hpc_hipgen.generators.autoencoder import encode
+from hpc_hipgen.generators.autoencoder import encode, views_at_once
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.run import write_atomic
@@ -21,7 +21,7 @@ from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.rank_zero import only_rank_0
 
 BATCH = 32
-"""Views that are encoded at once."""
+"""Views that are encoded at once, at most."""
 
 
 def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Tensor:
@@ -64,11 +64,12 @@ def _encoded(
 ) -> Iterator[bytes]:
     """The latents as an .npy file, batch by batch; the next views are decoded meanwhile."""
     numbers = np.arange(len(films))
-    starts = range(0, len(films), BATCH)
-    for start in progress(starts, len(starts), f"encoding views by {BATCH}"):
-        views = films.images[start : start + BATCH]
-        films.ahead(numbers[start + BATCH : start + 2 * BATCH])
-        latents = encode(autoencoder, views, BATCH)
+    batch = min(BATCH, views_at_once(films.images.shape[1]))
+    starts = range(0, len(films), batch)
+    for start in progress(starts, len(starts), f"encoding views by {batch}"):
+        views = films.images[start : start + batch]
+        films.ahead(numbers[start + batch : start + 2 * batch])
+        latents = encode(autoencoder, views, batch)
         bad = (~torch.isfinite(latents).flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:
             names = ", ".join(films.ids[start + i] for i in bad[:5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -62,27 +63,42 @@ class BatchesAhead(Batches):
             multiprocessing_context="fork",
             prefetch_factor=4,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_outlive_sigterm,
         )
         self.made: Iterator[Batch] | None = iter(loader)
 
     def at(self, first: int, following: int) -> Batch:
         """As of `Batches`, but batches can only be asked for in their order."""
         assert self.made is not None and next(self.times) == first
-        return next(self.made)
+        made = next(self.made)
+        if isinstance(made, ValueError):
+            raise made
+        return made
 
     def close(self) -> None:
         """Ends the processes."""
         self.made = None
 
 
+def _outlive_sigterm(worker: int) -> None:
+    """Slurm sends it to all processes of a job. The trainer saves; a worker that died would end it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class _ByClock(Dataset):
-    """Batches by their clock index, for workers."""
+    """Batches by their clock index, for workers.
+
+    What is wrong with an image is returned: the loader would make a traceback of it.
+    """
 
     def __init__(self, source: Batches) -> None:
         self.make = source.make
 
-    def __getitem__(self, first: int) -> Batch:
-        return self.make(first)
+    def __getitem__(self, first: int) -> Batch | ValueError:
+        try:
+            return self.make(first)
+        except ValueError as error:
+            return error
 
 
 def clock_times(training: Training, start: int, end: int) -> Iterator[int]:

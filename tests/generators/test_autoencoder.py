@@ -18,6 +18,7 @@ from hpc_hipgen.generators.autoencoder import (
     stride,
     to_images,
     to_pixels,
+    views_at_once,
 )
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.tasks import load_autoencoder
@@ -136,3 +137,8 @@ def test_windows_are_cut_from_the_same_place_of_pixels_and_focus(tiny_run, tiny_
         assert torch.equal(windows["weight"][i], views["weight"][i][:, y : y + 16, x : x + 16])
     losses, _ = cut.module(**windows)
     assert losses.shape == (2,)
+
+
+def test_large_views_are_taken_a_few_at_a_time():
+    found = {size: views_at_once(size) for size in (32, 128, 256, 512, 1024, 2048)}
+    assert found == {32: 32, 128: 32, 256: 32, 512: 8, 1024: 2, 2048: 1}

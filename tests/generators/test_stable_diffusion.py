@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -88,6 +89,16 @@ def test_what_a_shard_cost_stands_beside_it(tiny_run):
         assert note["images"] == 4 and note["evaluations"] == 4 * each, row
         assert note["seconds"] > 0
     assert not list(tiny_run.path("samples", "round_trip").glob("*.json")), "no network draws there"
+
+
+def test_the_checker_of_published_pipelines_is_left_out(tiny_run, tmp_path):
+    """It blackens what it flags, and its weights are not fetched."""
+    folder = shutil.copytree(tiny_run.path("stable_diffusion", "export"), tmp_path / "base")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert load_pipeline(folder).safety_checker is None
 
 
 def test_no_pipeline_is_said(tmp_path):

@@ -108,6 +108,17 @@ def test_batches_made_ahead_by_other_processes_change_no_bit(whole, tmp_path, mi
     assert not multiprocessing.active_children()
 
 
+def test_processes_that_make_batches_leave_signals_to_the_trainer(whole, tmp_path):
+    """Slurm sends them to all processes of a job; the toy stops whoever makes its batch."""
+    assert same(toy_train(tmp_path / "toy", ToyTask(at={48: "stop"}), workers=2), whole[0])
+
+
+def test_a_damaged_image_is_one_line_whoever_reads_it(tmp_path):
+    for workers in (0, 2):
+        with pytest.raises(ValueError, match=r"^item-3: unreadable$"):
+            toy_train(tmp_path / str(workers), ToyTask(at={8: "damaged"}), workers=workers)
+
+
 def test_two_stops_are_no_worse_than_one(whole, tmp_path):
     for time in (16, 40):
         with pytest.raises(Interrupted, match="start again to go on"):

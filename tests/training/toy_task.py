@@ -75,6 +75,8 @@ class ToyTask:
             os.kill(os.getpid(), signal.SIGTERM)
         if what == "crash":
             raise OSError("the disk is gone")
+        if what == "damaged":
+            raise ValueError("item-3: unreadable")
         return {"x": self.x[indices] + 0.1 * random.normal("blur", 6), "y": self.y[indices]}
 
     def describe(self, indices):
