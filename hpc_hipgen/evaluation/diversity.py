@@ -1,7 +1,9 @@
 """How much the images of a set differ from each other, by structural similarity.
 
 The mean SSIM over pairs of images of one set: 1 for one image over and over, near 0 for unrelated
-ones. A generator whose pairs are more alike than pairs of test films draws too few kinds of film.
+ones. Smooth images are alike too: blur alone raises it, and so test films that went through an
+autoencoder are more alike than before. A latent generator is compared with that round trip: one
+whose pairs are more alike draws smoother films, or too few kinds of film.
 The mean over pairs is unbiased at every number of images, so sets of different size compare.
 """
 
