@@ -149,7 +149,8 @@ def audit(run: Run, tables: Mapping[str, pd.DataFrame], found: Features) -> dict
     scores = {row: rates(verdict.flagged()) for row, verdict in verdicts.items()}
     copies = _recall(auditor, controls, features)
     for row in (row for row in DECODED if {row, "ruler"} <= verdicts.keys()):
-        copies[DECODED[row]] = rates(_decoded(auditor, row, tables, found.rows, pictures))
+        if (flagged := _decoded(auditor, row, tables, found.rows, pictures)) is not None:
+            copies[DECODED[row]] = rates(flagged)
     return {
         "definition": "nearer to a training film than all but "
         f"{ALARM:.1%} of held-out films, in one of two embeddings",
@@ -196,15 +197,19 @@ def _decoded(
     tables: Mapping[str, pd.DataFrame],
     features: Mapping[str, np.ndarray],
     images: Mapping[str, np.ndarray],
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray] | None:
     """Which test films are still found for what they are after an autoencoder, a row of DECODED.
 
-    A generator can copy a film no better than the autoencoder that it draws with.
+    A generator can copy a film no better than the autoencoder that it draws with. Films that the
+    ruler's row lacks, as that of a report made too early may, are left out; None when none remain.
     """
-    films = list(tables["ruler"]["film"])
-    source = np.array([films.index(film) for film in tables[row]["film"]])
+    where = {film: number for number, film in enumerate(tables["ruler"]["film"])}
+    source = np.array([where.get(film, -1) for film in tables[row]["film"]])
+    there = source >= 0
+    if not there.any():
+        return None
     originals = auditor.against(features["ruler"], images["ruler"])
-    return originals.judge(features[row], images[row]).flagged(source)
+    return originals.judge(features[row][there], images[row][there]).flagged(source[there])
 
 
 def _row_images(run: Run, row: str, table: pd.DataFrame) -> np.ndarray | None:

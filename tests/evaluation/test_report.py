@@ -147,6 +147,19 @@ def test_the_whole_report(tmp_path, stubs, capsys, monkeypatch):
     assert "python -m jobs.evaluate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("film, n", [(0, 1), (FILMS, None)])
+def test_a_part_of_the_test_films_makes_a_report_too(tmp_path, stubs, film, n):
+    few = {"sampling": {"llcm_steps": [4], "shard_size": FILMS // 2}}
+    run = make_run(tmp_path / "run", ["round_trip", "llcm_4"], **{**GENERATORS, **few})
+    path = run.path("samples", "ruler", "shard-00000.tar")
+    write_shard(path, "ruler", [film], np.random.default_rng(2))
+    evaluate.evaluate_items(run, evaluate.items(run))
+    found = results.collect(run)
+    decoded = found.metrics["memorisation"]["controls"].get("through the autoencoder")
+    assert (decoded and decoded["n"]) == n
+    assert found.partial == {"ruler": "1 of 2 shards"}
+
+
 def tensorboard_images(run):
     """Names of the pictures in tensorboard/report."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
