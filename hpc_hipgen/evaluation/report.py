@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from hpc_hipgen.evaluation import comparison, figures, real_films, samples
 from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
-from hpc_hipgen.evaluation.results import REAL_ROWS, SIDES, Results, collect, row_label
+from hpc_hipgen.evaluation.results import CONTROL, REAL_ROWS, SIDES, Results, collect, row_label
 from hpc_hipgen.pipeline import FILMS_ROW, row_data
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS
@@ -33,6 +33,7 @@ TABLE_1_COLUMNS = (
     "row", "name", "source", "side", "r", "r_low", "r_high", "r2", "r2_identity", "r2_identity_low",
     "r2_identity_high", "mae", "mae_low", "mae_high", "bias", "bias_low", "bias_high", "slope",
     "slope_low", "slope_high", "limit_low", "limit_high", "n", "failed", "permutation_null",
+    "constant_mae",
 )  # fmt: skip
 
 
@@ -267,11 +268,15 @@ def _overlay(marks: np.ndarray) -> dict[str, Any]:
 
 
 def _headline(results: Results) -> tuple[str, Mapping[str, Any]] | None:
-    """The row to put at the top: LLCM with 4 steps, else the last generator of the report."""
+    """The row to put at the top: LLCM with 4 steps, else the last generator of the report.
+
+    The negative control, whose captions have digits only, stands there when it is alone.
+    """
     drawn = [row for row in results.tables if row not in REAL_ROWS]
     if not drawn:
         return None
-    row = "llcm_4" if "llcm_4" in drawn else drawn[-1]
+    tried = [row for row in drawn if row != CONTROL] or drawn
+    row = "llcm_4" if "llcm_4" in tried else tried[-1]
     return row, results.metrics["faithfulness"][row]
 
 

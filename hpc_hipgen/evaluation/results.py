@@ -30,6 +30,7 @@ from hpc_hipgen.utility import summaries
 SIDES = ("left", "right")
 REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
 TEACHER = "stable_diffusion"
+CONTROL = "stable_diffusion_caption"  # digits only: what the others are to be better than
 STUDENTS = {
     "llcm": "LLCM",
     "llcm_paper": "LLCM by the published solver",
@@ -142,12 +143,13 @@ def collect(run: Run) -> Results:
     manifest = _manifest(run)
     logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
     dogs, theirs = _dogs(manifest), _dogs(_manifest(run, FILMS_ROW))
+    baseline = _baseline(found, manifest)
+    means = {side: baseline[side]["mean"] for side in SIDES} if baseline else None
     scores = {
-        row: _sides(table, run, theirs if row == FILMS_ROW else dogs)
+        row: _sides(table, run, theirs if row == FILMS_ROW else dogs, means)
         for row, table in found.items()
     }
-    ruler, baseline = _ruler(scores, found), _baseline(found, manifest)
-    means = {side: baseline[side]["mean"] for side in SIDES} if baseline else None
+    ruler = _ruler(scores, found)
     features = _read_features(run, found)
     metrics = {
         "name": run.config.name,
@@ -180,8 +182,17 @@ def _dogs(manifest: pd.DataFrame | None) -> dict[str, str]:
     return {} if manifest is None else dict(zip(manifest["film"], manifest["dog"], strict=True))
 
 
-def _sides(table: pd.DataFrame, run: Run, dogs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Faithfulness of one row: both sides, each with intervals and its permutation null."""
+def _sides(
+    table: pd.DataFrame,
+    run: Run,
+    dogs: Mapping[str, str],
+    means: Mapping[str, float] | None,
+) -> dict[str, dict[str, Any]]:
+    """Faithfulness of one row: both sides, each with intervals and its permutation null.
+
+    ``constant_mae``, degrees: of always drawing the mean angle (`means`, by side), for the images
+    that were measured, as the row's own MAE is; None where it is not known.
+    """
     result = {}
     names = [str(dogs.get(film, film)) for film in table["film"]]
     for side in SIDES:
@@ -195,6 +206,9 @@ def _sides(table: pd.DataFrame, run: Run, dogs: Mapping[str, str]) -> dict[str, 
             else None
         )
         result[side]["permutation_null"] = null
+        known = asked[np.isfinite(measured)]
+        constant = constant_mean_baseline(means[side], known)["mae"] if means else None
+        result[side]["constant_mae"] = constant
     return result
 
 
@@ -207,7 +221,7 @@ def _manifest(run: Run, row: str = "ruler") -> pd.DataFrame | None:
 def _baseline(
     tables: Mapping[str, pd.DataFrame], manifest: pd.DataFrame | None
 ) -> dict[str, Any] | None:
-    """Always drawing the training films' mean angle; None without a manifest."""
+    """Always drawing the training films' mean angle for all captions; None without a manifest."""
     if manifest is None:
         return None
     drawn = [row for row in tables if row not in REAL_ROWS] or list(tables)

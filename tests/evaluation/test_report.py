@@ -204,6 +204,35 @@ def test_nothing_evaluated_is_said(tmp_path):
         results.collect(run)
 
 
+def test_always_drawing_the_mean_is_scored_on_the_images_that_were_measured(tmp_path, stubs):
+    run = make_run(tmp_path / "run", ["ruler", "llcm_4"], **GENERATORS)
+    run.path("data").mkdir()
+    head = "film,dog,split,view,patient_left,patient_right\n"
+    run.path("data", "manifest.csv").write_text(head + "a,rex,train,0,95,101\n")
+    evaluate.evaluate_items(run, [(row, k) for row in ("ruler", "llcm_4") for k in (0, 1)])
+    page = report_job.report(run).read_text()
+    metrics = json.loads(run.path("report", "metrics.json").read_text())
+    measured = [abs(asked(film)[0] - 95) for film in range(FILMS) if film != 3]
+    left = metrics["faithfulness"]["llcm_4"]["left"]
+    assert left["constant_mae"] == pytest.approx(np.mean(measured))
+    assert metrics["baseline"]["left"]["mae"] != pytest.approx(np.mean(measured)), "all captions"
+    assert f"<b>{np.mean(measured):.1f}° / " in page
+    assert "LLCM, 4 steps; 11 of 12 measured" in page
+
+
+@pytest.mark.parametrize(
+    "rows, top",
+    [
+        (["ruler", "stable_diffusion", "stable_diffusion_caption"], "stable_diffusion"),
+        (["ruler", "stable_diffusion_caption"], "stable_diffusion_caption"),
+    ],
+)
+def test_the_negative_control_stands_at_the_top_only_when_alone(rows, top):
+    scores = {row: {} for row in rows}
+    found = results.Results(scores, [], {}, {"faithfulness": scores})
+    assert report._headline(found)[0] == top
+
+
 def test_grid_films_are_spread_over_the_angles_asked_for(tmp_path, stubs):
     run = make_run(tmp_path / "run")
     evaluate.evaluate_items(run, [("ruler", 0), ("ruler", 1)])
