@@ -18,6 +18,7 @@ from hpc_hipgen.evaluation.faithfulness import (
     PAPER_TEST_FILMS,
     bootstrap_intervals,
     constant_mean_baseline,
+    error_sd,
     faithfulness,
     paired_bootstrap,
     permutation_null,
@@ -265,8 +266,9 @@ def _ruler(
     result: dict[str, Any] = {"split": "test"}
     for side in SIDES:
         score, sd = scores["ruler"][side], float(tables["ruler"][f"asked_{side}"].std())
-        known = score["mae"] is not None and np.isfinite(sd) and sd > 0
-        ceiling = ruler_ceiling(sd, score["mae"]) if known else None
+        spread = error_sd(score)
+        known = spread is not None and np.isfinite(sd) and sd > 0
+        ceiling = ruler_ceiling(sd, spread) if known else None
         result[side] = {k: score[k] for k in ("mae", "bias", "r", "n", "failed")}
         result[side] |= {"population_sd": sd if np.isfinite(sd) else None, "r_ceiling": ceiling}
     maes = [result[side]["mae"] for side in SIDES if result[side]["mae"] is not None]
