@@ -14,9 +14,11 @@ from hpc_hipgen.run import Run, row_model
 COLUMNS = (
     "row", "name", "parameters", "training_images", "training_seconds", "seconds_with_bases",
     "r_left", "r_right", "mae_left", "mae_right", "failed_left", "failed_right",
-    "frechet", "frechet_floor", "copied", "seconds_per_image", "evaluations_per_image",
+    "frechet", "frechet_floor", "copied", "copies", "audited", "seconds_per_image",
+    "evaluations_per_image",
 )  # fmt: skip
 """parameters: trained ones. seconds_with_bases: with the models of the run that it was trained on.
+copied: share of the `audited` images that are called copies of training films, `copies` of them.
 evaluations: of the UNet or of DALL-E's transformer; unCLIP's small prior is not counted."""
 
 
@@ -32,7 +34,7 @@ def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[
         model, _ = row_model(run.config, row)
         stage = run.done(f"train-{model}") or {}
         chain = [seconds.get(name) for name in (model, *trained_before(run.config, model))]
-        distance = distances.get(row, {}).get("all", {})
+        distance, audit = distances.get(row, {}).get("all", {}), copies.get(row, {})
         line: dict[str, Any] = {
             "row": row,
             "name": labels[row],
@@ -42,7 +44,9 @@ def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[
             "seconds_with_bases": None if None in chain else sum(chain),
             "frechet": distance.get("frechet"),
             "frechet_floor": distance.get("floor"),
-            "copied": copies.get(row, {}).get("rate"),
+            "copied": audit.get("rate"),
+            "copies": audit.get("found"),
+            "audited": audit.get("n"),
             **_cost(run, row),
         }
         scores = metrics["faithfulness"][row]
@@ -95,7 +99,7 @@ def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
                 f"{number(x['mae_left'], 1)} / {number(x['mae_right'], 1)}",
                 f"{number(x['failed_left'], 0)} / {number(x['failed_right'], 0)}",
                 f"{number(x['frechet'], 0)} ({number(x['frechet_floor'], 0)})",
-                "–" if x["copied"] is None else f"{x['copied']:.0%}",
+                "–" if x["copied"] is None else f"{x['copies']} of {x['audited']}",
                 number(x["seconds_per_image"]),
                 number(x["evaluations_per_image"], 0),
             )

@@ -105,6 +105,8 @@ def test_the_whole_report(tmp_path, stubs, capsys, monkeypatch):
     assert metrics["runtime"]["llcm"]["images"] == 64, "the cut-off line does not count"
 
     page = run.path("report", "report.html").read_text()
+    low = figures.number(left["r_low"], 3)
+    assert f"<small>{low} to 1.000</small>" in page and "<small>1.00 to 1.00</small>" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is outside the file"
     assert "Every generator" in page and "SSIM 0.0" in page
     for words in ("LLCM, 4 steps", "DreamBooth (paper)", "not for diagnosis", "LLCM, 1 step"):
@@ -123,8 +125,9 @@ def test_the_whole_report(tmp_path, stubs, capsys, monkeypatch):
     assert found["rows"]["stable_diffusion"]["found"] == found["held_out"]["ruler"]["found"] == 0
     closest = [(pair["key"], pair["film"]) for pair in found["pairs"]["llcm_4"]]
     assert len(closest) == 3 and all(int(key[-5:]) == int(film[6:]) for key, film in closest)
-    assert "Copies of training films" in page and "6 of 12" in page
+    assert "Copies of training films" in page and page.count("6 of 12</td>") == 2
     text = run.path("report", "comparison.md").read_text().splitlines()
+    assert "| 6 of 12 |" in text[3], "one copy among many is no 0 %"
     assert len(text) == 4 and text[3].startswith("| LLCM, 4 steps | 1,200 | 64 | 0.1 (–) | 1.00")
     assert tensorboard_images(run) == {
         "chain_of_errors", "closest_pairs", "dots", "losses", "samples",
