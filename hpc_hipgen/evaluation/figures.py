@@ -188,7 +188,9 @@ def bland_altman(
                     for edge in ("limit_low", "limit_high"):
                         axes.axhline(found[edge], color=COLOURS[side], lw=0.8, ls=(0, (4, 3)))
             axes.set_title(labels[row], fontsize=9)
-            axes.set_xlabel("mean of asked and measured (°)")
+            if i + columns >= len(tables):  # the last one that is seen in its column
+                axes.set_xlabel("mean of asked and measured (°)")
+                axes.tick_params(labelbottom=True)
             if i % columns == 0:
                 axes.set_ylabel("measured - asked (°)")
     return figure

@@ -18,6 +18,7 @@ from report_run import (
 )
 
 from hpc_hipgen.evaluation import figures, report, results, samples
+from hpc_hipgen.evaluation.results import SIDES
 from hpc_hipgen.run import Run
 from jobs import evaluate
 from jobs import report as report_job
@@ -250,6 +251,22 @@ def test_grid_films_are_spread_over_the_angles_asked_for(tmp_path, stubs):
 def test_a_figure_is_the_same_bytes_every_time():
     lines = {"llcm": [{"images": i, "loss": 1.0 / i} for i in range(1, 9)]}
     assert figures.svg(figures.loss_curves(lines)) == figures.svg(figures.loss_curves(lines))
+
+
+def test_the_last_panel_of_each_column_has_the_labels_of_its_axis():
+    table = pd.DataFrame({f"{k}_{s}": [90.0, 100] for k in ("asked", "measured") for s in SIDES})
+    rows = [f"row {n}" for n in range(6)]  # four columns, the last two of one panel
+    scores = {row: {side: {} for side in SIDES} for row in rows}
+    figure = figures.bland_altman(dict.fromkeys(rows, table), {row: row for row in rows}, scores)
+    figure.canvas.draw()
+    shown = {
+        axes.get_title("left"): any(
+            t.get_visible() and t.get_text() for t in axes.get_xticklabels()
+        )
+        for axes in figure.axes
+        if axes.get_visible()
+    }
+    assert [row for row, labelled in shown.items() if labelled] == rows[2:]
 
 
 def test_smoothing_starts_without_bias_and_skips_holes():
