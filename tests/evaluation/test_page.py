@@ -31,6 +31,13 @@ TOO_WIDE = """[...document.querySelectorAll('main, main *')].filter(element =>
 ).map(element => element.tagName + ' ' + element.textContent.slice(0, 40))"""
 SCROLLED = """[...document.querySelectorAll('.scroll')].filter(
     box => box.scrollWidth > box.clientWidth + 1).map(box => box.textContent.slice(0, 40))"""
+UNDER_THE_WRONG_HIP = """[...document.querySelectorAll('.films .under')].filter(under => {
+    [...under.querySelectorAll('span span')].forEach(error => {
+        error.parentElement.firstChild.data = '102.5 '; error.textContent = '+10.5' })
+    const box = under.getBoundingClientRect(), [right, left] = under.children
+    const [one, other] = [right, left].map(number => number.getBoundingClientRect())
+    return one.left > box.left + 3 || other.right < box.right - 3 || one.right > other.left
+}).map(under => under.textContent)"""
 MARK_TABLES = """[...document.querySelectorAll('.scroll')].forEach((box, number) => {
     for (const [end, row] of [['A', 'tr:first-child'], ['Z', 'tbody:last-of-type tr:last-child']])
         box.querySelector(row).firstElementChild.append(` T${number}${end}`) })"""
@@ -91,7 +98,7 @@ def test_the_page_in_a_browser_and_printed(page, tmp_path):
                 tab.screenshot(tmp_path / f"page-{width}.png")
                 ids = tab.evaluate("[...document.querySelectorAll('h2')].map(head => head.id)")
                 assert tuple(ids) == SECTIONS
-                for problem in (HIDDEN, BROKEN_IMAGES, TOO_WIDE, SCROLLED):
+                for problem in (HIDDEN, BROKEN_IMAGES, TOO_WIDE, SCROLLED, UNDER_THE_WRONG_HIP):
                     assert tab.evaluate(problem) == [], f"{width} pixels: {problem}"
                 overflow = "document.documentElement.scrollWidth - innerWidth"
                 assert tab.evaluate(overflow) <= 0, f"{width} pixels"
