@@ -10,6 +10,7 @@ beside the exports get the scores.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from pathlib import Path
 
 from hpc_hipgen.arguments import status_of
 from hpc_hipgen.evaluation.real_films import film_lines
-from hpc_hipgen.pipeline import CONTROLS_ROW, score_shard, stages
-from hpc_hipgen.run import Run
+from hpc_hipgen.pipeline import FEATURE_ROWS, stages
+from hpc_hipgen.run import Run, sha256_of
 from hpc_hipgen.tracking import tracked
 
 FILM_PICTURES = ("closest_pairs", "samples")
@@ -83,13 +84,14 @@ def _track(run: Run) -> None:
         tracker.artefact("report", run.path("report"))
 
 
-def _evaluated(run: Run) -> dict[str, int]:
-    """Number of evaluated shards per row: a report of fewer is out of date."""
-    found = {
-        row: len(list(run.path("evaluation", row).glob("shard-*.parquet"))) for row in run.rows()
-    }
-    if score_shard(run, (CONTROLS_ROW, 0)).is_file():  # the memorisation audit can be made
-        found[CONTROLS_ROW] = 1
+def _evaluated(run: Run) -> dict[str, str]:
+    """SHA-256 of the measurements and features of each row: a report of others is out of date."""
+    found = {}
+    for row in (*run.rows(), *FEATURE_ROWS):
+        files = sorted(run.path("evaluation", row).glob("shard-*"))
+        hashes = [f"{p.name} {sha256_of(p)}" for p in files if p.suffix in (".parquet", ".npz")]
+        if hashes:
+            found[row] = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     return found
 
 

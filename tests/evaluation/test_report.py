@@ -165,6 +165,20 @@ def test_a_part_of_the_test_films_makes_a_report_too(tmp_path, stubs, film, n):
     assert found.partial == {"ruler": "1 of 2 shards"}
 
 
+def test_what_was_measured_again_makes_another_report(tmp_path, stubs):
+    run = make_run(tmp_path / "run", ["ruler", "llcm_4"], **GENERATORS)
+    evaluate.evaluate_items(run, evaluate.items(run))
+    before = report_job._evaluated(run)
+    assert list(before) == ["ruler", "llcm_4", "reference", "controls"]
+    shard = run.path("evaluation", "llcm_4", "shard-00001.parquet")
+    shard.touch()
+    assert report_job._evaluated(run) == before, "the same again is no news"
+    table = pd.read_parquet(shard)
+    table.assign(measured_left=table["measured_left"] + 1).to_parquet(shard)
+    after = report_job._evaluated(run)
+    assert [row for row in before if before[row] != after[row]] == ["llcm_4"]
+
+
 def tensorboard_images(run):
     """Names of the pictures in tensorboard/report."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
