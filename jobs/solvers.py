@@ -7,7 +7,8 @@
 The demo takes some 35 s of one core for each caption. Interrupted? The same command goes on.
 
 Every solver integrates the teacher's probability-flow ODE from the same noise to the cleanest
-timestep, for captions of the validation split, without guidance and at the run's own scale:
+timestep, for captions of the validation split, without guidance and at the scale of its row in the
+report (a teacher with feedback draws without, so there is but one):
 
   ddim      Euler's method in xbar = z / alpha over s = sigma / alpha; first order
   leapfrog  the two-step leapfrog there; second order

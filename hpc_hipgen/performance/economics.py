@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.config import TIMESTEPS, ConfigError
-from hpc_hipgen.run import Run, sha256_of, write_atomic
+from hpc_hipgen.run import Run, model_rows, row_settings, sha256_of, write_atomic
 from hpc_hipgen.sweep import EXPORT, STUDENT_SOLVER, check_there
 
 Line = dict[str, Any]
@@ -61,24 +61,30 @@ def cells_of(run: Run) -> list[Cell]:
     if getattr(run.config, teacher) is None:
         raise ConfigError(f"{run.folder}: trains no stable_diffusion, whose solvers are compared")
     check_there(run, teacher, EXPORT)
-    for guidance in sorted({1.0, float(run.config.sampling.guidance)}):
+    row = model_rows(run.config, teacher)[0]  # a teacher with feedback draws without guidance
+    for guidance in sorted({1.0, float(row_settings(run.config, row)["guidance"])}):
         fine = (REFERENCE_STEPS, CHECK_STEPS)
         found += [Cell(teacher, "leapfrog", "karras", n, guidance) for n in fine]
         for spacing in SPACINGS:
             for solver in SOLVERS:
                 found += [Cell(teacher, solver, spacing, n, guidance) for n in STEPS]
-        found += _student_cells(run, guidance)
-    return found
+    return found + _student_cells(run)
 
 
-def _student_cells(run: Run, guidance: float) -> list[Cell]:
-    """The LLCM's, where it was trained for that guidance."""
+def _student_cells(run: Run) -> list[Cell]:
+    """The LLCM's, without guidance and at its own scale, where it was trained for that."""
     if run.config.llcm is None:
         return []
     check_there(run, STUDENT, EXPORT)
     low, high = run.config.llcm.guidance
-    most = TIMESTEPS // run.config.llcm.skip if low <= guidance - 1 <= high else 0
-    return [Cell(STUDENT, STUDENT_SOLVER, "own", n, guidance) for n in STUDENT_STEPS if n <= most]
+    scales = {1.0, float(run.config.sampling.student_guidance)}
+    steps = [n for n in STUDENT_STEPS if n <= TIMESTEPS // run.config.llcm.skip]
+    return [
+        Cell(STUDENT, STUDENT_SOLVER, "own", n, guidance)
+        for guidance in sorted(scales)
+        if low <= guidance - 1 <= high
+        for n in steps
+    ]
 
 
 def plan(run: Run, cells: Sequence[Cell], captions: int) -> dict[str, Any]:

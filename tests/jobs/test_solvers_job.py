@@ -11,13 +11,12 @@ from hpc_hipgen.performance import economics, workspace
 from hpc_hipgen.performance.economics import Cell
 from hpc_hipgen.run import Run, write_atomic
 from jobs import solvers
+from tests.conftest import STEPS, TINY
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run whose models are exported as they are before training."""
-    from tests.conftest import TINY
-
     experiment = parse_experiment(TINY, "tiny")
     return workspace.make_run(tmp_path_factory.mktemp("solvers") / "run", experiment)
 
@@ -59,6 +58,15 @@ def test_the_table_and_a_cell_that_was_lost(run, tmp_path, capsys):
     # other captions are not mixed with these
     assert solvers.main([*command, "--captions", "1"]) == 2
     assert "made with other captions" in capsys.readouterr().err
+
+
+def test_a_teacher_with_feedback_is_compared_as_it_draws(tmp_path, tiny_settings, monkeypatch):
+    tree = tiny_settings | {"reward_model": tiny_settings["ruler"], "feedback": {"training": STEPS}}
+    tree["sampling"] = tree["sampling"] | {"guidance": 4.0}
+    run = Run.create(tmp_path / "run", parse_experiment(tree, "x"))
+    monkeypatch.setattr(economics, "check_there", lambda *_: None)
+    found = {(cell.model, cell.guidance) for cell in economics.cells_of(run)}
+    assert found == {("feedback", 1.0), ("llcm", 4.0)}, "the student has a scale of its own"
 
 
 @pytest.mark.parametrize("films", [0, 3])
