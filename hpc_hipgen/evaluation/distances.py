@@ -12,6 +12,7 @@ kernel distance (KID), whose expectation is zero for identical distributions at 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch_fidelity.metric_prc import calc_cdist_full
 
+from hpc_hipgen.evaluation.samples import spread
 from hpc_hipgen.progress import progress
 from hpc_hipgen.run import sha256_of
 
@@ -271,17 +273,16 @@ def precision_recall(sample: np.ndarray, reference: Reference) -> dict[str, floa
     return {"precision": float(precision), "recall": float(recall)}
 
 
-def _thin(features: np.ndarray, n: int) -> np.ndarray:
-    """``n`` rows spread evenly over the set: every caption keeps its share."""
-    return features[np.linspace(0, len(features) - 1, n).round().astype(int)]
-
-
 def compare_sets(
-    sample: np.ndarray, reference: Reference, real: np.ndarray | None
+    sample: np.ndarray,
+    reference: Reference,
+    real: np.ndarray | None,
+    films: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Distances of a sample to reference films, beside those of other real films.
 
-    sample (n, d); reference: training films; real: test films, which give the floor, or None.
+    sample (n, d); reference: training films; real: test films, which give the floor, or None;
+    films: the film whose caption each image of the sample was drawn for, by default one each.
     Sample and floor use the same number of images ``n`` (the smaller one), because the bias of a
     Fréchet distance depends on it. Keys: frechet, frechet_error, floor, kid, kid_error, kid_floor,
     precision, recall, precision_floor, recall_floor, n, n_reference; None where there are too few
@@ -292,7 +293,7 @@ def compare_sets(
     result: dict[str, Any] = {**dict.fromkeys(keys), "n": n, "n_reference": len(reference)}
     if n < 3 or len(reference) < 3:
         return result
-    drawn = _thin(sample, n)
+    drawn = sample[spread(range(len(sample)) if films is None else films, n)]
     result["frechet"] = frechet_distance(drawn, reference.features)
     result["frechet_error"] = frechet_error(drawn, reference.features)
     result["kid"], result["kid_error"] = kernel_distance(drawn, reference)
@@ -300,10 +301,10 @@ def compare_sets(
     if enough:
         result |= precision_recall(drawn, reference)
     if real is not None:
-        films = _thin(real, n)
-        result["floor"] = frechet_distance(films, reference.features)
-        result["kid_floor"] = kernel_distance(films, reference)[0]
+        held_out = real[spread(range(len(real)), n)]
+        result["floor"] = frechet_distance(held_out, reference.features)
+        result["kid_floor"] = kernel_distance(held_out, reference)[0]
         if enough:
-            shares = precision_recall(films, reference)
+            shares = precision_recall(held_out, reference)
             result |= {f"{name}_floor": value for name, value in shares.items()}
     return result

@@ -23,7 +23,7 @@ from hpc_hipgen.evaluation import samples
 from hpc_hipgen.run import Run
 
 MOST = 48
-"""Images of a row that are compared with each other, spread evenly over it: 1,128 pairs."""
+"""Images of a row that are compared with each other, spread over its captions: 1,128 pairs."""
 
 PIXELS = 128
 """Larger images are shrunk to that: what is compared is the view, not its grain."""
@@ -83,8 +83,7 @@ def of_rows(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         "rows": {},
     }
     for row, table in tables.items():
-        picks = np.linspace(0, len(table) - 1, min(MOST, len(table))).round().astype(int)
-        chosen = table.iloc[np.unique(picks)]
+        chosen = table.iloc[samples.spread(list(table["film"]), MOST)]
         images = samples.read_images(run, row, zip(chosen["key"], chosen["shard"], strict=True))
         chosen = chosen[chosen["key"].isin(list(images))]  # a shard may have been removed since
         if chosen.empty:

@@ -335,12 +335,14 @@ def _frechet(found: Features, tables: Mapping[str, pd.DataFrame]) -> dict[str, A
         every = group == "all"
         training = found.training if every else found.training[found.classes == group]
         reference = distances.Reference(training)
-        drawn = {
-            row: found.rows[row] if every else found.rows[row][table["prompt_class"] == group]
+        wanted = {
+            row: np.full(len(table), every) | (table["prompt_class"] == group).to_numpy()
             for row, table in tables.items()
         }
-        for row, features in drawn.items():
-            compared = distances.compare_sets(features, reference, drawn.get("ruler"))
+        real = found.rows["ruler"][wanted["ruler"]] if "ruler" in tables else None
+        for row, table in tables.items():
+            features, films = found.rows[row][wanted[row]], list(table["film"][wanted[row]])
+            compared = distances.compare_sets(features, reference, real, films)
             result["rows"][row][str(group)] = compared
     return result
 

@@ -11,7 +11,8 @@ import json
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,3 +144,24 @@ def read_features(path: Path) -> tuple[list[str], np.ndarray, str]:
     """Keys, features (n, d) float32 and the backbone's name of a stored feature file."""
     with np.load(path, allow_pickle=False) as stored:
         return [str(k) for k in stored["keys"]], stored["features"], str(stored["backbone"])
+
+
+def spread(films: Sequence[Any], n: int) -> np.ndarray:
+    """Positions, ascending, of at most `n` images that stand for a whole row.
+
+    films: the film of each image, whose caption it was drawn for. Every film's first image comes
+    before any second one, so that captions keep their shares. Where only some images of a turn
+    are wanted, they are spread evenly over the row.
+    """
+    seen: Counter[Any] = Counter()
+    turns = np.zeros(len(films), int)
+    for position, film in enumerate(films):
+        turns[position] = seen[film]
+        seen[film] += 1
+    picked = np.zeros(0, int)
+    for turn in range(max(seen.values(), default=0)):
+        images = np.flatnonzero(turns == turn)
+        wanted = min(n - len(picked), len(images))
+        places = np.linspace(0, len(images) - 1, wanted).round().astype(int)
+        picked = np.concatenate([picked, images[places]])
+    return np.sort(picked)

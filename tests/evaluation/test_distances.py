@@ -10,6 +10,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from hpc_hipgen.evaluation import distances as d
+from hpc_hipgen.evaluation.samples import spread
 
 
 def sets(n=40, m=55, width=12, shift=0.5, seed=0):
@@ -139,6 +140,22 @@ def test_sample_and_floor_use_the_same_number_of_images():
     assert lonely["frechet"] is None and lonely["n_reference"] == 1
     alone = d.compare_sets(x, reference, None)
     assert alone["n"] == 60 and alone["floor"] is None
+
+
+@pytest.mark.parametrize("n, per_caption, shares", [(12, 2, [1] * 12), (18, 3, [1, 2] * 6)])
+def test_every_caption_keeps_its_share_of_fewer_images(n, per_caption, shares):
+    films = [f"film-{i}" for i in range(12)] * per_caption  # one drawing of each, then the next
+    drawn = np.array(films)[spread(films, n)].tolist()
+    assert sorted(drawn.count(film) for film in set(films)) == sorted(shares)
+    features, _ = sets(len(films), 30)
+    real, reference = sets(12, 30)[0] + 0.1, d.Reference(sets(12, 30)[1])
+    once = d.compare_sets(features[:12], reference, real)
+    assert d.compare_sets(features, reference, real, films)["frechet"] == once["frechet"]
+
+
+def test_images_are_spread_over_a_row():
+    assert spread("abcdefg", 3).tolist() == [0, 3, 6]
+    assert spread("ab", 5).tolist() == [0, 1] and spread("", 3).tolist() == []
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from skimage.metrics import structural_similarity
 
@@ -52,6 +53,16 @@ def test_the_interval_holds_as_often_as_it_says():
         assert found["ssim"] == pytest.approx(2 * effect.mean())
         held += found["low"] <= 0 <= found["high"]
     assert 0.88 < held / trials < 0.99
+
+
+def test_captions_that_were_drawn_twice_keep_their_shares(monkeypatch):
+    films = [f"film-{i}" for i in range(d.MOST)] * 2
+    keys = [str(i) for i in range(len(films))]
+    table = pd.DataFrame({"film": films, "key": keys, "shard": 0, "prompt_class": 1})
+    asked = []
+    monkeypatch.setattr(d.samples, "read_images", lambda *given: asked.extend(given[2]) or {})
+    d.of_rows(None, {"llcm_4": table})
+    assert [key for key, _ in asked] == keys[: d.MOST]
 
 
 def test_large_images_are_shrunk():
