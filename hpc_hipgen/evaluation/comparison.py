@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hpc_hipgen.evaluation.figures import number
-from hpc_hipgen.evaluation.results import REAL_ROWS, SIDES, Results
+from hpc_hipgen.evaluation.results import REAL_ROWS, SIDES, Results, training_seconds
 from hpc_hipgen.pipeline import trained_before
 from hpc_hipgen.run import Run, row_model
 
@@ -54,16 +54,6 @@ def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[
         line |= {f"{key}_{side}": scores[side][key] for key in keys for side in SIDES}
         lines.append({name: line[name] for name in COLUMNS})
     return lines
-
-
-def training_seconds(lines: Iterable[Mapping[str, Any]]) -> float:
-    """Seconds of training by the lines of a metrics.jsonl, over all starts of the run."""
-    total, before = 0.0, 0
-    for line in lines:
-        if rate := line.get("images_per_second"):
-            total += (line["images"] - before) / rate
-        before = line["images"]
-    return total
 
 
 def _cost(run: Run, row: str) -> dict[str, float | None]:

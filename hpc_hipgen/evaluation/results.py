@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and isinstance(line.get("images"), int | float):
             lines[line["images"]] = {**lines.get(line["images"], {}), **line}
     return [lines[images] for images in sorted(lines)]
+
+
+def training_seconds(lines: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds of training by the lines of a metrics.jsonl, over all starts of the run."""
+    total, before = 0.0, 0
+    for line in lines:
+        if rate := line.get("images_per_second"):
+            total += (line["images"] - before) / rate
+        before = line["images"]
+    return total
 
 
 def _partial(run: Run, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
@@ -348,15 +358,21 @@ def _frechet(found: Features, tables: Mapping[str, pd.DataFrame]) -> dict[str, A
 
 
 def _runtime(run: Run, logs: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """What each stage noted when it was done, and the speed of each training."""
+    """What each stage noted when it was done, and each training's images, speed and seconds.
+
+    The seconds are of all starts of a training; its stage notes those of the last one.
+    """
     stages = {}
     for path in sorted(run.path("stages").glob("*.json")):
-        stages[path.stem] = json.loads(path.read_text())
+        if path.stem != "report":  # that of an earlier one
+            stages[path.stem] = json.loads(path.read_text())
     for stage, lines in logs.items():
+        if not lines:
+            continue
         speeds = [x["images_per_second"] for x in lines if x.get("images_per_second")]
-        entry = stages.setdefault(stage, {})
-        if lines:
-            entry["images"] = lines[-1]["images"]
+        entry = stages.setdefault(f"train-{stage}", {})
+        entry["images"] = lines[-1]["images"]
         if speeds:
             entry["images_per_s_median"] = float(np.median(speeds))
+            entry["seconds"] = training_seconds(lines)
     return stages

@@ -80,7 +80,7 @@ def test_the_whole_report(tmp_path, stubs, capsys, monkeypatch):
     run.path("llcm").mkdir()
     text = "\n".join(json.dumps(line) for line in log)
     run.path("llcm", "metrics.jsonl").write_text(text + '\n{"images": 80, "lo')
-    run.mark_done("train-llcm", images=64, parameters=1200.0)
+    run.mark_done("train-llcm", images=64, parameters=1200.0, seconds=2.5)
     note = {"images": 8, "seconds": 4.0, "evaluations": 32}
     run.path("samples", "llcm_4", "shard-00000.json").write_text(json.dumps(note))
     assert report_job.main(["--run", str(run.folder)]) == 0
@@ -103,7 +103,11 @@ def test_the_whole_report(tmp_path, stubs, capsys, monkeypatch):
     alike = metrics["diversity"]["rows"]["ruler"]
     assert list(alike) == ["all", "1", "2"] and alike["all"]["n"] == FILMS
     assert alike["all"]["low"] <= alike["all"]["ssim"] <= alike["all"]["high"] < 0.2
-    assert metrics["runtime"]["llcm"]["images"] == 64, "the cut-off line does not count"
+    assert list(metrics["runtime"]) == ["train-llcm"], "a training is one entry"
+    noted = metrics["runtime"]["train-llcm"]
+    assert noted["images"] == 64, "the cut-off line does not count"
+    assert noted["seconds"] == pytest.approx(64 / 10), "over all starts, not 2.5 of the last"
+    assert noted["images_per_s_median"] == 10 and noted["finished"]
 
     page = run.path("report", "report.html").read_text()
     low = figures.number(left["r_low"], 3)
