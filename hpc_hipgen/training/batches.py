@@ -81,7 +81,7 @@ class BatchesAhead(Batches):
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Slurm sends it to all processes of a job. The trainer saves; a worker that died would end it."""
+    """Slurm sends it to all of a job. The trainer saves; a worker that died of it would end it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
