@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from hpc_hipgen.config import autoencoder_config
 from hpc_hipgen.config.public import A_FOLDER, public_settings
 from hpc_hipgen.run import Run, model_rows, row_model, row_settings, write_atomic
 
@@ -209,8 +210,21 @@ def _call(run: Run, model: str) -> str:
     if not settings["eta"]:
         del settings["eta"]
     given = ", ".join(f"{ARGUMENTS.get(k, k)}={v:g}" for k, v in settings.items())
+    resolution = run.config.data.resolution
+    if MODELS[model][2].startswith(ADAPTERS) and _draws_another(run.base(model), resolution):
+        given += f", height={resolution}, width={resolution}"
     call = f"`pipeline(prompt, {given}).images[0]`"
     return f"{call}, {LEAPFROG}" if solver == "leapfrog" else call
+
+
+def _draws_another(base: Path, resolution: int) -> bool:
+    """Whether a diffusers folder is known to draw another size where none is given."""
+    unet, autoencoder = base / "unet" / "config.json", autoencoder_config(base)
+    if not (unet.is_file() and autoencoder.is_file()):
+        return False
+    size = json.loads(unet.read_text()).get("sample_size")
+    levels = json.loads(autoencoder.read_text()).get("block_out_channels", (64,))  # diffusers' own
+    return size != resolution // 2 ** (len(levels) - 1)
 
 
 def _folders(section: BaseModel) -> Iterator[str]:

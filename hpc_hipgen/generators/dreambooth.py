@@ -148,7 +148,7 @@ class DreamBoothTask(DenoisingTask):
             lambda busy: None if prior.is_dir() else draw_prior(base, prompts, config, prior, busy)
         )
         torch.manual_seed(config.seed)
-        parts = adapted_parts(base, section, section.train_text)
+        parts = adapted_parts(base, section, config.data.resolution, section.train_text)
         super().__init__(section, config, instances, parts, cache, section.train_text)
         images, captions = read_prior(prior)
         self.prior_latents = encode(parts.autoencoder.to(device()).eval(), images)

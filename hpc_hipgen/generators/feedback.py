@@ -157,6 +157,7 @@ class FeedbackTask:
         self.section = section = config.feedback
         self.films, self.size = films, len(films.ids)
         self.parts: Parts = load_parts(base)
+        self.parts.draw_at(config.data.resolution)
         self.latent_size = config.data.resolution // stride(self.parts.autoencoder)
         encoder = self.parts.text_encoder
         self.states, self.rows = text.encode_captions(self.parts.tokenizer, encoder, films.captions)

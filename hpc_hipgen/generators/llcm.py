@@ -63,7 +63,11 @@ def build_student(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
     A stock UNet has no input for it (`time_cond_proj_dim`). The new projection starts at zero,
     so the student starts as its teacher.
     """
-    student = UNet2DConditionModel.from_config(teacher.config, time_cond_proj_dim=GUIDANCE_WIDTH)
+    student = UNet2DConditionModel.from_config(
+        teacher.config,
+        time_cond_proj_dim=GUIDANCE_WIDTH,
+        sample_size=teacher.config.sample_size,  # else lost where the teacher's file names none
+    )
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     assert missing == ["time_embedding.cond_proj.weight"] and not unexpected
     nn.init.zeros_(student.time_embedding.cond_proj.weight)
@@ -144,6 +148,7 @@ class DistillationTask:
         self.size = len(films.ids)
         torch.manual_seed(config.seed)
         self.parts: Parts = load_parts(teacher)
+        self.parts.draw_at(self.resolution)
         self.latents = cached_latents(self.parts.autoencoder, films, cache)
         tokenizer, encoder = self.parts.tokenizer, self.parts.text_encoder
         self.states, self.rows = text.encode_captions(tokenizer, encoder, films.captions)

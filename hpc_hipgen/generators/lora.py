@@ -80,7 +80,7 @@ class LoRATask(DenoisingTask):
     def __init__(self, config: Experiment, films: Films, base: Path, cache: Path) -> None:
         """`films`: the training split; `base`: a diffusers folder of Stable Diffusion."""
         section = config.lora
-        parts = adapted_parts(base, section)
+        parts = adapted_parts(base, section, config.data.resolution)
         torch.manual_seed(config.seed)
         add_adapters(parts.unet, section)
         super().__init__(section, config, films, parts, cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import (
@@ -48,6 +49,14 @@ class Parts:
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
     prediction: str
+
+    def draw_at(self, resolution: int) -> None:
+        """Has pipelines of these parts draw `resolution` pixels square where no size is given."""
+        self.unet.register_to_config(
+            sample_size=resolution // stride(self.autoencoder),
+            # pipelines take a size below 64 for a mistake where the files are from before 0.9.0
+            _diffusers_version=diffusers.__version__,
+        )
 
     def save(self, folder: Path, scheduler: SchedulerMixin) -> None:
         """Writes a folder that a stock StableDiffusionPipeline loads."""
@@ -112,7 +121,7 @@ def build_unet(config: Diffusion, channels: int, latent: int) -> UNet2DCondition
     )
 
 
-def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> Parts:
+def build_parts(config: Diffusion, autoencoder: AutoencoderKL, resolution: int) -> Parts:
     """The parts that a run starts from: a pretrained folder's, or new ones."""
     if config.pretrained:
         parts = load_parts(config.pretrained)
@@ -127,9 +136,11 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> P
                 f"prediction: {config.prediction}, but {config.pretrained} predicts "
                 f"{parts.prediction}"
             )
+        parts.draw_at(resolution)
     else:
         tokenizer = text.build_tokenizer(config.text)
         encoder = text.build_text_encoder(config.text, tokenizer)
+        latent = resolution // stride(autoencoder)
         unet = build_unet(config, autoencoder.config.latent_channels, latent)
         parts = Parts(autoencoder, unet, tokenizer, encoder, config.prediction)
     if config.conditioning == "measurement":
@@ -144,9 +155,12 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, latent: int) -> P
     return parts
 
 
-def adapted_parts(base: Path, section: Denoising, train_text: bool = False) -> Parts:
-    """The parts of a Stable Diffusion folder, ready to be trained on."""
+def adapted_parts(
+    base: Path, section: Denoising, resolution: int, train_text: bool = False
+) -> Parts:
+    """The parts of a Stable Diffusion folder, ready to be trained on views of `resolution`."""
     parts = load_parts(base)
+    parts.draw_at(resolution)
     parts.text_encoder.requires_grad_(train_text)
     if section.gradient_checkpointing:
         parts.unet.enable_gradient_checkpointing()
@@ -329,7 +343,7 @@ class StableDiffusionTask(DenoisingTask):
     ) -> None:
         """`films`: the training split; `cache`: folder of the latents."""
         torch.manual_seed(config.seed)
-        parts = build_parts(section, autoencoder, config.data.resolution // stride(autoencoder))
+        parts = build_parts(section, autoencoder, config.data.resolution)
         super().__init__(section, config, films, parts, cache, section.train_text)
         first = section.other_captions_from * section.training.images
         self.others = OtherCaptions(films, section.other_captions, first)

@@ -80,6 +80,21 @@ def test_the_call_is_how_the_run_drew_its_samples(run, tmp_path):
         assert (said in text) if call else ("As the run drew" not in text), model
 
 
+@pytest.mark.parametrize("size, named", [(64, True), (None, True), (4, False)])
+@pytest.mark.parametrize("model", ["lora", "lcm_lora"])
+def test_a_call_on_a_base_of_another_size_names_the_size(
+    tmp_path, tiny_settings, model, size, named
+):
+    base = {"unet": {"sample_size": size}, "vae": {"block_out_channels": [8] * 4}}
+    for part, settings in base.items():
+        (tmp_path / "base" / part).mkdir(parents=True)
+        (tmp_path / "base" / part / "config.json").write_text(json.dumps(settings))
+    tiny_settings[model] = {"base": str(tmp_path / "base"), "training": {**TRAINING}}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    write_card(run, model, tmp_path, {}, {})
+    assert (", height=32, width=32)" in (tmp_path / "README.md").read_text()) is named
+
+
 def test_a_solver_that_diffusers_lacks_is_named(tmp_path, tiny_settings):
     tiny_settings["sampling"] = {**tiny_settings["sampling"], "solver": "leapfrog", "eta": 0}
     run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))

@@ -1,4 +1,5 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,3 +54,31 @@ def stock(tiny_run, stock_process):
         asked[row] = (str(tiny_run.path(model, "export")), *asked_of_stock(samples))
     drawn, said = stock_process(STOCK, asked)
     return SimpleNamespace(drawn=drawn, stored=stored, said=said)
+
+
+@pytest.fixture(params=[8, None], ids=str)
+def run_of_another_size(tiny_run, tmp_path, request):
+    """That run, its Stable Diffusion one of 16 pixels, or of none, by an early diffusers."""
+    from hpc_hipgen.run import Run
+
+    folder = shutil.copytree(tiny_run.folder, tmp_path / "other")
+    path = folder / "stable_diffusion" / "export" / "unet" / "config.json"
+    settings = json.loads(path.read_text()) | {"_diffusers_version": "0.6.0"}
+    del settings["sample_size"]
+    path.write_text(
+        json.dumps(settings | ({"sample_size": request.param} if request.param else {}))
+    )
+    return Run(folder)
+
+
+@pytest.fixture
+def exported_size(tmp_path):
+    """Pixels that a stock pipeline of a task's export draws when it is told no size."""
+    from hpc_hipgen.generators.sampling import load_pipeline
+
+    def size(task):
+        task.export(tmp_path / "export")
+        pipeline = load_pipeline(tmp_path / "export")
+        return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+    return size

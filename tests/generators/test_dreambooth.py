@@ -35,12 +35,12 @@ def one_class(run):
 def make_task(tiny_run, tiny_settings, tmp_path):
     """Makes a task on three films of one subject; settings of its section can be changed."""
 
-    def make(**section):
+    def make(run=tiny_run, **section):
         settings = {"subjects": {4: "sks"}, "films": 3, "prior_images": 4, "training": STEPS}
         tiny_settings["dreambooth"] = settings | section
         config = parse_experiment(tiny_settings, "test")
-        base, cache = tiny_run.path("stable_diffusion", "export"), tiny_run.path("latents")
-        return DreamBoothTask(config, one_class(tiny_run), base, cache, tmp_path / "prior")
+        base, cache = run.path("stable_diffusion", "export"), run.path("latents")
+        return DreamBoothTask(config, one_class(run), base, cache, tmp_path / "prior")
 
     return make
 
@@ -177,3 +177,9 @@ def test_a_run_of_dreambooth_alone(tiny_run, tmp_path, draws_what_was_stored):
         assert named == (drawn.info["prompt_class"] == subject)
         assert f"left {drawn.info['asked_left']:.1f} degrees" in drawn.prompt
     assert draws_what_was_stored(run, "dreambooth", "dreambooth")
+
+
+def test_the_export_draws_at_the_size_of_the_views_whatever_its_base_has(
+    make_task, run_of_another_size, exported_size
+):
+    assert exported_size(make_task(run_of_another_size)) == 32

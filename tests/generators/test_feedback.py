@@ -194,3 +194,9 @@ def test_the_export_draws_as_the_average_does(tiny_run, tiny_settings, tmp_path)
         before, after = (getattr(p, name).state_dict() for p in (base, pipeline))
         assert all(torch.equal(v, after[k]) for k, v in before.items()), name
     assert any(not torch.equal(v, trained[k]) for k, v in base.unet.state_dict().items())
+
+
+def test_the_export_draws_at_the_size_of_the_views_whatever_its_base_has(
+    run_of_another_size, tiny_settings, exported_size
+):
+    assert exported_size(make_task(run_of_another_size, tiny_settings)) == 32

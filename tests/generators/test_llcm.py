@@ -192,3 +192,9 @@ def test_the_stock_pipeline_draws_what_was_stored(stock):
 def test_a_skip_off_the_grid_is_refused(tiny_run, tiny_settings):
     with pytest.raises(ValueError, match="skip"):
         make_task(tiny_run, tiny_settings, skip=30)
+
+
+def test_the_export_draws_at_the_size_of_the_views_whatever_its_base_has(
+    run_of_another_size, tiny_settings, exported_size
+):
+    assert exported_size(make_task(run_of_another_size, tiny_settings)) == 32

@@ -292,3 +292,13 @@ def test_latents_are_never_clipped_whatever_scheduler_a_base_has(solver):
     config = base.scheduler.config
     assert not config.get("clip_sample") and not config.set_alpha_to_one
     assert config.steps_offset == 1 and config.beta_schedule == "scaled_linear"
+
+
+def test_the_export_draws_at_the_size_of_the_views_whatever_its_base_has(
+    run_of_another_size, tiny_settings, exported_size
+):
+    for shape in ("unet", "text"):
+        tiny_settings["stable_diffusion"].pop(shape)
+    run, base = run_of_another_size, run_of_another_size.path("stable_diffusion", "export")
+    task = make_task(run, tiny_settings, pretrained=str(base), conditioning="caption")
+    assert exported_size(task) == 32
