@@ -40,6 +40,7 @@ class Trained:
         from hpc_hipgen.tasks import measured_task, task_of
         from hpc_hipgen.training.batches import Batches
         from hpc_hipgen.training.engine import build_engine, init_distributed, place
+        from hpc_hipgen.training.record import Window
         from hpc_hipgen.training.schedule import LearningRate
 
         init_distributed()
@@ -50,7 +51,7 @@ class Trained:
             place(average.module)
         self.engine = build_engine(self.task.module, self.training)
         self.source = Batches(self.task, self.training, run.config.seed)
-        self.rate = LearningRate(self.training)
+        self.rate, self.window = LearningRate(self.training), Window()
         self.images = 0
 
     def step(self) -> None:
@@ -196,7 +197,7 @@ def checkpoints(run: Run, repeats: int) -> list[Line]:
     model = "llcm" if run.config.llcm else run.config.trained()[-1]
     trained = Trained(run, model)
     trained.step()
-    state = trained.engine, trained.task, trained.rate
+    state = trained.engine, trained.task, trained.rate, trained.window
     folder = run.path("checkpoints-timed")
     turns = turn_by_turn(
         {
@@ -210,7 +211,7 @@ def checkpoints(run: Run, repeats: int) -> list[Line]:
     trained.engine.destroy()
     began = time.perf_counter()
     again = Trained(run, model)
-    checkpoint.restore(again.engine, again.task, again.rate, folder)
+    checkpoint.restore(again.engine, again.task, again.rate, again.window, folder)
     again.step()
     resumed = time.perf_counter() - began
     again.engine.destroy()

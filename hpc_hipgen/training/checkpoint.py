@@ -26,6 +26,7 @@ from hpc_hipgen.run import (
 from hpc_hipgen.training import portable
 from hpc_hipgen.training.engine import rank
 from hpc_hipgen.training.outcome import CheckpointError
+from hpc_hipgen.training.record import Window
 from hpc_hipgen.training.schedule import LearningRate
 from hpc_hipgen.training.task import Task
 
@@ -38,6 +39,7 @@ def save(
     engine: Any,
     task: Task,
     rate: LearningRate,
+    window: Window,
     folder: Path,
     images: int,
     keep: int | None = None,
@@ -49,7 +51,8 @@ def save(
     Raises:
         CheckpointError: on every rank, when rank 0 could not write it.
     """
-    state = portable.state_of(engine) | {"rate": rate.state_dict()}
+    also = {"rate": rate.state_dict(), "window": window.state_dict()}
+    state = portable.state_of(engine) | also
     problem = None
     if rank() == 0:
         averages = {name: average.state_dict() for name, average in task.averages.items()}
@@ -61,7 +64,7 @@ def save(
         raise CheckpointError(problem)
 
 
-def restore(engine: Any, task: Task, rate: LearningRate, folder: Path) -> int:
+def restore(engine: Any, task: Task, rate: LearningRate, window: Window, folder: Path) -> int:
     """Loads the newest sound checkpoint; returns the images seen, 0 when there is none."""
     if rank() == 0:
         clean_abandoned(folder)
@@ -74,7 +77,8 @@ def restore(engine: Any, task: Task, rate: LearningRate, folder: Path) -> int:
         portable.load_state(engine, state)
     except ValueError as error:
         raise ValueError(f"{path} is of another network: {error}") from None
-    rate.load_state_dict(state.get("rate", {}))  # older checkpoints have none
+    for name, part in (("rate", rate), ("window", window)):
+        part.load_state_dict(state.get(name, {}))  # older checkpoints have none
     averages = _load(path / AVERAGES)
     for key, average in task.averages.items():
         average.load_state_dict(averages[key])

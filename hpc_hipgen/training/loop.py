@@ -26,7 +26,7 @@ from hpc_hipgen.training.engine import (
 )
 from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted, StopRequest
 from hpc_hipgen.training.outcome import NonFiniteLossError
-from hpc_hipgen.training.record import Listener, Record
+from hpc_hipgen.training.record import Listener, Record, Window
 from hpc_hipgen.training.schedule import LearningRate
 from hpc_hipgen.training.task import Task
 
@@ -60,8 +60,9 @@ def train(
     engine = build_engine(task.module, training)
     checkpoints = folder / "checkpoints"
     rate = LearningRate(training)
-    images = start = checkpoint.restore(engine, task, rate, checkpoints)
-    record = Record(folder, title, training, images, also) if rank() == 0 else None
+    window = Window()
+    images = start = checkpoint.restore(engine, task, rate, window, checkpoints)
+    record = Record(folder, title, training, images, window, also) if rank() == 0 else None
     stop = StopRequest()
     total = math.ceil(training.images / training.batch) * training.batch
     began, saved = time.monotonic(), images
@@ -79,7 +80,8 @@ def train(
             asked = stop.agreed(device())
             due = images - saved >= training.checkpoint_images
             if due or asked or (images >= total and images > saved):
-                checkpoint.save(engine, task, rate, checkpoints, images, training.keep_images)
+                keep = training.keep_images
+                checkpoint.save(engine, task, rate, window, checkpoints, images, keep)
                 saved = images
                 asked = stop.agreed(device())  # a wish that came meanwhile needs no second one
             if asked == GO_ON_LATER or (asked and images < total):

@@ -20,15 +20,47 @@ Listener = Callable[[int, dict[str, float]], None]
 """Takes the images seen and the values of one line."""
 
 
+class Window:
+    """The values of the steps since the last line.
+
+    They go into the checkpoint, so that the first line after a resume is of the same steps as that
+    of a run that went through.
+    """
+
+    def __init__(self) -> None:
+        """Holds nothing yet."""
+        self.values: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, values: dict[str, float]) -> None:
+        """Takes the values of one optimizer step."""
+        for name, value in values.items():
+            self.values[name].append(value)
+
+    def take(self) -> dict[str, float]:
+        """The means by name; nothing is held any more."""
+        means = {name: sum(v) / len(v) for name, v in self.values.items()}
+        self.values.clear()
+        return means
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """One by one: a sum that is gone on with may have other last bits."""
+        return {name: list(values) for name, values in self.values.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Inverse of `state_dict`."""
+        self.values = defaultdict(list, {name: list(values) for name, values in state.items()})
+
+
 class Record:
     """Averages the values of the steps and writes them every `log_images` images (rank 0)."""
 
     def __init__(
-        self, folder: Path, title: str, training: Training, images: int, also: Listener | None
-    ) -> None:
+        self, folder: Path, title: str, training: Training, images: int, window: Window,
+        also: Listener | None,
+    ) -> None:  # fmt: skip
         """Goes on at `images`; lines of metrics.jsonl past it, from before a crash, are dropped.
 
-        `also` is told every line too.
+        `window` holds the steps since the last line that is left; `also` is told every line too.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -43,7 +75,7 @@ class Record:
         self.training = training
         self.first = self.logged = images
         self.began = self.logged_at = time.monotonic()
-        self.values: dict[str, list[float]] = defaultdict(list)
+        self.window = window
         self.writer = SummaryWriter(
             folder.parent / "tensorboard" / folder.name, purge_step=images or None
         )
@@ -52,8 +84,7 @@ class Record:
 
     def step(self, images: int, values: dict[str, float]) -> None:
         """Takes the values of one optimizer step that ended at `images`."""
-        for name, value in values.items():
-            self.values[name].append(value)
+        self.window.add(values)
         every = self.training.log_images  # at its multiples, wherever a start began
         if images // every > self.logged // every or images >= self.training.images:
             self._write(images)
@@ -61,7 +92,7 @@ class Record:
     def _write(self, images: int) -> None:
         now = time.monotonic()
         rate = (images - self.logged) / max(now - self.logged_at, 1e-9)
-        means = {name: sum(v) / len(v) for name, v in self.values.items()}
+        means = self.window.take()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         line = {"images": images, **means, "images_per_second": rate, "memory_gib": memory}
         if torch.cuda.is_available():
@@ -81,7 +112,6 @@ class Record:
             f"  loss {means['loss']:.5f}  {rate:6.1f} images/s  {left / 60:5.1f} min left"
         )
         self.logged, self.logged_at = images, now
-        self.values.clear()
 
     def _say(self, text: str) -> None:
         print(f"{self.title}: {text}", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from toy_task import SETTINGS, ToyTask, lines, losses, toy_train
 from warm_python import warm_python
 
 from hpc_hipgen.config import Training
+from hpc_hipgen.run import sha256_of
 from hpc_hipgen.training.checkpoint import AVERAGES, STATE, complete_checkpoints
 from hpc_hipgen.training.clock import data_order
 from hpc_hipgen.training.interruption import Interrupted
@@ -207,10 +208,36 @@ def test_a_table_that_never_changes_is_no_part_of_a_checkpoint(whole, tmp_path, 
         assert same(toy_train(tmp_path / "toy", task), whole[0])
 
 
-def test_lines_stand_at_the_same_images_after_a_resume(tmp_path):
-    with pytest.raises(OSError):
-        toy_train(tmp_path / "toy", ToyTask(at={40: "crash"}), log_images=24)
-    toy_train(tmp_path / "toy", log_images=24)  # from the checkpoint at 32
+def means(folder):
+    """The lines without what depends on the machine."""
+    return [
+        {k: v for k, v in line.items() if k in ("images", "loss", "error", "lr")}
+        for line in lines(folder)
+    ]
+
+
+@pytest.mark.parametrize("what", ["stop", "crash"])
+def test_lines_are_the_same_after_a_resume(tmp_path, what):
+    toy_train(tmp_path / "whole" / "toy", log_images=24)
+    with pytest.raises({"stop": Interrupted, "crash": OSError}[what]):
+        toy_train(tmp_path / "toy", ToyTask(at={48: what}), log_images=24)
+    toy_train(tmp_path / "toy", log_images=24)  # from the checkpoint at 56 or 32, amid a line
+    assert [line["images"] for line in lines(tmp_path / "toy")] == [24, 48, 72, 96]
+    assert means(tmp_path / "toy") == means(tmp_path / "whole" / "toy")
+
+
+def test_a_checkpoint_from_before_the_lines_were_in_it_is_gone_on_with(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        toy_train(tmp_path / "toy", ToyTask(at={48: "stop"}), log_images=24)
+    (path,) = (tmp_path / "toy" / "checkpoints").glob("*56")
+    state = torch.load(path / STATE, weights_only=True)
+    assert len(state.pop("window")["loss"]) == 1
+    torch.save(state, path / STATE)
+    content = json.loads((path / "complete.json").read_text())
+    content["files"][STATE] = [(path / STATE).stat().st_size, sha256_of(path / STATE)]
+    (path / "complete.json").write_text(json.dumps(content))
+    task = toy_train(tmp_path / "toy", ToyTask(first_weights=99), log_images=24)
+    assert task.seen[0] == 56 and same(task, whole[0])
     assert [line["images"] for line in lines(tmp_path / "toy")] == [24, 48, 72, 96]
 
 
