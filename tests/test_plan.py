@@ -1,6 +1,7 @@
 """What a run will need, against what is known of the networks."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,15 @@ def test_zero_shares_out_what_it_says(paper):
     assert needs[3].activations == needs[0].activations > 10e9
     alone = paper.need(3, ranks=1, images=1)
     assert alone.weights == 4 * paper.parameters and alone.copies == 0
+
+
+@pytest.mark.parametrize("precision, bytes_of_a_matrix", [("auto", 2), ("bf16", 2), ("fp32", 4)])
+def test_a_teacher_is_stored_in_what_it_is_computed_in(paper, precision, bytes_of_a_matrix):
+    training = paper.training.model_copy(update={"precision": precision})
+    frozen = replace(paper, training=training).need(1, ranks=8, images=1).frozen
+    averages = 4 * paper.parameters * (2 if training.ema_images else 1)
+    others = paper.parameters - paper.matrices
+    assert frozen == averages + bytes_of_a_matrix * paper.matrices + 4 * others
 
 
 def test_the_command_says_what_fits_and_how_long(capsys):

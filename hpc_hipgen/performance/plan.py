@@ -1,7 +1,8 @@
 """What a training run will need: FLOPs an image, memory of a GPU, hours.
 
-Memory is that of fp32 weights, gradients and moments, shared out by ZeRO, with bf16 autocast,
-as `training.engine` sets DeepSpeed up; networks that are only evaluated stand on every GPU.
+Memory is that of fp32 weights, gradients and moments, shared out by ZeRO, with bf16 autocast
+unless the precision is fp32, as `training.engine` sets DeepSpeed up; networks that are only
+evaluated stand on every GPU.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ class Plan:
         copies = 2 * bucket + of_one[1] if stage else bucket if ranks > 1 else 0
         student = self.model == "llcm"
         averages = 2 if student and self.training.ema_images else 1  # target and export, or one
-        teacher = 2 * self.matrices + 4 * (self.parameters - self.matrices)
+        halved = self.matrices if _bf16(self.training) else 0  # as `generators.frozen` stores them
+        teacher = 4 * self.parameters - 2 * halved
         return Need(
             weights=of_one[3],
             gradients=of_one[2],
@@ -171,6 +173,11 @@ class Plan:
         return self.training.images * self.flops_per_image / speed / 3600
 
 
+def _bf16(training: Training) -> bool:
+    """Whether it computes in bf16; `auto`: the GPUs that are planned for do."""
+    return training.precision != "fp32"
+
+
 def _line(values: dict[int, int], at: int) -> int:
     (x0, y0), (x1, y1) = sorted(values.items())
     return int(y0 + (y1 - y0) * (at - x0) / (x1 - x0))
@@ -187,7 +194,7 @@ def make_plan(config: Experiment, model: str) -> Plan:
         raise ValueError(f"{model}: not a model of this experiment that can be planned")
     shape = unet_shape(config, model)
     student = model == "llcm"
-    bf16 = section.training.precision != "fp32"  # auto: the GPUs planned for compute in it
+    bf16 = _bf16(section.training)
 
     def build(trained: bool) -> Any:
         unet = shape.build(student and trained)
