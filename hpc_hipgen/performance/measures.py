@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_hipgen.performance.hardware import peak_tflops
+from hpc_hipgen.performance.simulation import flop_counter
 from hpc_hipgen.performance.timing import NetworkClock, ratio, seconds_of, turn_by_turn
 from hpc_hipgen.run import Run
 
@@ -68,7 +68,7 @@ def training(run: Run, repeats: int) -> list[Line]:
     for model in run.config.trained():
         trained = Trained(run, model)
         trained.step()
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             trained.step()
         seconds, shares = [], []
         for _ in range(repeats):

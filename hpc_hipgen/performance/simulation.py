@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -97,15 +97,7 @@ def simulate(
         network = follow_autocast(build()).train(backward).requires_grad_(backward)
         args, kwargs = inputs()
         weights = [*network.parameters(), *network.buffers()]
-        counter = FlopCounterMode(
-            display=False,
-            custom_mapping={
-                _ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-                _ATTENTION_BACKWARD: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
-                    g, q, k, v
-                ),
-            },
-        )
+        counter = flop_counter()
         gradients = nullcontext() if backward else torch.no_grad()
         cast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
         with counter, _Live(weights) as memory:
@@ -119,6 +111,33 @@ def simulate(
                 loss.backward()
                 del hooks
         return Cost(counter.get_total_flops(), kept, memory.peak)
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts FLOPs as `Cost` has them, of attention too: torch's on CPUs, and xformers' flash.
+
+    torch has formulas of the kernels of its own for GPUs alone.
+    """
+    formulas: dict[Any, Callable[..., int]] = {
+        _ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        _ATTENTION_BACKWARD: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v),
+    }
+    xformers = torch.ops.xformers_flash
+    if hasattr(xformers, "flash_fwd"):  # where it was imported, and has kernels
+        formulas[xformers.flash_fwd] = lambda *given, **_: sdpa_flop_count(
+            *map(_heads_first, given[:3])
+        )
+        # what comes first says how gradients are stored
+        formulas[xformers.flash_bwd] = lambda *given, **_: sdpa_backward_flop_count(
+            *map(_heads_first, given[1:5])
+        )
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _heads_first(shape: Sequence[int]) -> tuple[int, ...]:
+    """(b, h, n, d), as torch has attention's inputs, of xformers' (b, n, h, d)."""
+    images, places, heads, width = shape
+    return images, heads, places, width
 
 
 @contextmanager

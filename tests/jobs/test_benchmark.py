@@ -1,11 +1,14 @@
 """The benchmark's table; how fast anything is, no test says."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
-from hpc_hipgen.performance import loading, workspace
+from hpc_hipgen.performance import loading, measures, workspace
+from hpc_hipgen.performance.simulation import flop_counter
 from jobs.benchmark import main
 from tests.conftest import TINY
 
@@ -41,6 +44,42 @@ def test_rows_are_measured_and_kept(tiny_file, tmp_path, capsys, monkeypatch):
     assert compared["ratio"] > 0 and compared["solver"] == "leapfrog"
     page = (tmp_path / "pc.md").read_text()
     assert page.count("## ") == 7 and capsys.readouterr().out.endswith("pc.md\n")
+
+
+class Attending:
+    """Trains 2 x 3 heads of 8 places and a width of 16, in a step of attention alone."""
+
+    flops = 2 * 2 * (2 * 3 * 8 * 8 * 16)
+
+    def __init__(self, *_):
+        self.training, self.engine = SimpleNamespace(batch=2), SimpleNamespace(destroy=lambda: None)
+
+    def step(self):
+        q = torch.randn(2, 3, 8, 16, requires_grad=True)
+        torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+
+
+def test_attention_is_among_the_flops_of_a_step(monkeypatch):
+    monkeypatch.setattr(measures, "Trained", Attending)
+    monkeypatch.setattr(measures, "seconds_of", lambda step: step() or 1.0)
+    run = SimpleNamespace(config=SimpleNamespace(name="x", trained=lambda: ["llcm"]))
+    (line,) = measures.training(run, 1)
+    # the backward pass makes the weights again, and two products of each
+    assert line["TFLOP/s"] * 1e12 == pytest.approx(3.5 * Attending.flops)
+
+
+def test_attention_by_xformers_is_counted():
+    pytest.importorskip("xformers.ops")
+    if not hasattr(torch.ops.xformers_flash, "flash_fwd"):
+        pytest.skip("xformers has no flash attention here")
+    flash = torch.ops.xformers_flash
+    q = torch.empty(2, 8, 3, 16, device="meta")
+    with flop_counter() as counter:
+        rest = None, None, None, 8, 8, 0.0, 1.0, False, -1, -1, False, None
+        out, lse, state = flash.flash_fwd(q, q, q, *rest)
+        rest = out, lse, None, None, 8, 8, 0.0, 1.0, False, -1, -1, state
+        flash.flash_bwd(False, q, q, q, q, *rest)
+    assert counter.get_total_flops() == 3.5 * Attending.flops
 
 
 MISTAKES = (
