@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,15 +59,17 @@ class BatchesAhead(Batches):
         """For a training of `task` from clock time `start` to `end`."""
         super().__init__(task, training, seed)
         self.times = clock_times(training, start, end)
+        context = multiprocessing.get_context("fork")
+        self.ending = context.RawValue("b", False)
         loader = DataLoader(
             _ByClock(self),
             batch_size=None,
             sampler=list(clock_times(training, start, end)),  # type: ignore[arg-type]
             num_workers=training.workers,
-            multiprocessing_context="fork",
+            multiprocessing_context=context,
             prefetch_factor=4,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=partial(_outlive_sigterm, self.ending, os.getpid()),
         )
         self.made: Iterator[Batch] | None = iter(loader)
 
@@ -77,12 +83,22 @@ class BatchesAhead(Batches):
 
     def close(self) -> None:
         """Ends the processes."""
+        self.ending.value = True
         self.made = None
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Slurm sends it to all of a job. The trainer saves; a worker that died of it would end it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_sigterm(ending: Any, parent: int, worker: int) -> None:
+    """Has a worker end by SIGTERM only when the trainer does.
+
+    Slurm sends it to all processes of a job. The trainer saves; a worker that died of it would end
+    the trainer.
+    """
+
+    def end(number: int, frame: object) -> None:
+        if ending.value or os.getppid() != parent:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 class _ByClock(Dataset):

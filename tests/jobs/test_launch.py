@@ -32,6 +32,7 @@ SETTINGS = {"name": "tiny", "ruler": {"training": TRAINING}}
 def fakes(monkeypatch):
     monkeypatch.syspath_prepend(str(FAKES))
     monkeypatch.setenv("PYTHONPATH", str(FAKES))
+    monkeypatch.setenv("HIPGEN_PYTHON", sys.executable)  # jobs have the path only beside it
     import fake_stages
 
     return fake_stages
@@ -104,7 +105,7 @@ def start(run, graph, setup=()):
     path = os.pathsep.join([str(FAKES), str(ROOT)])
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": path, "HIPGEN_PYTHON": sys.executable},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from hpc_hipgen import utility
 from hpc_hipgen.cluster.calls import resolve
@@ -58,9 +59,10 @@ def test_the_dry_run_lists_rulers_and_scripts_and_writes_nothing(run, capsys):
 
 def test_a_ruler_from_elsewhere_does_not_say_how_rulers_are_trained(run, tmp_path, tiny_settings):
     other = run.folder.rename(tmp_path / "other")
-    (other / "config.yaml").unlink()
     tiny_settings["ruler"] = {"pretrained": str(tmp_path)}
-    run = Run.create(other, parse_experiment(tiny_settings, "x"))
+    settings = parse_experiment(tiny_settings, "x").model_dump(mode="json")
+    (other / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    run = Run(other)
     with pytest.raises(ConfigError, match=r"ruler\.training: missing in this run"):
         utility.plan(run, SETTINGS)
 
