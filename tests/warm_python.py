@@ -7,6 +7,7 @@ a server (`multiprocessing`, "forkserver") that has loaded them once, and nothin
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,29 @@ def warm_python(script, *arguments, output, variables=None, path=()) -> WarmPyth
     process = _server.Process(target=_run, args=(*given, variables or {}, [str(p) for p in path]))
     process.start()
     return WarmPython(process, Path(output))
+
+
+def warm_ranks(script, *arguments, folder, path=(), ranks=2) -> None:
+    """Runs a script as so many ranks that meet on this machine's CPUs, and sees that all end well.
+
+    What each says is in `folder`; other arguments as of `warm_python`.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    meeting = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    meeting["CUDA_VISIBLE_DEVICES"] = ""
+    processes = [
+        warm_python(
+            script, *arguments,
+            output=folder / f"rank-{rank}.txt",
+            variables=meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            path=path,
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    ends, said = zip(*(process.finish() for process in processes), strict=True)
+    assert set(ends) == {0}, "\n".join(said)
 
 
 def _run(script, arguments, output, environment, variables, path):

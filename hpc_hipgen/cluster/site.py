@@ -38,8 +38,10 @@ _MANAGED = (
     "array", "cpus-per-task", "dependency", "error", "job-name", "nodes", "ntasks-per-node",
     "open-mode", "output", "signal", "time", "wckey",
 )  # fmt: skip
-_CLUSTERS = ("clusters", "cluster", "M")
 """Options of sbatch on which submitit, or what waits for a job, relies."""
+
+_CLUSTERS = ("clusters", "cluster", "M")
+"""How sbatch is told the cluster; squeue would not know."""
 
 
 def _check_no_secrets(text: str, instead: str) -> None:

@@ -22,6 +22,9 @@ SCHEDULE = {
 DDIM = {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
 """What Stable Diffusion sets of DDIM's scheduler, whose own defaults are those of pixels."""
 
+LANDMARKS = "landmarks.csv"
+"""The landmark table of a folder of films, where no other is named."""
+
 FIRST_STAGES = (
     "ruler", "reward_model", "film_ruler", "lab_ruler",
     "autoencoder", "probe", "discrete_vae", "clip", "prior",

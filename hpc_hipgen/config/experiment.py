@@ -10,6 +10,7 @@ from hpc_hipgen.config.base import (
     ADAPTED,
     FIRST_STAGES,
     GENERATORS,
+    LANDMARKS,
     LLCMS,
     TAUGHT,
     TIMESTEPS,
@@ -88,7 +89,7 @@ class Experiment(Section):
         """Folder and landmark table of each set of real films, by the key that names it."""
         named = {"data": self.data, "evaluation": self.evaluation, "lab_ruler": self.lab_ruler}
         return {
-            f"{name}.films": (section.films, section.landmarks or section.films / "landmarks.csv")
+            f"{name}.films": (section.films, section.landmarks or section.films / LANDMARKS)
             for name, section in named.items()
             if section and section.films
         }

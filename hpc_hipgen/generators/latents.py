@@ -20,9 +20,6 @@ from hpc_hipgen.run import write_atomic
 from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.rank_zero import only_rank_0
 
-BATCH = 32
-"""Views that are encoded at once, at most."""
-
 
 def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Tensor:
     """Scaled latents (n, c, h, w) float32 of all views, from `cache` when they are there.
@@ -64,7 +61,7 @@ def _encoded(
 ) -> Iterator[bytes]:
     """The latents as an .npy file, batch by batch; the next views are decoded meanwhile."""
     numbers = np.arange(len(films))
-    batch = min(BATCH, views_at_once(films.images.shape[1]))
+    batch = views_at_once(films.images.shape[1])
     starts = range(0, len(films), batch)
     for start in progress(starts, len(starts), f"encoding views by {batch}"):
         views = films.images[start : start + batch]

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from hpc_hipgen.config import LANDMARKS
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
@@ -240,7 +241,7 @@ def film_files(
     Raises:
         FilmErrors: all that is wrong, one line a problem with its file and row.
     """
-    read = read_landmark_table(table or folder / "landmarks.csv", folder)
+    read = read_landmark_table(table or folder / LANDMARKS, folder)
     entries = read.entries
     problems, pixels = _film_problems(folder, read, captioned)
     dealt_badly = [*(split_problems(entries) if captioned else []), *dog_problems(entries)]

@@ -58,7 +58,7 @@ while len(list(folder.glob("here-*"))) < 2:
 torch.distributed.init_process_group(
     "gloo", f"file://{folder}/store", timedelta(seconds=3), world_size=2, rank=rank
 )
-encode, latents.BATCH = latents.encode, 1
+encode, latents.views_at_once = latents.encode, lambda resolution: 1
 def slow(autoencoder, images, batch):
     print("encodes", flush=True)
     time.sleep(0.75)
@@ -114,7 +114,7 @@ def test_the_scaling_factor_counts(autoencoder, tmp_path):
 def test_views_without_finite_latents_are_named_and_nothing_is_kept(
     autoencoder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("hpc_hipgen.generators.latents.BATCH", 2)
+    monkeypatch.setattr("hpc_hipgen.generators.latents.views_at_once", lambda resolution: 2)
     films = some_films()
     films.images[2] = 255
 
@@ -132,7 +132,7 @@ def test_views_without_finite_latents_are_named_and_nothing_is_kept(
 def test_they_are_memory_mapped_and_independent_of_the_batch(autoencoder, tmp_path, monkeypatch):
     films = some_films(n=5)
     whole = cached_latents(autoencoder, films, tmp_path / "whole")
-    monkeypatch.setattr("hpc_hipgen.generators.latents.BATCH", 2)
+    monkeypatch.setattr("hpc_hipgen.generators.latents.views_at_once", lambda resolution: 2)
     parts = cached_latents(autoencoder, films, tmp_path / "parts")
     assert torch.allclose(whole, parts, atol=1e-6) and whole.dtype == torch.float32
     (path,) = (tmp_path / "parts").iterdir()

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from warm_python import warm_python
+from warm_python import warm_ranks
 
 from hpc_hipgen.run import Run
 
@@ -26,25 +25,6 @@ for pair in sys.argv[1:]:
 """
 
 
-def on_two_ranks(folder, pairs):
-    """Trains models, given as model=folder of its run, one after another with two ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        warm_python(
-            TRAIN, *pairs,
-            output=folder / f"rank-{rank}.txt",
-            variables=meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            path=[ROOT],
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    ends, said = zip(*(rank.finish() for rank in ranks), strict=True)
-    assert set(ends) == {0}, "\n".join(said)
-
-
 @pytest.fixture(scope="module")
 def runs(tiny_run, tmp_path_factory):
     """Copies of a run, in each of which one model was trained again, by two ranks."""
@@ -54,7 +34,8 @@ def runs(tiny_run, tmp_path_factory):
         mine = runs[model] = Run(shutil.copytree(tiny_run.folder, folder / model))
         shutil.rmtree(mine.path(model))
         mine.path("stages", f"train-{model}.json").unlink()
-    on_two_ranks(folder, [f"{model}={mine.folder}" for model, mine in runs.items()])
+    pairs = [f"{model}={mine.folder}" for model, mine in runs.items()]
+    warm_ranks(TRAIN, *pairs, folder=folder, path=[ROOT])
     return runs
 
 

@@ -5,13 +5,12 @@ import multiprocessing
 import re
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from toy_task import SETTINGS, ToyTask, lines, losses, toy_train
-from warm_python import warm_python
+from warm_python import warm_ranks
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.run import sha256_of
@@ -289,35 +288,6 @@ def test_zero_stages_change_no_loss(whole, tmp_path, stage):
     assert losses(tmp_path / "toy") == pytest.approx(losses(whole[1]), rel=1e-5, abs=1e-5)
 
 
-def ranks_train(ranks, runs, folder):
-    """Trains the toy in each of (folder, settings), with ranks in processes of their own.
-
-    What they say is in `folder`.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    variables = {
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    given = json.dumps([(str(folder), settings) for folder, settings in runs])
-    processes = [
-        warm_python(
-            Path(__file__).with_name("toy_task.py"),
-            given,
-            output=folder / f"rank-{r}.txt",
-            variables=variables | {"RANK": str(r), "LOCAL_RANK": str(r)},
-            path=[ROOT],
-        )
-        for r in range(ranks)
-    ]
-    ends, said = zip(*(process.finish() for process in processes), strict=True)
-    assert set(ends) == {0}, "\n".join(said)
-
-
 KINDS = {str(stage): {"zero_stage": stage} for stage in (0, 1, 2, 3)}
 KINDS["muon"] = {"zero_stage": 0, "optimizer": "muon"}
 """Settings under which runs go on with another number of ranks."""
@@ -347,7 +317,9 @@ def ranks(tmp_path_factory):
             (folder / f"two-one-{kind}", settings | {"stop": 48}),
             (folder / f"one-two-{kind}", other),
         ]
-    ranks_train(2, [*runs, (folder / "bad", {"bad": [BAD]})], folder)
+    runs.append((folder / "bad", {"bad": [BAD]}))
+    given = json.dumps([(str(place), settings) for place, settings in runs])
+    warm_ranks(Path(__file__).with_name("toy_task.py"), given, folder=folder, path=[ROOT])
     return folder
 
 
