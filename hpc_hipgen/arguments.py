@@ -32,7 +32,7 @@ def status_of(work: Callable[[], int], mistakes: type[Exception] | None = None) 
     Returns 1 where the disk is full, 130 after Ctrl-C.
     """
     from hpc_hipgen.config import ConfigError
-    from hpc_hipgen.run import disk_full, full_disk_advice
+    from hpc_hipgen.files import disk_full, full_disk_advice
 
     wrong = mistakes or ConfigError
     try:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hpc_hipgen.cluster.site import Kind
 from hpc_hipgen.config import TAUGHT, Experiment
+from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW
 from hpc_hipgen.run import Run
 
 Item = tuple[str, int]
@@ -161,25 +162,6 @@ def trained_before(config: Experiment, model: str) -> list[str]:
     direct = [] if base else [name for name in _NEEDS[model] if name in config.trained()]
     found = [*direct, *(name for near in direct for name in trained_before(config, near))]
     return list(dict.fromkeys(found))
-
-
-FILMS_ROW = "films"
-"""Row of the real films of `evaluation.films`; they are no part of the data set."""
-
-ROUND_TRIPS = ("round_trip", "round_trip_discrete")
-"""Rows of test films after an autoencoder: that of latent diffusion, that of DALL-E."""
-
-MEASURED_ROWS = ("ruler", FILMS_ROW, *ROUND_TRIPS)
-"""Rows that hold films themselves: one image a film, whatever `per_caption` says."""
-
-REFERENCE_ROW = "reference"
-"""Not a row of the report: features of the training films, which distances compare with."""
-
-CONTROLS_ROW = "controls"
-"""Nor is this: features of what the memorisation audit is set and checked by."""
-
-FEATURE_ROWS = (REFERENCE_ROW, CONTROLS_ROW)
-"""Rows of the evaluation that hold features of films alone."""
 
 
 def report_items(run: Run) -> list[Item] | None:

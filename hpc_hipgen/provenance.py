@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen import ROOT
+from hpc_hipgen.files import write_atomic
+from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
     from hpc_hipgen.cluster.site import Site
 
-ROOT = Path(__file__).resolve().parents[1]
 HIDDEN = "***"
 _SECRET = re.compile(
     r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(_|\d|$)", re.I

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from pydantic import field_validator
 
 from hpc_hipgen.config import (
+    FEW_STEPS,
     LLCM,
     TIMESTEPS,
     Adapters,
@@ -28,8 +29,10 @@ from hpc_hipgen.config import (
     parse_settings,
     settings_tree,
 )
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import Item, Stage
-from hpc_hipgen.run import FEW_STEPS, Run, model_rows, row_settings, write_atomic
+from hpc_hipgen.rows import model_rows, row_settings
+from hpc_hipgen.run import Run
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")

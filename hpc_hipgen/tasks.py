@@ -78,20 +78,20 @@ def _shards(run: Run) -> Films:
 
 
 def _ruler(run: Run, model: str) -> Task:
-    from hpc_hipgen.evaluation.ruler_training import RulerTask
+    from hpc_hipgen.rulers.ruler_training import RulerTask
 
     return RulerTask(run.config, run.path("data"), model)
 
 
 def _film_ruler(run: Run, _: str) -> Task:
-    from hpc_hipgen.evaluation.film_ruler_training import FilmRulerTask
+    from hpc_hipgen.rulers.film_ruler_training import FilmRulerTask
 
     return FilmRulerTask(run.config, run.path("scenes"))
 
 
 def _lab_ruler(run: Run, _: str) -> Task:
-    from hpc_hipgen.evaluation.cross_validation import figures_of, measured_hips
-    from hpc_hipgen.evaluation.lab_ruler import fold_task
+    from hpc_hipgen.rulers.cross_validation import figures_of, measured_hips
+    from hpc_hipgen.rulers.lab_ruler import fold_task
 
     task, _ = fold_task(run, fold=None)
     task.cross_validation = figures_of(run, measured_hips(run))

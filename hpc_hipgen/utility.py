@@ -19,8 +19,10 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from hpc_hipgen.config import ConfigError, Section, parse_settings, settings_tree
-from hpc_hipgen.pipeline import MEASURED_ROWS, Item, Stage
-from hpc_hipgen.run import Run, row_model, write_atomic
+from hpc_hipgen.files import write_atomic
+from hpc_hipgen.pipeline import Item, Stage
+from hpc_hipgen.rows import MEASURED_ROWS, row_model
+from hpc_hipgen.run import Run
 
 ALONE, GENERATED, ANGLES = ARMS = ("alone", "generated", "angles")
 ARM_LABELS = {

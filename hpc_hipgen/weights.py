@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_hipgen.run import disk_full, fsync, lock, sha256_of, write_atomic
+from hpc_hipgen.files import disk_full, fsync, lock, sha256_of, write_atomic
 
 RECORD = "prefetch.json"
 _TIMEOUT = 30.0  # seconds for the hub to list the files

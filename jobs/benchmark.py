@@ -25,18 +25,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.config import ConfigError
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.performance.workspace import shrunk
-from hpc_hipgen.run import write_atomic
 
 EXPERIMENTS = ("llcm", "lora", "dreambooth", "dall_e")
 ROWS = ("training", "loader", "sampling", "evaluation", "checkpoints", "imports", "scale")
 LOADING = ("loader", "scale", "many")
 MEASURING, MANY = "measuring", "many"
 """Rows that are measured only where they are named."""
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import Item, fold_measurements, folds
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run
 
 
 def measure_folds(run: Run, items: Sequence[Item]) -> None:
@@ -30,7 +31,7 @@ def measure_folds(run: Run, items: Sequence[Item]) -> None:
     Raises:
         ValueError: for a run without a lab's films.
     """
-    from hpc_hipgen.evaluation.lab_ruler import fold_task, measure_held_out
+    from hpc_hipgen.rulers.lab_ruler import fold_task, measure_held_out
     from hpc_hipgen.training import loop
     from hpc_hipgen.training.engine import init_distributed, rank
 
@@ -50,7 +51,7 @@ def measure_folds(run: Run, items: Sequence[Item]) -> None:
 
 def report(run: Run) -> dict[str, Any]:
     """Writes the report and prints it; returns figures for the stage's record."""
-    from hpc_hipgen.evaluation import cross_validation
+    from hpc_hipgen.rulers import cross_validation
 
     hips = cross_validation.measured_hips(run)
     figures = cross_validation.figures_of(run, hips)

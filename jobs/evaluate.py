@@ -22,16 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards, status_of
-from hpc_hipgen.pipeline import (
-    CONTROLS_ROW,
-    FEATURE_ROWS,
-    Item,
-    feature_rows,
-    sample_shard,
-    score_shard,
-)
-from hpc_hipgen.pipeline import REFERENCE_ROW as REFERENCE
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.files import write_atomic
+from hpc_hipgen.pipeline import Item, feature_rows, sample_shard, score_shard
+from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS
+from hpc_hipgen.rows import REFERENCE_ROW as REFERENCE
+from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +69,7 @@ def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
     import torch
 
     from hpc_hipgen.evaluation.distances import load_backbone
-    from hpc_hipgen.evaluation.ruler import ruler_of
+    from hpc_hipgen.rulers.ruler import ruler_of
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(run.config.evaluation.inception).to(device)

@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_hipgen.arguments import check_row, documented_parser, status_of
-from hpc_hipgen.pipeline import MEASURED_ROWS, shard_counts
-from hpc_hipgen.run import Run, atomic_folder, write_atomic
+from hpc_hipgen.files import atomic_folder, write_atomic
+from hpc_hipgen.pipeline import shard_counts
+from hpc_hipgen.rows import MEASURED_ROWS
+from hpc_hipgen.run import Run
 
 
 def export_row(run: Run, row: str) -> Path:

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser
-from hpc_hipgen.run import write_atomic
+from hpc_hipgen.files import write_atomic
 
-ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 460
 """Of all checks together; what is not done then is stopped and reported."""
 

@@ -17,8 +17,9 @@ import sys
 from collections.abc import Container, Iterable
 from pathlib import Path
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser, status_of
-from hpc_hipgen.cluster.site import ROOT, Site, load_site, shares_work, slurm_answers
+from hpc_hipgen.cluster.site import Site, load_site, shares_work, slurm_answers
 from hpc_hipgen.config import (
     ConfigError,
     Experiment,

@@ -48,14 +48,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.tables import printable
 from hpc_hipgen.training.interruption import terminable
 
 if TYPE_CHECKING:
-    from hpc_hipgen.evaluation.film_ruler import FilmMeasurement, FilmRuler
     from hpc_hipgen.radiograph.films import SpacedFilm
     from hpc_hipgen.radiograph.geometry import Landmarks
+    from hpc_hipgen.rulers.film_ruler import FilmMeasurement, FilmRuler
 
 OWN_RULER = Path("results/film_ruler/film_ruler/export")
 """What sbatch/film_ruler.sh makes, in the folder where it was called."""
@@ -65,7 +66,7 @@ OVERLAYS = "overlays"
 
 _LONGEST_NAME = 200  # bytes of a picture's name that are the film's; a name ends at 255
 
-SHIPPED_RULER = Path(__file__).parents[1] / "results" / "reference" / "film_ruler"
+SHIPPED_RULER = ROOT / "results" / "reference" / "film_ruler"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,7 +145,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(ruler: FilmRuler) -> int:
-    from hpc_hipgen.evaluation.film_check import verdict
+    from hpc_hipgen.rulers.film_check import verdict
 
     lines, good = verdict(ruler)
     print(*lines, sep="\n")
@@ -183,7 +184,7 @@ def find_films(given: Sequence[str], out: Path) -> list[Path]:
 
 def _ruler(folder: Path) -> FilmRuler:
     """The ruler of a folder."""
-    from hpc_hipgen.evaluation.film_ruler import load_film_ruler
+    from hpc_hipgen.rulers.film_ruler import load_film_ruler
 
     try:
         return load_film_ruler(folder)
@@ -252,7 +253,7 @@ def _measured(
     files: Sequence[Path], ruler: FilmRuler, batch: int, pool: ThreadPoolExecutor
 ) -> Iterator[Measured]:
     """Every file with what was found, read ahead by one batch."""
-    from hpc_hipgen.evaluation.film_report import film_line, unreadable_line
+    from hpc_hipgen.rulers.film_report import film_line, unreadable_line
 
     groups = [files[start : start + batch] for start in range(0, len(files), batch)]
     ahead = [pool.submit(_read, path) for path in groups[0]]
@@ -282,8 +283,8 @@ def _read(path: Path) -> SpacedFilm | str:
 
 
 def _draw(path: Path, film: SpacedFilm, line: dict[str, Any], found: FilmMeasurement) -> None:
-    from hpc_hipgen.evaluation.film_report import overlay
-    from hpc_hipgen.run import write_atomic
+    from hpc_hipgen.files import write_atomic
+    from hpc_hipgen.rulers.film_report import overlay
 
     write_atomic(path, overlay(film.square(), line, found))
 
@@ -307,8 +308,8 @@ def _finish(
     lines: list[dict[str, Any]], given: argparse.Namespace, known: dict, lab_films: int
 ) -> int:
     """Writes the tables, says how it went; returns the exit status."""
-    from hpc_hipgen.evaluation import film_report
-    from hpc_hipgen.run import sha256_of, write_atomic
+    from hpc_hipgen.files import sha256_of, write_atomic
+    from hpc_hipgen.rulers import film_report
 
     weights = given.ruler / "model.safetensors"
     about: dict[str, Any] = {"ruler": str(given.ruler), "ruler_sha256": sha256_of(weights)}

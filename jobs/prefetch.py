@@ -21,8 +21,8 @@ import os
 import sys
 from pathlib import Path
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser, status_of
-from hpc_hipgen.cluster.site import ROOT
 from hpc_hipgen.config import ConfigError, load_experiment
 from hpc_hipgen.weights import CATALOGUE, FetchError, Weights, fetch, known, verify
 

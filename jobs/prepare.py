@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_hipgen.arguments import status_of
-from hpc_hipgen.pipeline import FILMS_ROW, row_data
+from hpc_hipgen.pipeline import row_data
+from hpc_hipgen.rows import FILMS_ROW
 from hpc_hipgen.tables import printable, shortlist
 
 if TYPE_CHECKING:
@@ -98,9 +99,9 @@ def prepare(run: Run) -> None:
     if run.config.film_ruler:
         _prepare_scenes(run, run.config.film_ruler.dogs)
         return
+    from hpc_hipgen.files import atomic_folder
     from hpc_hipgen.radiograph.dataset import ViewSettings, write_dataset
     from hpc_hipgen.radiograph.landmark_table import SPLITS
-    from hpc_hipgen.run import atomic_folder
 
     data = run.config.data
     films, measured = read_films(run.config)
@@ -175,10 +176,10 @@ def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
 
 def _prepare_scenes(run: Run, dogs: int) -> None:
     """Draw the scenes that a film ruler is trained on, and cut those of a lab's films."""
+    from hpc_hipgen.files import atomic_folder
     from hpc_hipgen.radiograph.film_sources import sources
     from hpc_hipgen.radiograph.lab_films import write_lab_films
     from hpc_hipgen.radiograph.scene_store import draw_scenes, write_scenes
-    from hpc_hipgen.run import atomic_folder
 
     lab = run.config.lab_ruler
     films, folds = lab_films(run.config, lab) if lab else ([], {})

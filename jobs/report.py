@@ -18,8 +18,10 @@ from pathlib import Path
 
 from hpc_hipgen.arguments import status_of
 from hpc_hipgen.evaluation.real_films import film_lines
-from hpc_hipgen.pipeline import FEATURE_ROWS, stages
-from hpc_hipgen.run import Run, sha256_of
+from hpc_hipgen.files import sha256_of
+from hpc_hipgen.pipeline import stages
+from hpc_hipgen.rows import FEATURE_ROWS
+from hpc_hipgen.run import Run
 from hpc_hipgen.tracking import tracked
 
 FILM_PICTURES = ("closest_pairs", "samples")

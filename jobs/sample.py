@@ -23,16 +23,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards, status_of
-from hpc_hipgen.pipeline import (
-    FILMS_ROW,
-    MEASURED_ROWS,
-    ROUND_TRIPS,
-    Item,
-    report_items,
-    row_data,
-    sample_shard,
-)
-from hpc_hipgen.run import Run, row_model, row_settings, write_atomic
+from hpc_hipgen.files import write_atomic
+from hpc_hipgen.pipeline import Item, report_items, row_data, sample_shard
+from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, ROUND_TRIPS, row_model, row_settings
+from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
     import numpy as np

@@ -47,10 +47,11 @@ from typing import Any
 
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.config import ConfigError
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.performance import economics
 from hpc_hipgen.performance.economics import Cell
 from hpc_hipgen.pipeline import count_films
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run
 from hpc_hipgen.sweep import check_ready
 
 
@@ -93,10 +94,10 @@ def draw(run: Run, folder: Path, cells: list[Cell], captions: int) -> None:
     todo = [cell for cell in cells if not economics.cell_file(folder, cell).is_file()]
     if not todo:
         return
-    from hpc_hipgen.evaluation.ruler import ruler_of
     from hpc_hipgen.generators.sampling import load_pipeline
     from hpc_hipgen.performance.solvers import measure
     from hpc_hipgen.radiograph.layouts import read_manifest
+    from hpc_hipgen.rulers.ruler import ruler_of
     from hpc_hipgen.training.engine import device
     from jobs.sample import image_specs
 

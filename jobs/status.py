@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpc_hipgen import ROOT, utility
 from hpc_hipgen import sweep as sweeps
-from hpc_hipgen import utility
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.accounting import FINE, GOOD, Job, look_up
-from hpc_hipgen.cluster.site import ROOT, Site, load_site
+from hpc_hipgen.cluster.site import Site, load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Stage, stages
 from hpc_hipgen.run import Run

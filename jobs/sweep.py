@@ -40,8 +40,10 @@ from hpc_hipgen import sweep as sweeps
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import Item
-from hpc_hipgen.run import Run, model_rows, row_settings, write_atomic
+from hpc_hipgen.rows import model_rows, row_settings
+from hpc_hipgen.run import Run
 from hpc_hipgen.sweep import EXPORT, SPLITS, Cell, Sweep
 
 if TYPE_CHECKING:
@@ -52,8 +54,8 @@ def draw_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
     """Draws and measures cells of a sweep; returns how many were done now."""
     import torch
 
-    from hpc_hipgen.evaluation.ruler import ruler_of
     from hpc_hipgen.radiograph.layouts import read_manifest
+    from hpc_hipgen.rulers.ruler import ruler_of
 
     sweep = _saved(run, name)
     cells = {cell.name: cell for cell in sweep.cells}

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.config import TRAINED
-from hpc_hipgen.run import Run, atomic_folder
+from hpc_hipgen.files import atomic_folder
+from hpc_hipgen.run import Run
 from hpc_hipgen.tasks import measured_task
 
 

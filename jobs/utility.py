@@ -39,8 +39,10 @@ from typing import TYPE_CHECKING, Any
 from hpc_hipgen import utility
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.site import load_site
+from hpc_hipgen.files import remove_folder, write_atomic
 from hpc_hipgen.pipeline import Item
-from hpc_hipgen.run import Run, remove_folder, row_model, row_settings, write_atomic
+from hpc_hipgen.rows import row_model, row_settings
+from hpc_hipgen.run import Run
 from hpc_hipgen.sweep import check_name
 from hpc_hipgen.utility import ALONE, ANGLES, GENERATED, Cell, Settings
 

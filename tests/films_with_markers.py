@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hpc_hipgen.evaluation.film_ruler import Calibration, FilmRuler
 from hpc_hipgen.radiograph.geometry import Hip, Landmarks
+from hpc_hipgen.rulers.film_ruler import Calibration, FilmRuler
 
 GREY = 100
 

@@ -11,8 +11,8 @@ from lab_folder import write_lab
 from hpc_hipgen import parallel
 from hpc_hipgen.config import TRAINED, ConfigError, load_experiment
 from hpc_hipgen.config.reading import SMOKE, merged
-from hpc_hipgen.evaluation import film_ruler_training
 from hpc_hipgen.pipeline import folds, trained_before
+from hpc_hipgen.rulers import film_ruler_training
 from hpc_hipgen.run import Run
 from jobs import launch
 from jobs.cross_validate import measure_folds

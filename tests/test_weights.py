@@ -15,7 +15,7 @@ import yaml
 
 from hpc_hipgen import weights
 from hpc_hipgen.config import ConfigError
-from hpc_hipgen.run import lock
+from hpc_hipgen.files import lock
 from hpc_hipgen.weights import FetchError, Weights, fetch, verify
 from jobs import prefetch
 

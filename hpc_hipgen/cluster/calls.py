@@ -27,9 +27,10 @@ from typing import Any
 
 from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
+from hpc_hipgen.files import clean_abandoned, disk_full, full_disk_advice, lock, write_atomic
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.provenance import record_start
-from hpc_hipgen.run import Run, clean_abandoned, disk_full, full_disk_advice, lock, write_atomic
+from hpc_hipgen.run import Run
 from hpc_hipgen.training.interruption import GO_ON_LATER, STOP, Interrupted, OtherRankError
 
 LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"

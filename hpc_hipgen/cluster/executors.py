@@ -16,12 +16,12 @@ from typing import Any
 
 import submitit
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.cluster.accounting import squeue
 from hpc_hipgen.cluster.site import Kind, Resources, Site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.provenance import is_secret
 
-ROOT = Path(__file__).resolve().parents[2]
 GPUS_VARIABLE = "HIPGEN_GPUS"
 """Carries CUDA_VISIBLE_DEVICES past submitit, which overwrites it for jobs of this machine."""
 

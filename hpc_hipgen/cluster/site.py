@@ -16,11 +16,10 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.config import TRAINED, ConfigError, Section
 from hpc_hipgen.config.reading import parse_settings, read_yaml
 from hpc_hipgen.provenance import is_secret
-
-ROOT = Path(__file__).resolve().parents[2]
 
 STAGES = (
     *("prepare", "cross_validate", "sample", "evaluate", "report"),

@@ -25,8 +25,9 @@ from hpc_hipgen.cluster.executors import (
 )
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.config import ConfigError
+from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.pipeline import Stage
-from hpc_hipgen.run import Run, lock, write_atomic
+from hpc_hipgen.run import Run
 
 
 def submit_stages(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:

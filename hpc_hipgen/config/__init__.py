@@ -8,6 +8,7 @@ Nothing heavy is imported here: this package is what the login node runs.
 from hpc_hipgen.config.base import (
     ADAPTED,
     DDIM,
+    FEW_STEPS,
     FIRST_STAGES,
     GENERATORS,
     LANDMARKS,
@@ -59,6 +60,7 @@ __all__ = [
     "ADAPTED",
     "CLIP",
     "DDIM",
+    "FEW_STEPS",
     "FIRST_STAGES",
     "GENERATORS",
     "LANDMARKS",

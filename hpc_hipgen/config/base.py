@@ -34,6 +34,9 @@ FIRST_STAGES = (
 LLCMS = ("llcm", "llcm_paper", "llcm_ddim")
 """Sections of the LLCM: the experiment's own, and students of the other two solvers."""
 
+FEW_STEPS = (*LLCMS, "lcm_lora")
+"""Students: a row of the report for each number of steps of `sampling.llcm_steps`."""
+
 TAUGHT = (*LLCMS, "lora", "lcm_lora", "dreambooth")
 """Sections whose model starts from a teacher: `base`, or the run's own, with its feedback."""
 

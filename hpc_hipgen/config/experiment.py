@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 
 from hpc_hipgen.config.base import (
     ADAPTED,
+    FEW_STEPS,
     FIRST_STAGES,
     GENERATORS,
     LANDMARKS,
-    LLCMS,
     TAUGHT,
     TIMESTEPS,
     TRAINED,
@@ -304,7 +304,7 @@ def _check_measurements(name: str, section: Diffusion) -> None:
 def _check_steps(config: Experiment) -> None:
     """The timesteps that are trained on and sampled at exist; raises ValueError."""
     steps = config.sampling.llcm_steps
-    for name in (*LLCMS, "lcm_lora"):
+    for name in FEW_STEPS:
         section = getattr(config, name)
         if section is None:
             continue
@@ -340,7 +340,7 @@ def _check_guidance(name: str, section: LLCM, sampling: Sampling) -> None:
 def _check_captions_dropped(config: Experiment) -> None:
     """Guidance subtracts what a model sees without a caption, and learns; raises ValueError."""
     guided = ["sampling.guidance"] if config.sampling.guidance > 1 else []
-    students = {n: section for n in (*LLCMS, "lcm_lora") if (section := getattr(config, n))}
+    students = {n: section for n in FEW_STEPS if (section := getattr(config, n))}
     taught = [
         f"{n}.guidance" for n, s in students.items() if s.guidance_range[1] > 0 and not s.base
     ]

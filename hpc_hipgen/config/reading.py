@@ -9,10 +9,11 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.config.base import ConfigError, Section
 from hpc_hipgen.config.experiment import Experiment
 
-SMOKE = Path(__file__).parents[2] / "configs" / "overrides" / "smoke.yaml"
+SMOKE = ROOT / "configs" / "overrides" / "smoke.yaml"
 """What makes any experiment small enough to be tried within minutes."""
 
 NO_MODELS = ("data", "sampling", "evaluation")

@@ -9,7 +9,8 @@ from typing import Any
 from hpc_hipgen.evaluation.figures import number
 from hpc_hipgen.evaluation.results import REAL_ROWS, SIDES, Results, training_seconds
 from hpc_hipgen.pipeline import trained_before
-from hpc_hipgen.run import Run, row_model
+from hpc_hipgen.rows import row_model
+from hpc_hipgen.run import Run
 
 COLUMNS = (
     "row", "name", "parameters", "training_images", "training_seconds", "seconds_with_bases",

@@ -24,8 +24,8 @@ from torch import nn
 from torch_fidelity.metric_prc import calc_cdist_full
 
 from hpc_hipgen.evaluation.samples import spread
+from hpc_hipgen.files import sha256_of
 from hpc_hipgen.progress import progress
-from hpc_hipgen.run import sha256_of
 
 NEIGHBOURS = 3
 """k of precision and recall: how far a film reaches, as in the publication."""

@@ -16,7 +16,9 @@ from pydantic import BaseModel
 
 from hpc_hipgen.config import autoencoder_config
 from hpc_hipgen.config.public import A_FOLDER, public_settings
-from hpc_hipgen.run import Run, model_rows, row_model, row_settings, write_atomic
+from hpc_hipgen.files import write_atomic
+from hpc_hipgen.rows import model_rows, row_model, row_settings
+from hpc_hipgen.run import Run
 
 FILE = "README.md"
 
@@ -55,13 +57,13 @@ MODELS = {
         "Landmark network",
         "Finds both femoral heads and acetabular rims in a ventrodorsal hip radiograph of a dog, "
         "from which both Norberg angles follow.",
-        OURS.format("evaluation.ruler.load_ruler"),
+        OURS.format("rulers.ruler.load_ruler"),
     ),
     "reward_model": (
         "Reward model",
         "A second landmark network for ventrodorsal hip radiographs of dogs: a generator is tuned "
         "by it, nothing is measured by it.",
-        OURS.format("evaluation.ruler.load_ruler"),
+        OURS.format("rulers.ruler.load_ruler"),
     ),
     "film_ruler": (
         "Landmark networks for whole films",

@@ -18,11 +18,13 @@ from PIL import Image, PngImagePlugin
 from hpc_hipgen.evaluation import comparison, figures, real_films, samples
 from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
 from hpc_hipgen.evaluation.results import CONTROL, REAL_ROWS, SIDES, Results, collect, row_label
-from hpc_hipgen.pipeline import FILMS_ROW, row_data
+from hpc_hipgen.files import atomic_folder, write_atomic
+from hpc_hipgen.pipeline import row_data
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS
 from hpc_hipgen.radiograph.layouts import read_manifest
-from hpc_hipgen.run import Run, atomic_folder, write_atomic
+from hpc_hipgen.rows import FILMS_ROW
+from hpc_hipgen.run import Run
 from hpc_hipgen.tables import csv_text
 from hpc_hipgen.utility import ARM_LABELS
 

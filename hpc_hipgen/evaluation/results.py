@@ -24,8 +24,9 @@ from hpc_hipgen.evaluation.faithfulness import (
     permutation_null,
     ruler_ceiling,
 )
-from hpc_hipgen.pipeline import FILMS_ROW, MEASURED_ROWS, row_data, shard_counts
-from hpc_hipgen.run import Run, row_model
+from hpc_hipgen.pipeline import row_data, shard_counts
+from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, row_model
+from hpc_hipgen.run import Run
 from hpc_hipgen.utility import summaries
 
 SIDES = ("left", "right")

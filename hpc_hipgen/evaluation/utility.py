@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from hpc_hipgen.config import Experiment, Training
-from hpc_hipgen.evaluation.ruler import Ruler, standardise
-from hpc_hipgen.evaluation.ruler_training import (
+from hpc_hipgen.radiograph.geometry import norberg_angle
+from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.rulers.ruler import Ruler, standardise
+from hpc_hipgen.rulers.ruler_training import (
     RulerLoss,
     RulerTask,
     expose,
@@ -28,8 +30,6 @@ from hpc_hipgen.evaluation.ruler_training import (
     move,
     norberg_angles,
 )
-from hpc_hipgen.radiograph.geometry import norberg_angle
-from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.utility import ALONE, ARMS

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hpc_hipgen.config import DreamBooth, Experiment
 from hpc_hipgen.evaluation.samples import png
+from hpc_hipgen.files import atomic_folder
 from hpc_hipgen.generators.autoencoder import encode
 from hpc_hipgen.generators.sampling import draw, load_pipeline
 from hpc_hipgen.generators.stable_diffusion import (
@@ -30,7 +31,7 @@ from hpc_hipgen.generators.stable_diffusion import (
 )
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
-from hpc_hipgen.run import atomic_folder, row_settings
+from hpc_hipgen.rows import row_settings
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.rank_zero import only_rank_0

@@ -24,8 +24,6 @@ from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment, Feedback
 from hpc_hipgen.diffusion.schedule import scaled_linear_alphas_cumprod, to_x0
-from hpc_hipgen.evaluation.ruler import RulerNetwork, load_ruler, read_points, standardise
-from hpc_hipgen.evaluation.ruler_training import norberg_angles
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import stride
@@ -34,6 +32,8 @@ from hpc_hipgen.generators.probe import HALF_LINEAR
 from hpc_hipgen.generators.stable_diffusion import Parts, ddim_scheduler, load_parts
 from hpc_hipgen.radiograph.captions import parse_caption
 from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.rulers.ruler import RulerNetwork, load_ruler, read_points, standardise
+from hpc_hipgen.rulers.ruler_training import norberg_angles
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import uses_bf16
@@ -83,7 +83,7 @@ class FeedbackLoss(nn.Module):
         self.prediction = prediction
         self.scheduler = ddim_scheduler(prediction)
         self.scheduler.set_timesteps(section.steps)
-        self.register_buffer("alphas", scaled_linear_alphas_cumprod(), persistent=False)
+        self.register_buffer("alphas_cumprod", scaled_linear_alphas_cumprod(), persistent=False)
         # outside the module's parameters: the engine must not partition them
         self.frozen: dict[str, nn.Module] = {"reference": reference}
         self.reward = reward
@@ -91,7 +91,7 @@ class FeedbackLoss(nn.Module):
     def predict(self, unet: nn.Module, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """The clean latents that a UNet makes out in z (b, c, h, w) at t (b,), float32."""
         output = unet(z, t, states).sample.float()
-        return to_x0(output, z, t, self.alphas, self.prediction)
+        return to_x0(output, z, t, self.alphas_cumprod, self.prediction)
 
     @torch.no_grad()
     def draw(self, noise: Tensor, renewed: Tensor, states: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class FeedbackLoss(nn.Module):
         off = self.reward.angles(found) - asked
         wrong = F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HALF_LINEAR)
         change = (found - before).square().flatten(1).mean(1)
-        abar = self.alphas[t]
+        abar = self.alphas_cumprod[t]
         weight = (abar / (1 - abar)).clamp(max=SNR_LIMIT).to(change)
         losses = self.section.weight * wrong.mean(1) + self.section.anchor * weight * change
         scalars = {"degrees": off.detach().abs().mean(), "change": change.detach().mean()}

@@ -13,10 +13,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.generators.autoencoder import encode, views_at_once
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
-from hpc_hipgen.run import write_atomic
 from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.rank_zero import only_rank_0
 

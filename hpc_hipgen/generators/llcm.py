@@ -88,7 +88,7 @@ class DistillationLoss(nn.Module):
         self.section = section
         self.prediction = prediction
         self.takes_guidance = student.config.time_cond_proj_dim is not None
-        self.register_buffer("alphas", scaled_linear_alphas_cumprod(), persistent=False)
+        self.register_buffer("alphas_cumprod", scaled_linear_alphas_cumprod(), persistent=False)
         self.frozen: dict[str, nn.Module] = {"teacher": teacher}
         self.measured: MeasurementLoss | None = None
 
@@ -98,14 +98,14 @@ class DistillationLoss(nn.Module):
         """f(z, w, c, t) of a student UNet, float32; one that takes no w knows but one."""
         condition = guidance_embedding(w, GUIDANCE_WIDTH) if self.takes_guidance else None
         output = unet(z, t, states, timestep_cond=condition).sample.float()
-        return consistency_function(output, z, t, self.alphas, self.prediction)
+        return consistency_function(output, z, t, self.alphas_cumprod, self.prediction)
 
     def teach(self, z: Tensor, t: Tensor, w: Tensor, states: Tensor, null: Tensor | None) -> Tensor:
         """The noise that the teacher sees in z, guided with w; without `null`, in half the time."""
         if null is not None:
             z, t, states = torch.cat([z, z]), torch.cat([t, t]), torch.cat([states, null])
         output = self.frozen["teacher"](z, t, states).sample.float()
-        epsilon = to_epsilon(output, z, t, self.alphas, self.prediction)
+        epsilon = to_epsilon(output, z, t, self.alphas_cumprod, self.prediction)
         return epsilon if null is None else guided_epsilon(*epsilon.chunk(2), w)
 
     def forward(
@@ -117,12 +117,12 @@ class DistillationLoss(nn.Module):
         `null`: the text states of no caption, where there is guidance; `asked`: (b, 2) degrees, as
         of `MeasurementLoss`, where there is one.
         """
-        alphas = self.alphas
-        z = add_noise(latents, noise, t, alphas)
+        alphas_cumprod = self.alphas_cumprod
+        z = add_noise(latents, noise, t, alphas_cumprod)
         with torch.no_grad():  # first, while nothing is kept for the backward pass
             t_next = jump_target(t, self.section.skip)
             teacher = partial(self.teach, w=w, states=states, null=null)
-            z_next = one_jump(self.section.solver, teacher, z, t, t_next, alphas)
+            z_next = one_jump(self.section.solver, teacher, z, t, t_next, alphas_cumprod)
             target = self.consistency(self.frozen["target"], z_next, t_next, w, states)
         found = self.consistency(self.student, z, t, w, states)
         losses = pseudo_huber(found, target, self.section.huber_c, weight, per_sample=True)

@@ -75,8 +75,8 @@ class PriorLoss(nn.Module):
     def __init__(self, prior: PriorTransformer) -> None:
         super().__init__()
         self.prior = prior
-        alphas = prior_scheduler().alphas_cumprod.double()
-        self.register_buffer("alphas", alphas, persistent=False)
+        alphas_cumprod = prior_scheduler().alphas_cumprod.double()
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
 
     def forward(
         self, embeddings: Tensor, noise: Tensor, timesteps: Tensor,
@@ -86,7 +86,7 @@ class PriorLoss(nn.Module):
 
         The caption's tensors are those of `clip.Captions`, a row each.
         """
-        noisy = add_noise(embeddings, noise, timesteps, self.alphas)
+        noisy = add_noise(embeddings, noise, timesteps, self.alphas_cumprod)
         found = self.prior(
             noisy,
             timesteps,
@@ -125,7 +125,7 @@ class PriorTask:
         return {
             "embeddings": embeddings,
             "noise": random.normal("noise", embeddings.shape[1]),
-            "timesteps": random.integers("timestep", len(self.module.alphas)),
+            "timesteps": random.integers("timestep", len(self.module.alphas_cumprod)),
             **self.captions.take(torch.where(dropped, self.null, self.rows[indices])),
         }
 

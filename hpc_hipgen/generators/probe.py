@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment
-from hpc_hipgen.evaluation.ruler_training import norberg_angles
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.generators.autoencoder import encode
 from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.radiograph.layouts import Films
-from hpc_hipgen.run import write_atomic
+from hpc_hipgen.rulers.ruler_training import norberg_angles
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device

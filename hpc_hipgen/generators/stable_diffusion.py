@@ -179,7 +179,7 @@ class DenoiserLoss(nn.Module):
             self.networks["text_encoder"] = parts.text_encoder
         self.prediction = parts.prediction
         self.min_snr_gamma = min_snr_gamma
-        self.register_buffer("alphas", scaled_linear_alphas_cumprod(), persistent=False)
+        self.register_buffer("alphas_cumprod", scaled_linear_alphas_cumprod(), persistent=False)
         self.measured: MeasurementLoss | None = None
 
     def forward(
@@ -192,27 +192,27 @@ class DenoiserLoss(nn.Module):
         `asked`: (b, 2) degrees, as of `MeasurementLoss`, where there is one; `moved`: (b,), True
         where the latents show others.
         """
-        alphas = self.alphas
-        noisy = add_noise(latents, noise, timesteps, alphas)
+        alphas_cumprod = self.alphas_cumprod
+        noisy = add_noise(latents, noise, timesteps, alphas_cumprod)
         if moved is not None:
             # The same noisy latents, of which others are to be made out.
             latents = move_to_angles(
                 self.measured.probe, latents, asked.masked_fill(~moved[:, None], torch.nan)
             )
-            noise = to_noise(noisy, latents, timesteps, alphas)
+            noise = to_noise(noisy, latents, timesteps, alphas_cumprod)
         if "text_encoder" in self.networks:
             text = self.networks["text_encoder"](text)[0]
         output = self.denoise(noisy, timesteps, text).float()
-        target = training_target(latents, noise, timesteps, alphas, self.prediction)
+        target = training_target(latents, noise, timesteps, alphas_cumprod, self.prediction)
         losses = spatial_mean((output - target) ** 2, weight)
         scalars = {"mse": losses.mean()}
         if self.min_snr_gamma is not None:
             losses = losses * min_snr_weight(
-                timesteps, alphas, self.min_snr_gamma, self.prediction
+                timesteps, alphas_cumprod, self.min_snr_gamma, self.prediction
             ).to(losses)
         if self.measured:
-            x0 = to_x0(output, noisy, timesteps, alphas, self.prediction)
-            off, scalars["degrees"] = self.measured(x0, asked, alphas[timesteps])
+            x0 = to_x0(output, noisy, timesteps, alphas_cumprod, self.prediction)
+            off, scalars["degrees"] = self.measured(x0, asked, alphas_cumprod[timesteps])
             losses = losses + off
         return losses, scalars
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.config import TIMESTEPS, ConfigError
-from hpc_hipgen.run import Run, model_rows, row_settings, sha256_of, write_atomic
+from hpc_hipgen.files import sha256_of, write_atomic
+from hpc_hipgen.rows import model_rows, row_settings
+from hpc_hipgen.run import Run
 from hpc_hipgen.sweep import EXPORT, STUDENT_SOLVER, check_there
 
 Line = dict[str, Any]

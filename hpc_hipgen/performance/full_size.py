@@ -15,7 +15,6 @@ import argparse
 import resource
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.config import LLCM, Experiment, Text, load_experiment
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.frozen import freeze
@@ -39,7 +39,7 @@ from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import build_engine, init_distributed, place, uses_bf16
 from hpc_hipgen.training.loop import optimizer_step
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "llcm_a100.yaml"
+CONFIG = ROOT / "configs" / "llcm_a100.yaml"
 TOLERANCE = 0.15
 
 

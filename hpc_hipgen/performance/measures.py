@@ -6,13 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.performance.hardware import peak_tflops
 from hpc_hipgen.performance.simulation import flop_counter
 from hpc_hipgen.performance.timing import NetworkClock, ratio, seconds_of, turn_by_turn
@@ -27,7 +27,7 @@ SAMPLED = (("stable_diffusion", "ddim", (10, 20)), ("llcm", "lcm", (1, 2, 4)))
 WORKING_IMPORTS = {
     "train (as it works)": "import deepspeed, hpc_hipgen.generators.llcm, hpc_hipgen.training.loop",
     "sample (as it works)": "import hpc_hipgen.generators.sampling",
-    "evaluate (as it works)": "import pandas, hpc_hipgen.evaluation.ruler, "
+    "evaluate (as it works)": "import pandas, hpc_hipgen.rulers.ruler, "
     "hpc_hipgen.evaluation.distances",
 }
 
@@ -172,7 +172,7 @@ def sampling(run: Run, repeats: int) -> list[Line]:
 def evaluation(run: Run, repeats: int) -> list[Line]:
     """Seconds per 1,000 images of the ruler, the features and the Fréchet distance."""
     from hpc_hipgen.evaluation.distances import frechet_distance, load_backbone
-    from hpc_hipgen.evaluation.ruler import ruler_of
+    from hpc_hipgen.rulers.ruler import ruler_of
     from hpc_hipgen.training.engine import device
 
     images = np.random.default_rng(0).integers(0, 256, (32, *[run.config.data.resolution] * 2))
@@ -228,13 +228,12 @@ def checkpoints(run: Run, repeats: int) -> list[Line]:
 
 def imports(run: Run, repeats: int) -> list[Line]:
     """Seconds of `--help` of every job, and of what jobs import when they work."""
-    root = Path(__file__).resolve().parents[2]
     commands = {f"{job} --help": ["-m", f"jobs.{job}", "--help"] for job in JOBS}
     commands |= {name: ["-c", code] for name, code in WORKING_IMPORTS.items()}
 
     def start(arguments: list[str]) -> None:
         subprocess.run(
-            [sys.executable, *arguments], cwd=root, check=True, stdout=subprocess.DEVNULL
+            [sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
         )
 
     turns = turn_by_turn({k: lambda a=a: start(a) for k, a in commands.items()}, repeats, warmup=0)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hpc_hipgen.evaluation.film_check import PHANTOMS
-from hpc_hipgen.evaluation.film_ruler import load_film_ruler
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.performance.timing import turn_by_turn
 from hpc_hipgen.radiograph.scene_store import draw_held_out
+from hpc_hipgen.rulers.film_check import PHANTOMS
+from hpc_hipgen.rulers.film_ruler import load_film_ruler
 
 FILMS, BATCH = 48, 16
 

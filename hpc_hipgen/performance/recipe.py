@@ -58,7 +58,7 @@ class DiffusersRecipe:
             betas=section.training.betas,
             weight_decay=section.training.weight_decay,
         )
-        self.alphas = scaled_linear_alphas_cumprod().to(device())
+        self.alphas_cumprod = scaled_linear_alphas_cumprod().to(device())
         self.uncond = self._embed([""])
 
     def step(self, pixels: Tensor, captions: list[str]) -> float:
@@ -70,7 +70,7 @@ class DiffusersRecipe:
         steps = 1000 // section.skip
         t = (torch.randint(0, steps, (b,), device=device()) + 1) * section.skip - 1
         t_next = jump_target(t, section.skip)
-        noisy = add_noise(latents, noise, t, self.alphas)
+        noisy = add_noise(latents, noise, t, self.alphas_cumprod)
         low, high = section.guidance
         w = low + (high - low) * torch.rand(b, device=device())
         condition = guidance_embedding(w, GUIDANCE_WIDTH)
@@ -80,8 +80,8 @@ class DiffusersRecipe:
                 known = self._epsilon(noisy, t, states)
                 null = self._epsilon(noisy, t, self.uncond.expand(b, -1, -1))
                 epsilon = guided_epsilon(known, null, w)
-                x0 = to_x0(epsilon, noisy, t, self.alphas, "epsilon")
-                arrived = add_noise(x0, epsilon, t_next, self.alphas)
+                x0 = to_x0(epsilon, noisy, t, self.alphas_cumprod, "epsilon")
+                arrived = add_noise(x0, epsilon, t_next, self.alphas_cumprod)
                 target = self._consistency(self.target, arrived, t_next, states, condition)
         loss = pseudo_huber(found, target, section.huber_c)
         loss.backward()
@@ -115,14 +115,14 @@ class DiffusersRecipe:
 
     def _epsilon(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
         output = self.parts.unet(z, t, encoder_hidden_states=states).sample.float()
-        return to_epsilon(output, z, t, self.alphas, self.parts.prediction)
+        return to_epsilon(output, z, t, self.alphas_cumprod, self.parts.prediction)
 
     def _consistency(
         self, unet: UNet2DConditionModel, z: Tensor, t: Tensor, states: Tensor, condition: Tensor
     ) -> Tensor:
         output = unet(z, t, timestep_cond=condition, encoder_hidden_states=states).sample.float()
         c_skip, c_out = boundary_scalings(t)
-        x0 = to_x0(output, z, t, self.alphas, self.parts.prediction)
+        x0 = to_x0(output, z, t, self.alphas_cumprod, self.parts.prediction)
         return (broadcast(c_skip, z) * z + broadcast(c_out, z) * x0).float()
 
     @torch.no_grad()

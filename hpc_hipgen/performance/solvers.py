@@ -54,16 +54,16 @@ def solve(
     if cell.solver in DIFFUSERS:
         return _by_diffusers(network, noise, cell, config)
     levels = LeapfrogScheduler.from_config(config)
-    alphas = levels.alphas_cumprod
+    alphas_cumprod = levels.alphas_cumprod
     if cell.spacing == "karras":
-        timesteps, abars = karras_timesteps(cell.steps, alphas)
+        timesteps, abars = karras_timesteps(cell.steps, alphas_cumprod)
     else:
-        timesteps = trailing_timesteps(cell.steps, len(alphas))
-        abars = torch.cat([alphas[timesteps], alphas[:1]])
+        timesteps = trailing_timesteps(cell.steps, len(alphas_cumprod))
+        abars = torch.cat([alphas_cumprod[timesteps], alphas_cumprod[:1]])
 
     def epsilon(z: Tensor, t: Tensor) -> Tensor:
         output = network(z, t.to(z.device))
-        table, first = level_at(t, alphas)[None], torch.tensor(0)
+        table, first = level_at(t, alphas_cumprod)[None], torch.tensor(0)
         return to_epsilon(output, z, first, table, levels.config.prediction_type)
 
     assert cell.solver in SOLVERS

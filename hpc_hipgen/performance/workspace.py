@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.config import Experiment, check_inputs, load_experiment
-from hpc_hipgen.run import Run, atomic_folder
+from hpc_hipgen.files import atomic_folder
+from hpc_hipgen.run import Run
 
 FILMS = {"train": 24, "validation": 2, "test": 8, "views": 2}
 """Enough for a batch of every experiment."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.config import ConfigError
-from hpc_hipgen.run import sha256_of
+from hpc_hipgen.files import sha256_of
 from hpc_hipgen.tables import printable, shortlist
 
 if TYPE_CHECKING:

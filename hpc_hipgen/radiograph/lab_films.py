@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.dataset import FilmFile, film_files, mirrored_line
@@ -26,7 +27,6 @@ from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.radiograph.scene_store import CLOSE_UP_SIZE, FILM_SIZE, stack_scenes, write_scenes
 from hpc_hipgen.radiograph.scenes import Scene, close_up_matrices
 from hpc_hipgen.radiograph.views import resample
-from hpc_hipgen.run import write_atomic
 
 VIEWS = 4
 """Scenes of a film: as it is, mirrored, and either turned and zoomed."""

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS
 from hpc_hipgen.radiograph.pictures import BACKUP, Places
-from hpc_hipgen.run import write_atomic
 
 if TYPE_CHECKING:
     import pyarrow

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hpc_hipgen.run import (
+from hpc_hipgen.files import (
     atomic_folder,
     clean_abandoned,
     disk_full,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hpc_hipgen.run import disk_full, full_disk_advice
+from hpc_hipgen.files import disk_full, full_disk_advice
 from hpc_hipgen.training.interruption import Interrupted
 
 

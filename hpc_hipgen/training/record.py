@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from hpc_hipgen.config import Training
-from hpc_hipgen.run import write_atomic
+from hpc_hipgen.files import write_atomic
 
 Listener = Callable[[int, dict[str, float]], None]
 """Takes the images seen and the values of one line."""

@@ -5,8 +5,9 @@ import signal
 import time
 from pathlib import Path
 
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import Item, Stage
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run
 from hpc_hipgen.training.interruption import Interrupted
 
 ITEMS = [("a", 0), ("a", 1), ("b", 0)]

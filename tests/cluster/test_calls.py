@@ -9,8 +9,8 @@ import pytest
 
 from hpc_hipgen.cluster import calls, rendezvous
 from hpc_hipgen.cluster.calls import StageCall, failures, running, stage_logs
+from hpc_hipgen.files import lock
 from hpc_hipgen.pipeline import Stage
-from hpc_hipgen.run import lock
 from hpc_hipgen.training.interruption import Interrupted
 
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from hpc_hipgen.cluster import executors
+from hpc_hipgen import ROOT
 from hpc_hipgen.cluster.executors import (
     clean_environment,
     count_gpus,
@@ -89,10 +89,10 @@ def test_jobs_import_this_clone_and_never_ask_the_hub(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.delenv("HIPGEN_PYTHON", raising=False)
     variables = job_variables(Site())
-    assert variables["PYTHONPATH"] == str(executors.ROOT)
+    assert variables["PYTHONPATH"] == str(ROOT)
     monkeypatch.setenv("HIPGEN_PYTHON", "/bin/true")  # a python of the user's, with what it needs
     variables = job_variables(Site())
-    assert variables["PYTHONPATH"].split(os.pathsep) == [str(executors.ROOT), "/elsewhere"]
+    assert variables["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/elsewhere"]
     assert '"$@"\' /bin/true -u -m submitit' in sbatch_script({})
     assert variables["HF_HUB_OFFLINE"] == "1"
 

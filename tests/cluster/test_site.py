@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.cluster import site
 from hpc_hipgen.cluster.executors import slurm_parameters
-from hpc_hipgen.cluster.site import ROOT, SITES, STAGES, Resources, Site, load_site
+from hpc_hipgen.cluster.site import SITES, STAGES, Resources, Site, load_site
 from hpc_hipgen.config import ConfigError, load_experiment
 from hpc_hipgen.pipeline import stages
 

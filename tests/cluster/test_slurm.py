@@ -11,8 +11,9 @@ from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Resources, Site
 from hpc_hipgen.cluster.slurm import calls_of, describe, submit_stages
 from hpc_hipgen.config import ConfigError, parse_experiment
+from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.pipeline import Stage, score_items, stages
-from hpc_hipgen.run import Run, lock, write_atomic
+from hpc_hipgen.run import Run
 from jobs import launch
 from tests.conftest import TINY
 

@@ -14,7 +14,7 @@ def stubs(monkeypatch):
     """No network is loaded, and no data folder is read."""
     from hpc_hipgen.evaluation import audit, distances
 
-    monkeypatch.setattr("hpc_hipgen.evaluation.ruler.ruler_of", lambda run, device: StubRuler())
+    monkeypatch.setattr("hpc_hipgen.rulers.ruler.ruler_of", lambda run, device: StubRuler())
     monkeypatch.setattr(distances, "load_backbone", lambda inception: StubBackbone())
     monkeypatch.setattr("hpc_hipgen.radiograph.layouts.read_manifest", stub_films)
     monkeypatch.setattr(audit, "read_manifest", stub_films)

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from hpc_hipgen.config import parse_experiment
-from hpc_hipgen.evaluation.ruler import Measurement
 from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.rulers.ruler import Measurement
 from hpc_hipgen.run import Run
 
 FILMS, SIZE = 12, 16

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hpc_hipgen.evaluation.agreement import agreement
-from hpc_hipgen.evaluation.cross_validation import (
+from hpc_hipgen.rulers.cross_validation import (
     FEW_HIPS,
     stretch,
     summary,

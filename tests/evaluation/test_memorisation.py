@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from hpc_hipgen.evaluation.audit import Auditor
-from hpc_hipgen.evaluation.film_pixels import FilmPixels
 from hpc_hipgen.evaluation.memorisation import (
     ALARM,
     FilmFeatures,
@@ -14,6 +13,7 @@ from hpc_hipgen.evaluation.memorisation import (
 )
 from hpc_hipgen.radiograph.phantom import draw_phantom
 from hpc_hipgen.radiograph.views import make_view
+from hpc_hipgen.rulers.film_pixels import FilmPixels
 
 TRAINING, HELD_OUT, OTHERS, COPIED = 30, 16, 54, 10
 SIZE, D = 128, 0.6

@@ -39,7 +39,7 @@ def test_a_shard_is_measured_in_patient_sides_and_only_once(tmp_path, stubs, mon
     assert name == "EfficientNet-Lite0"
 
     # nothing is loaded when nothing is missing
-    monkeypatch.setattr("hpc_hipgen.evaluation.ruler.ruler_of", None)
+    monkeypatch.setattr("hpc_hipgen.rulers.ruler.ruler_of", None)
     assert evaluate.main(["--run", str(run.folder)]) == 0
     assert "0 done now, 3 were there already" in capsys.readouterr().out
 

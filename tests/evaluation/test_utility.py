@@ -6,9 +6,9 @@ import torch
 
 from hpc_hipgen.config import Training, parse_experiment
 from hpc_hipgen.evaluation import utility as u
-from hpc_hipgen.evaluation.ruler import Measurement
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.rulers.ruler import Measurement
 from hpc_hipgen.training.clock import ImageRandom
 
 TRAINING = {"images": 16, "batch": 4, "lr": 1e-3}

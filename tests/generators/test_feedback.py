@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from hpc_hipgen.config import SCHEDULE, Feedback, Training, parse_experiment
 from hpc_hipgen.diffusion.schedule import to_x0
-from hpc_hipgen.evaluation.ruler import read_points, standardise
-from hpc_hipgen.evaluation.ruler_training import norberg_angles
 from hpc_hipgen.generators.autoencoder import encode, round_trip
 from hpc_hipgen.generators.feedback import SNR_LIMIT, FeedbackTask
 from hpc_hipgen.generators.sampling import SCHEDULERS, load_pipeline
 from hpc_hipgen.radiograph.captions import parse_caption
 from hpc_hipgen.radiograph.layouts import read_manifest
+from hpc_hipgen.rulers.ruler import read_points, standardise
+from hpc_hipgen.rulers.ruler_training import norberg_angles
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.loop import train
 
@@ -121,12 +121,12 @@ def test_the_loss_is_that_of_the_predictions_at_the_stops(tiny_run, tiny_setting
                 t = module.scheduler.timesteps[stop][None]
                 z, text = seen[i : i + 1, stop], batch["states"][i : i + 1]
                 found, before = (
-                    to_x0(unet(z, t, text).sample, z, t, module.alphas, module.prediction)
+                    to_x0(unet(z, t, text).sample, z, t, module.alphas_cumprod, module.prediction)
                     for unet in (module.unet, module.frozen["reference"])
                 )
                 off = MeanReward().angles(found)[0] - batch["asked"][i]
                 wrong = F.smooth_l1_loss(off, torch.zeros(2), beta=2.0)
-                abar = module.alphas[t].item()
+                abar = module.alphas_cumprod[t].item()
                 changes.append((found - before).square().mean())
                 change = min(abar / (1 - abar), SNR_LIMIT) * changes[-1]
                 expected[i] += (0.3 * wrong + 2.0 * change) / 2

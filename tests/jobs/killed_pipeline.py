@@ -29,7 +29,7 @@ from hpc_hipgen.run import Run
 HEAVY = """deepspeed diffusers matplotlib.figure pandas pyarrow.parquet scipy.stats skimage torch
 torch.utils.tensorboard torchvision transformers webdataset jobs.evaluate jobs.prepare jobs.report
 jobs.sample jobs.train hpc_hipgen.evaluation.distances hpc_hipgen.evaluation.report
-hpc_hipgen.evaluation.ruler_training hpc_hipgen.generators.llcm hpc_hipgen.generators.sampling
+hpc_hipgen.rulers.ruler_training hpc_hipgen.generators.llcm hpc_hipgen.generators.sampling
 hpc_hipgen.radiograph.dataset hpc_hipgen.training.loop""".split()
 ENTERS = "enters"
 LONGEST = 400.0  # seconds of a child; on a quiet machine the undisturbed one needs 15

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from hpc_hipgen.config import ConfigError, load_experiment, parse_experiment
-from hpc_hipgen.evaluation.film_ruler import load_film_ruler
 from hpc_hipgen.pipeline import stages
 from hpc_hipgen.radiograph.phantom import draw_phantom
+from hpc_hipgen.rulers.film_ruler import load_film_ruler
 from hpc_hipgen.run import Run
 from jobs import prepare, train
 

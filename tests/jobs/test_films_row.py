@@ -14,13 +14,14 @@ from PIL import Image
 
 from hpc_hipgen.config import ConfigError, check_inputs, parse_experiment
 from hpc_hipgen.evaluation import distances, real_films
-from hpc_hipgen.evaluation.ruler import Measurement
 from hpc_hipgen.evaluation.samples import read_samples
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import real_films as count_real_films
 from hpc_hipgen.pipeline import report_items, sample_shard, stages
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.radiograph.phantom import draw_phantom
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.rulers.ruler import Measurement
+from hpc_hipgen.run import Run
 from jobs import evaluate, launch, prepare, report, sample
 
 TRAINING = {"images": 4, "batch": 1, "lr": 1e-3}
@@ -137,7 +138,7 @@ class StubBackbone:
 
 @pytest.mark.slow
 def test_the_report_shows_every_hip_with_the_caveat(run, films, monkeypatch, capsys):
-    monkeypatch.setattr("hpc_hipgen.evaluation.ruler.ruler_of", lambda run, device: StubRuler())
+    monkeypatch.setattr("hpc_hipgen.rulers.ruler.ruler_of", lambda run, device: StubRuler())
     monkeypatch.setattr(distances, "load_backbone", lambda inception: StubBackbone())
     prepare.prepare(run)
     sample.sample_items(run, report_items(run))

@@ -11,11 +11,11 @@ from lab_folder import write_lab
 from PIL import Image, ImageDraw, ImageFont
 
 from hpc_hipgen.config import ConfigError, check_inputs, load_experiment, parse_experiment
-from hpc_hipgen.evaluation import cross_validation
-from hpc_hipgen.evaluation.film_ruler import Calibration, load_film_ruler
-from hpc_hipgen.evaluation.lab_ruler import fold_task
 from hpc_hipgen.pipeline import stages
 from hpc_hipgen.radiograph.lab_films import VIEWS, prepared_films
+from hpc_hipgen.rulers import cross_validation
+from hpc_hipgen.rulers.film_ruler import Calibration, load_film_ruler
+from hpc_hipgen.rulers.lab_ruler import fold_task
 from hpc_hipgen.run import Run
 from jobs import cross_validate, launch, measure, prepare, train
 

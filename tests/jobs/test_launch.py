@@ -17,8 +17,9 @@ from PIL import Image
 from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.config import Experiment, load_experiment
+from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.pipeline import sample_shard, score_shard, stages
-from hpc_hipgen.run import Run, lock, write_atomic
+from hpc_hipgen.run import Run
 from jobs import launch, prepare
 
 ROOT = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ from dicom_files import dicom
 from films_with_markers import dot_ruler, marked_film
 from PIL import Image
 
-from hpc_hipgen.evaluation import film_check
-from hpc_hipgen.evaluation.film_ruler import load_film_ruler
-from hpc_hipgen.evaluation.film_ruler_training import film_ruler_error
 from hpc_hipgen.radiograph import films as films_module
 from hpc_hipgen.radiograph.geometry import Landmarks
+from hpc_hipgen.rulers import film_check
+from hpc_hipgen.rulers.film_ruler import load_film_ruler
+from hpc_hipgen.rulers.film_ruler_training import film_ruler_error
 from jobs import measure
 
 

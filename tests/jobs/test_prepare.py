@@ -11,9 +11,9 @@ import yaml
 from PIL import ExifTags, Image
 
 from hpc_hipgen.config import load_experiment
-from hpc_hipgen.evaluation.ruler_training import RulerTask
 from hpc_hipgen.radiograph.duplicates import fingerprint
 from hpc_hipgen.radiograph.layouts import read_manifest
+from hpc_hipgen.rulers.ruler_training import RulerTask
 from jobs.prepare import main
 
 TRAINING = {"images": 4, "batch": 1, "lr": 1e-3}

@@ -7,9 +7,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from hpc_hipgen.config import ConfigError, parse_experiment
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.performance import economics, workspace
 from hpc_hipgen.performance.economics import Cell
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run
 from jobs import solvers
 from tests.conftest import STEPS, TINY
 

@@ -9,8 +9,6 @@ from films_with_markers import GREY, dot_ruler, marked_film
 from lab_folder import write_lab
 from PIL import Image
 
-from hpc_hipgen.evaluation.cross_validation import hips_of
-from hpc_hipgen.evaluation.lab_ruler import measure_films
 from hpc_hipgen.radiograph.dataset import FilmFile
 from hpc_hipgen.radiograph.lab_films import (
     VIEWS,
@@ -21,6 +19,8 @@ from hpc_hipgen.radiograph.lab_films import (
     write_lab_films,
 )
 from hpc_hipgen.radiograph.scene_store import CLOSE_UP_SIZE, FILM_SIZE
+from hpc_hipgen.rulers.cross_validation import hips_of
+from hpc_hipgen.rulers.lab_ruler import measure_films
 
 
 def test_dogs_are_dealt_whole_and_evenly():

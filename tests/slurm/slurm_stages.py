@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import Item, Stage
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run
 from hpc_hipgen.training.interruption import Interrupted
 
 ITEMS = [("row", number) for number in range(32)]

@@ -13,7 +13,7 @@ from toy_task import SETTINGS, ToyTask, lines, losses, toy_train
 from warm_python import warm_ranks
 
 from hpc_hipgen.config import Training
-from hpc_hipgen.run import sha256_of
+from hpc_hipgen.files import sha256_of
 from hpc_hipgen.training.checkpoint import AVERAGES, STATE, complete_checkpoints
 from hpc_hipgen.training.clock import data_order
 from hpc_hipgen.training.interruption import Interrupted

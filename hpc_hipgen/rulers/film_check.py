@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hpc_hipgen.radiograph.films import read_film
 
 if TYPE_CHECKING:
-    from hpc_hipgen.evaluation.film_ruler import FilmRuler
+    from hpc_hipgen.rulers.film_ruler import FilmRuler
 
 BUNDLED = {
     "skimage/data": (
@@ -68,7 +68,7 @@ def refused_non_films(ruler: FilmRuler) -> dict[str, bool]:
 
 def verdict(ruler: FilmRuler, phantoms: Sequence[int] = PHANTOMS) -> tuple[list[str], bool]:
     """Lines that say how a ruler does, and whether it does as is expected of one."""
-    from hpc_hipgen.evaluation.film_ruler_training import film_ruler_error
+    from hpc_hipgen.rulers.film_ruler_training import film_ruler_error
 
     refused = refused_non_films(ruler)
     error = film_ruler_error(ruler, phantoms)

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_hipgen.evaluation import ruler_training
-from hpc_hipgen.evaluation.ruler import (
+from hpc_hipgen.radiograph import geometry
+from hpc_hipgen.rulers import ruler_training
+from hpc_hipgen.rulers.ruler import (
     POINTS,
     WINDOW,
     Ruler,
@@ -18,7 +19,7 @@ from hpc_hipgen.evaluation.ruler import (
     save_ruler,
     standardise,
 )
-from hpc_hipgen.evaluation.ruler_training import (
+from hpc_hipgen.rulers.ruler_training import (
     RulerLoss,
     RulerTask,
     expose,
@@ -26,7 +27,6 @@ from hpc_hipgen.evaluation.ruler_training import (
     move,
     norberg_angles,
 )
-from hpc_hipgen.radiograph import geometry
 from hpc_hipgen.training.clock import ImageRandom
 
 SIZE = 64

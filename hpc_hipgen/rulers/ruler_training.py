@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment
 from hpc_hipgen.evaluation.faithfulness import faithfulness
-from hpc_hipgen.evaluation.ruler import (
+from hpc_hipgen.radiograph.duplicates import fingerprint, kept_fingerprints
+from hpc_hipgen.radiograph.layouts import Films, read_manifest
+from hpc_hipgen.rulers.ruler import (
     Ruler,
     RulerNetwork,
     mass_near,
@@ -20,8 +22,6 @@ from hpc_hipgen.evaluation.ruler import (
     save_ruler,
     standardise,
 )
-from hpc_hipgen.radiograph.duplicates import fingerprint, kept_fingerprints
-from hpc_hipgen.radiograph.layouts import Films, read_manifest
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 

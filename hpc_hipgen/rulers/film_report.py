@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from hpc_hipgen.evaluation.film_ruler import FilmMeasurement
 from hpc_hipgen.radiograph.films import SpacedFilm
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Landmarks, fci_grade
+from hpc_hipgen.rulers.film_ruler import FilmMeasurement
 from hpc_hipgen.tables import csv_text
 
 MEASURED, UNCERTAIN, REFUSED, UNREADABLE = "measured", "uncertain", "refused", "unreadable"

@@ -22,7 +22,12 @@ from safetensors.torch import load_file, save_file
 from scipy.special import expit, logit
 from torch import Tensor
 
-from hpc_hipgen.evaluation.film_networks import (
+from hpc_hipgen.files import write_atomic
+from hpc_hipgen.radiograph.films import FLAT, is_flat
+from hpc_hipgen.radiograph.geometry import SIDES, Landmarks, norberg_angle
+from hpc_hipgen.radiograph.scenes import CLOSE_UP, CLOSE_UP_MARGIN, close_up_matrices
+from hpc_hipgen.radiograph.views import resample
+from hpc_hipgen.rulers.film_networks import (
     SIZE,
     FilmNetworks,
     cut,
@@ -31,11 +36,6 @@ from hpc_hipgen.evaluation.film_networks import (
     read_peaks,
     read_radius,
 )
-from hpc_hipgen.radiograph.films import FLAT, is_flat
-from hpc_hipgen.radiograph.geometry import SIDES, Landmarks, norberg_angle
-from hpc_hipgen.radiograph.scenes import CLOSE_UP, CLOSE_UP_MARGIN, close_up_matrices
-from hpc_hipgen.radiograph.views import resample
-from hpc_hipgen.run import write_atomic
 
 MASTER = round(SIZE * CLOSE_UP_MARGIN)
 """Pixels of a close-up with its margin, from which the views are cut."""

@@ -22,8 +22,8 @@ from hpc_hipgen.radiograph.geometry import Angles, Landmarks
 from hpc_hipgen.tables import csv_text
 
 if TYPE_CHECKING:
-    from hpc_hipgen.evaluation.film_ruler import FilmMeasurement
     from hpc_hipgen.radiograph.lab_films import LabFilm
+    from hpc_hipgen.rulers.film_ruler import FilmMeasurement
     from hpc_hipgen.run import Run
 
 Hip = dict[str, Any]
@@ -91,7 +91,7 @@ def measured_hips(run: Run) -> list[Hip]:
 
 def figures_of(run: Run, hips: Sequence[Hip]) -> dict[str, Any]:
     """The figures of the cross-validation of a run's `lab_ruler`; they name no film."""
-    from hpc_hipgen.evaluation.film_ruler import MAX_UNCERTAINTY
+    from hpc_hipgen.rulers.film_ruler import MAX_UNCERTAINTY
 
     assert run.config.lab_ruler
     return summary(hips, run.config.lab_ruler.folds, MAX_UNCERTAINTY, run.config.seed)

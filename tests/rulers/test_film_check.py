@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from films_with_markers import dot_ruler
 
-from hpc_hipgen.evaluation import film_check, film_ruler_training
-from hpc_hipgen.evaluation.film_check import non_films, verdict
+from hpc_hipgen.rulers import film_check, film_ruler_training
+from hpc_hipgen.rulers.film_check import non_films, verdict
 
 ERROR = {"films": 200, "refused": 1, "mae": 0.7, "worst": 3.0, "called": 390, "within": 0.96}
 

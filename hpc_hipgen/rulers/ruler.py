@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.radiograph.geometry import Landmarks
-from hpc_hipgen.run import Run, write_atomic
+from hpc_hipgen.run import Run
 
 POINTS = ("left head", "left rim", "right head", "right rim")
 """Order of the heat maps; sides of the image."""

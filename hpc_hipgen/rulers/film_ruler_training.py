@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment, Training
-from hpc_hipgen.evaluation.film_check import refused_non_films
-from hpc_hipgen.evaluation.film_networks import (
+from hpc_hipgen.parallel import run_parallel
+from hpc_hipgen.progress import progress
+from hpc_hipgen.radiograph.scene_store import draw_held_out, read_scenes
+from hpc_hipgen.rulers.film_check import refused_non_films
+from hpc_hipgen.rulers.film_networks import (
     SIZE,
     FilmNetworks,
     cut,
     network_input,
     presence_logit,
 )
-from hpc_hipgen.evaluation.film_ruler import (
+from hpc_hipgen.rulers.film_ruler import (
     Calibration,
     FilmMeasurement,
     FilmRuler,
     save_film_ruler,
 )
-from hpc_hipgen.evaluation.ruler import read_points
-from hpc_hipgen.evaluation.ruler_training import RADIUS_WEIGHT, expose, heat_loss
-from hpc_hipgen.parallel import run_parallel
-from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.scene_store import draw_held_out, read_scenes
+from hpc_hipgen.rulers.ruler import read_points
+from hpc_hipgen.rulers.ruler_training import RADIUS_WEIGHT, expose, heat_loss
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from films_with_markers import GREY, dot_ruler, dotted, marked_film
 
-from hpc_hipgen.evaluation.film_networks import FilmNetworks, cut, presence_logit
-from hpc_hipgen.evaluation.film_report import UNCERTAIN, film_line
-from hpc_hipgen.evaluation.film_ruler import (
+from hpc_hipgen.radiograph.films import SpacedFilm
+from hpc_hipgen.rulers.film_networks import FilmNetworks, cut, presence_logit
+from hpc_hipgen.rulers.film_report import UNCERTAIN, film_line
+from hpc_hipgen.rulers.film_ruler import (
     Calibration,
     FilmRuler,
     load_film_ruler,
     save_film_ruler,
 )
-from hpc_hipgen.evaluation.film_ruler_training import _bend, _seen_at, calibrate, vary_close_ups
-from hpc_hipgen.radiograph.films import SpacedFilm
+from hpc_hipgen.rulers.film_ruler_training import _bend, _seen_at, calibrate, vary_close_ups
 from hpc_hipgen.training.clock import ImageRandom
 
 

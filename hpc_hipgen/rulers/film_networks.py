@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_hipgen.evaluation.ruler import RulerNetwork, standardise
+from hpc_hipgen.rulers.ruler import RulerNetwork, standardise
 
 SIZE = 128
 """Width and height in pixels of what either network sees."""

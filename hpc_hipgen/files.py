@@ -1,0 +1,172 @@
+"""Files and folders that are whole or not there, locks, and disks that are full."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import glob
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
+    """Writes a file through a temporary name, fsync and rename; a long one may come in parts."""
+    data = content.encode() if isinstance(content, str) else content
+    parts = [data] if isinstance(data, bytes) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clean_files_once(path.parent)
+    temporary, file = _claim(path, folder=False)
+    try:
+        with file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block ends well.
+
+    An older folder of that name is replaced; on an exception nothing changes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clean_abandoned(path.parent, path.name)
+    workspace, lock = _claim(path, folder=True)
+    temporary = workspace / path.name
+    try:
+        temporary.mkdir()
+        yield temporary
+        # A hard link needs no second sync of the same file.
+        for file in {f.stat().st_ino: f for f in temporary.rglob("*") if f.is_file()}.values():
+            fsync(file)
+        if path.exists():
+            os.replace(path, workspace / _RETIRED)
+        os.replace(temporary, path)
+        fsync(path.parent)
+    finally:
+        _restore(workspace)
+        lock.close()  # NFS keeps the name of a file that is open
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+_TEMPORARY, _LOCK, _RETIRED = ".tmp", "lock", "retired"
+
+
+def _claim(path: Path, folder: bool) -> tuple[Path, IO[bytes]]:
+    """A new hidden file beside `path`, or a folder with a file in it, and that file, locked.
+
+    The lock ends with its process: it tells a living maker, on this node or another, from one
+    that was killed.
+    """
+    while True:
+        temporary = _new_name(path)
+        if folder:
+            temporary.mkdir()
+        locked = temporary / _LOCK if folder else temporary
+        with suppress(FileNotFoundError):  # taken for an abandoned one before it was locked
+            file = locked.open("wb" if folder else "xb")
+            if lock(file) is not False and locked.exists():
+                return temporary, file
+            file.close()
+
+
+def _new_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
+
+
+def clean_abandoned(folder: Path, name: str | None = None, files_only: bool = False) -> None:
+    """Removes what killed makers of the artefact `name`, or of any, left in `folder`.
+
+    Nothing is removed where the file system has no locks, since nobody can tell then.
+    """
+    pattern = f".{'*' if name is None else glob.escape(name)}.*{_TEMPORARY}"
+    for temporary in folder.glob(pattern):
+        whole = temporary.is_dir()
+        if whole and files_only:
+            continue
+        locked = temporary / _LOCK if whole else temporary
+        try:
+            with locked.open("ab" if whole else "r+b") as file:
+                if not lock(file):
+                    continue
+                _restore(temporary)
+                locked.unlink()  # a maker that had not locked it yet sees this, and starts anew
+        except OSError:  # it ended by itself meanwhile, or is another user's
+            continue
+        if whole:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@functools.cache
+def _clean_files_once(folder: Path) -> None:
+    """Removes what killed makers of files left, at this process's first file in `folder`.
+
+    Before every file, looking through a folder of n shards would cost n * n. A folder in the making
+    stays, abandoned or not, until its own name is made again: its maker has to lock it first.
+    """
+    clean_abandoned(folder, files_only=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder so that it is whole or gone at any moment."""
+    doomed = _new_name(path)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _restore(workspace: Path) -> None:
+    """Puts an older folder back whose successor did not get into its place."""
+    name = workspace.name.removeprefix(".").removesuffix(_TEMPORARY).rpartition(".")[0]
+    if (workspace / _RETIRED).exists() and not workspace.with_name(name).exists():
+        os.replace(workspace / _RETIRED, workspace.with_name(name))
+
+
+def lock(file: IO[Any]) -> bool | None:
+    """True when this process holds the lock now, False when another does, None without locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """True when an error came from a disk, or a quota, that is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def full_disk_advice(folder: Path) -> str:
+    """One line for whoever filled the disk."""
+    return f"{folder}: the disk is full. Free space there, then start again to go on."
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file's content, or a folder's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,86 @@
+"""The rows of the report: what they are called, which model draws each, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpc_hipgen.config import FEW_STEPS, GENERATORS, LLCMS, Experiment
+
+FILMS_ROW = "films"
+"""Row of the real films of `evaluation.films`; they are no part of the data set."""
+
+ROUND_TRIPS = ("round_trip", "round_trip_discrete")
+"""Rows of test films after an autoencoder: that of latent diffusion, that of DALL-E."""
+
+MEASURED_ROWS = ("ruler", FILMS_ROW, *ROUND_TRIPS)
+"""Rows that hold films themselves: one image a film, whatever `per_caption` says."""
+
+REFERENCE_ROW = "reference"
+"""Not a row of the report: features of the training films, which distances compare with."""
+
+CONTROLS_ROW = "controls"
+"""Nor is this: features of what the memorisation audit is set and checked by."""
+
+FEATURE_ROWS = (REFERENCE_ROW, CONTROLS_ROW)
+"""Rows of the evaluation that hold features of films alone."""
+
+UNTUNED = "stable_diffusion_untuned"
+"""Row of the Stable Diffusion as it was before feedback, where there is any."""
+
+_WITH_FEEDBACK = {"stable_diffusion": "feedback", UNTUNED: "stable_diffusion"}
+"""The row `stable_diffusion` is the teacher of the run: with feedback, the model that had it."""
+
+
+def report_rows(config: Experiment) -> list[str]:
+    """Rows of the report of an experiment, each a folder of sample shards."""
+    rows = ["ruler"]
+    if config.evaluation.films:
+        rows.append(FILMS_ROW)
+    if config.autoencoder:
+        rows.append("round_trip")
+    if config.discrete_vae:
+        rows.append("round_trip_discrete")
+    for name in GENERATORS:
+        if getattr(config, name):
+            rows += model_rows(config, name)
+    return rows
+
+
+def row_model(config: Experiment, row: str) -> tuple[str, int | None]:
+    """The model that draws a row, and the number of steps where the row's name says it."""
+    model, _, steps = row.rpartition("_")
+    if model in FEW_STEPS and steps.isdecimal():
+        return model, int(steps)
+    return (_WITH_FEEDBACK.get(row, row) if config.feedback else row), None
+
+
+def model_rows(config: Experiment, model: str) -> list[str]:
+    """The rows that a generator draws."""
+    if model in FEW_STEPS:
+        return [f"{model}_{steps}" for steps in config.sampling.llcm_steps]
+    if config.feedback:
+        return [next((row for row, name in _WITH_FEEDBACK.items() if name == model), model)]
+    return [model]
+
+
+def row_settings(config: Experiment, row: str) -> dict[str, Any]:
+    """What a generated row is drawn with: steps, guidance scale, ..., or as tokens are."""
+    sampling = config.sampling
+    if row == "dall_e":
+        return config.dall_e.sampling.model_dump()
+    settings = {
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "solver": sampling.solver,
+        "eta": sampling.eta,
+    }
+    if row == "unclip":
+        return settings | config.unclip.sampling.model_dump()
+    model, few = row_model(config, row)
+    if few is not None:
+        # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
+        guidance = sampling.student_guidance if model in LLCMS else 1.0
+        return {"steps": few, "guidance": guidance, "solver": "lcm", "eta": 0.0}
+    if model == "feedback":  # it has learnt to draw without
+        settings["guidance"] = 1.0
+    return settings

@@ -1,0 +1,132 @@
+"""Atomic files and folders, and what killed makers left."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from hpc_hipgen.files import atomic_folder, clean_abandoned, remove_folder, write_atomic
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.json"
+    write_atomic(path, "first")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        write_atomic(path, b"second")
+    assert path.read_text() == "first" and names(path.parent) == ["a.json"]
+
+
+def test_files_have_the_rights_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "a", "x")
+        with atomic_folder(tmp_path / "f") as folder:
+            (folder / "b").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_folder_replaces_the_older_one_or_changes_nothing(tmp_path):
+    target = tmp_path / "export"
+    for content in ("one", "two"):
+        with atomic_folder(target) as folder:
+            (folder / content).write_text(content)
+            assert not (target / content).exists()
+    assert names(target) == ["two"]
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as folder:
+        (folder / "three").touch()
+        raise KeyboardInterrupt
+    assert names(target) == ["two"] and names(tmp_path) == ["export"]
+
+
+def killed_while(write, *arguments):
+    """A process that ends without any clean-up, as by SIGKILL, in the middle of `write`."""
+
+    def work():
+        os.replace = lambda *_: os._exit(9)
+        write(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+
+
+def replace_folder(path, content):
+    with atomic_folder(path) as folder:
+        (folder / content).touch()
+
+
+def test_what_a_killed_process_left_goes_when_the_artefact_is_made_again(tmp_path):
+    killed_while(write_atomic, tmp_path / "a", "x")
+    killed_while(write_atomic, tmp_path / "never again", "x")
+    killed_while(replace_folder, tmp_path / "f", "one")
+    assert len(names(tmp_path)) == 2, "the second process removed what the first had left"
+    write_atomic(tmp_path / "a", "y")
+    replace_folder(tmp_path / "f", "two")
+    assert names(tmp_path) == ["a", "f"] and names(tmp_path / "f") == ["two"]
+
+
+def test_a_file_that_is_in_place_leaves_nothing_more_to_clean(tmp_path):
+    replace = os.replace
+
+    def then_killed(source, to):
+        replace(source, to)
+        os._exit(9)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: (setattr(os, "replace", then_killed), write_atomic(tmp_path / "a", "x"))
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 9 and names(tmp_path) == ["a"]
+
+
+def test_what_a_living_process_makes_is_left_alone(tmp_path):
+    with atomic_folder(tmp_path / "f") as folder:
+        (folder / "mine").touch()
+        replace_folder(tmp_path / "f", "other")
+        clean_abandoned(tmp_path)
+        assert names(folder) == ["mine"] and names(tmp_path / "f") == ["other"]
+    assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["mine"]
+
+
+def test_a_file_that_a_living_process_writes_is_left_alone(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def meanwhile_cleaned(source, to):
+        clean_abandoned(tmp_path)
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", meanwhile_cleaned)
+    write_atomic(tmp_path / "a", "x")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "x"
+
+
+def test_an_older_folder_comes_back_when_its_successor_did_not_arrive(tmp_path, monkeypatch):
+    replace, target = os.replace, tmp_path / "f"
+    replace_folder(target, "one")
+
+    def second_fails(source, to):
+        if Path(source).name == "f" and Path(to) == target and Path(source) != target:
+            raise OSError("gone")
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(OSError, match="gone"):
+        replace_folder(target, "two")
+    assert names(tmp_path) == ["f"] and names(target) == ["one"]
+
+
+def test_a_folder_is_removed_whole(tmp_path):
+    replace_folder(tmp_path / "f", "one")
+    remove_folder(tmp_path / "f")
+    assert names(tmp_path) == []
