@@ -29,6 +29,7 @@ from hpc_hipgen.config import (
     parse_settings,
     settings_tree,
 )
+from hpc_hipgen.config.base import check_teacher_steps
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.rows import model_rows, row_settings
@@ -174,11 +175,11 @@ def _crossed(
     """Solvers, steps and guidance scales of one model; notes what it cannot do."""
     sampling = run.config.sampling
     if model not in FEW_STEPS:
-        return (
-            grid.solver or (sampling.solver,),
-            list(grid.steps or (sampling.steps,)),
-            _scales(run, grid, model, notes),
-        )
+        solvers = grid.solver or (sampling.solver,)
+        if set(solvers) != {"leapfrog"}:  # which has Karras' levels
+            for number in grid.steps:
+                check_teacher_steps(f"{model}: steps", number)
+        return solvers, list(grid.steps or (sampling.steps,)), _scales(run, grid, model, notes)
     student = getattr(run.config, model)
     if grid.solver:
         notes.append(f"{model}: solver {', '.join(grid.solver)} ignored, a student has its own")

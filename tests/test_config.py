@@ -17,6 +17,7 @@ from hpc_hipgen.config import (
     load_experiment,
     parse_experiment,
 )
+from hpc_hipgen.diffusion.schedule import uniform_timesteps
 from hpc_hipgen.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -466,6 +467,19 @@ def test_settings_do_not_change_and_survive_yaml(tiny_settings):
     assert parse_experiment(again, "x") == config
     assert Text().max_length == 64, "captions of digits need 52 tokens"
     assert config.sampling.student_guidance == config.sampling.guidance
+
+
+@pytest.mark.parametrize(("steps", "first"), [(334, 667), (501, 501), (600, 600)])
+def test_many_steps_begin_with_noise(tiny_settings, steps, first):
+    tiny_settings["sampling"] = {"steps": steps}
+    with pytest.raises(ConfigError, match=f"steps would begin at timestep {first} of 1000"):
+        parse_experiment(tiny_settings, "x.yaml")
+    assert uniform_timesteps(steps)[0] == first
+    for good in (2, 20, 25, 30, 50, 60, 111, 999):
+        tiny_settings["sampling"] = {"steps": good}
+        parse_experiment(tiny_settings, "x.yaml")
+    tiny_settings["sampling"] = {"steps": steps, "solver": "leapfrog"}  # has Karras' levels
+    parse_experiment(tiny_settings, "x.yaml")
 
 
 def test_eta_needs_a_solver_that_takes_it(tiny_settings):

@@ -56,6 +56,32 @@ Channels = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1
 """Of the levels of a network, at least one."""
 
 
+_MANY_STEPS, _NEAR_NOISE = 10, 900
+
+
+def check_teacher_steps(key: str, steps: int) -> None:
+    """The first of many evenly spaced timesteps is near pure noise, from which drawing begins.
+
+    They are multiples of 1000 // steps ("leading" spacing), so that 501 steps begin at timestep
+    501, where half of the signal should be there already. Few steps are meant to be coarse.
+
+    Raises:
+        ValueError: naming the key, and numbers near by that do better.
+    """
+
+    def first(n: int) -> int:
+        return (n - 1) * (TIMESTEPS // n) + 1
+
+    if steps < _MANY_STEPS or first(steps) >= _NEAR_NOISE:
+        return
+    good = [n for n in range(_MANY_STEPS, TIMESTEPS) if first(n) >= _NEAR_NOISE]
+    near = max(n for n in good if n < steps), min(n for n in good if n > steps)
+    raise ValueError(
+        f"{key}: {steps} steps would begin at timestep {first(steps)} of {TIMESTEPS}, for they are "
+        f"a whole number of timesteps apart; take {near[0]} or {near[1]}"
+    )
+
+
 class ConfigError(ValueError):
     """What is wrong with an experiment file, one problem a line."""
 

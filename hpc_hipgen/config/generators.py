@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hpc_hipgen.config.base import TIMESTEPS, Channels, Section, check_brings_its_own
+from hpc_hipgen.config.base import (
+    TIMESTEPS,
+    Channels,
+    Section,
+    check_brings_its_own,
+    check_teacher_steps,
+)
 from hpc_hipgen.config.data import Training
 
 CAPTION_TOKENS = {"measurement": 40, "caption": 52}
@@ -104,6 +110,7 @@ class Feedback(Section):
 
     @model_validator(mode="after")
     def _judged(self) -> Feedback:
+        check_teacher_steps("steps", self.steps)
         if self.stops > (late := len(self.late_steps)):
             raise ValueError(
                 f"stops: {self.stops}, but only {late} of {self.steps} steps are at timestep "

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hpc_hipgen.config.base import TIMESTEPS, Section
+from hpc_hipgen.config.base import TIMESTEPS, Section, check_teacher_steps
 
 
 class Sampling(Section):
@@ -30,6 +30,12 @@ class Sampling(Section):
     def _eta_has_a_solver(self) -> Sampling:
         if self.eta and self.solver == "leapfrog":
             raise ValueError("sampling.eta: the leapfrog takes none, ddim does")
+        return self
+
+    @model_validator(mode="after")
+    def _begins_with_noise(self) -> Sampling:
+        if self.solver != "leapfrog":  # which has Karras' levels
+            check_teacher_steps("sampling.steps", self.steps)
         return self
 
     @property

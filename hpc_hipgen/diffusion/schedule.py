@@ -136,7 +136,10 @@ def uniform_timesteps(steps: int, n: int = 1000, offset: int = 1) -> Tensor:
 
 
 def trailing_timesteps(steps: int, n: int = 1000) -> Tensor:
-    """Timesteps evenly spaced from n - 1 down, (steps,) int64 (diffusers' "trailing" spacing)."""
+    """Timesteps evenly spaced from n - 1 down, (steps,) int64.
+
+    As diffusers' "trailing" spacing, but that ties may be rounded the other way.
+    """
     grid = torch.arange(steps, 0, -1, dtype=torch.float64) * (n / steps)
     return grid.round().long() - 1
 

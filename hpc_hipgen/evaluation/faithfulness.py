@@ -7,9 +7,8 @@ is ``None``, so that each result can be written as strict JSON, which knows no N
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -233,25 +232,6 @@ def _dealt(names: np.ndarray, permutations: int, rng: np.random.Generator) -> np
         place[numbers] = np.arange(len(numbers))
     dealt = rng.permuted(np.tile(np.arange(len(images)), (permutations, 1)), axis=1)
     return over_again[dealt[:, dog], place]
-
-
-def ruler_ceiling(population_sd: float, error_sd: float) -> float:
-    """The best r that a perfect generator can reach when measured with a noisy ruler.
-
-    With errors of SD s: r = SD / sqrt(SD² + s²) (the attenuation of classical test theory). A bias
-    takes nothing from it, so s is no function of the MAE. Both in degrees. Raises ValueError
-    unless ``population_sd`` > 0 and ``error_sd`` >= 0.
-    """
-    if population_sd <= 0 or error_sd < 0:
-        raise ValueError(f"need SD > 0 and SD >= 0, got {population_sd} and {error_sd}")
-    return population_sd / math.hypot(population_sd, error_sd)
-
-
-def error_sd(score: Mapping[str, Any]) -> float | None:
-    """Standard deviation of the error, degrees, by the limits of agreement of `faithfulness`."""
-    if score["limit_low"] is None:
-        return None
-    return (score["limit_high"] - score["limit_low"]) / (2 * NORMAL_975)
 
 
 def paired_bootstrap(

@@ -271,15 +271,23 @@ def landmark_faults(film: str, landmarks: Landmarks) -> list[str]:
     for side, hip in zip(SIDES, (left, right), strict=True):
         if (hip.head_x, hip.head_y) == (hip.rim_x, hip.rim_y):
             faults.append(f"{film}: rim point and head centre of {side} are the same point")
-    if not faults and all(_below_heads(hip, landmarks) for hip in (left, right)):
+    if faults:
+        return faults
+    upright = "y runs downwards, and films are upright, the dog's head up"
+    below = [side for side, hip in zip(SIDES, (left, right), strict=True) if _below(hip, landmarks)]
+    if len(below) == 2:
+        faults.append(f"{film}: both rim points lie below the line between the heads; {upright}")
+    elif below and getattr(landmarks.norberg_angles(), below[0]) > 90:
+        # a head out of its socket may lie above its rim, but none lies medial of it, too; an angle
+        # has no sign, so that this one would be read as that of the mirrored rim
         faults.append(
-            f"{film}: both rim points lie below the line between the heads; y runs downwards, and "
-            "films are upright, the dog's head up"
+            f"{film}: the rim point of {below[0]} lies below the line between the heads, on the "
+            f"outer side of its own; {upright}"
         )
     return faults
 
 
-def _below_heads(hip: Hip, landmarks: Landmarks) -> bool:
+def _below(hip: Hip, landmarks: Landmarks) -> bool:
     """Whether a rim point is caudal of the line through both heads, where no rim can be."""
     left, right = landmarks.image_left, landmarks.image_right
     slope = (right.head_y - left.head_y) / (right.head_x - left.head_x)

@@ -22,7 +22,7 @@ ANGLE_LIMITS = (58.0, 122.0)
 """Range in degrees of the Norberg angles that the population prior draws."""
 
 # Mean 102 and SD 7 with a tail down to 60 (Comhaire & Schoonjans 2011 and breed ranges): a
-# Gaussian of tight to borderline hips, and one dog in eight with an exponential loss of angle.
+# Gaussian of tight to borderline hips, and one dog in seven with an exponential loss of angle.
 _TIGHT_MEAN, _TIGHT_SD, _TIGHT_R = 103.5, 5.3, 0.68
 _LOOSE_SHARE, _LOOSE_MEAN = 0.15, 11.0
 

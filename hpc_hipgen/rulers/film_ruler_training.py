@@ -303,8 +303,8 @@ def film_ruler_error(ruler: FilmRuler, numbers: Sequence[int]) -> dict[str, floa
     """Errors in degrees, refusals and how far the stated uncertainty holds, on held-out films.
 
     `mae`, `worst` and `refused` are of phantom films, `wide_...` of the wide population; `called`
-    hips are those said to be known to +-2 degrees, `within` the share of these that are. None
-    where nothing was measured.
+    hips are those said to be known to +-2 degrees, of films that are not refused, `within` the
+    share of these that are. None where nothing was measured.
     """
     found, errors = measured_phantoms(ruler, numbers)
     phantom = np.array(numbers) % 2 == 0
@@ -316,7 +316,7 @@ def film_ruler_error(ruler: FilmRuler, numbers: Sequence[int]) -> dict[str, floa
         result[f"{name}refused"] = int((chosen & refused).sum())
         result[f"{name}mae"] = float(measured.mean()) if measured.size else None
         result[f"{name}worst"] = float(measured.max()) if measured.size else None
-    sure = np.array([m.uncertainty for m in found]) <= CALLED
+    sure = (np.array([m.uncertainty for m in found]) <= CALLED) & ~refused[:, None]
     result["called"] = int(sure.sum())
     result["within"] = float((errors[sure] <= CALLED).mean()) if sure.any() else None
     return result

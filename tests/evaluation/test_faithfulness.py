@@ -1,7 +1,6 @@
 """The statistics of asked against measured angles, against scipy and closed forms."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -141,24 +140,6 @@ def test_more_images_of_a_dog_do_not_lower_the_null():
     some = np.resize([0, 1, 1, 2, 2, 2], 84) + np.arange(84) // 6 * 3
     y[5] = np.nan
     assert 0.2 < f.permutation_null(x, y, some) < 0.5
-
-
-def test_ruler_ceiling_reproduces_the_published_table():
-    spread = math.sqrt(math.pi / 2)  # SD of normal errors whose mean absolute value is 1
-    got = [f.ruler_ceiling(sd, spread * mae) for mae in (2, 5) for sd in (6.2, 12)]
-    assert got == pytest.approx([0.93, 0.98, 0.70, 0.89], abs=0.005)
-    with pytest.raises(ValueError):
-        f.ruler_ceiling(0, 1)
-
-
-def test_ruler_ceiling_is_what_a_simulation_finds():
-    rng = np.random.default_rng(1)
-    truth = rng.normal(100, 6, 200_000)
-    measured = truth + rng.normal(-5, 3, truth.size)  # what is off everywhere hides nothing
-    spread = f.error_sd(f.faithfulness(truth, measured))
-    assert spread == pytest.approx(3, abs=0.02)
-    assert f.pearson(truth, measured) == pytest.approx(f.ruler_ceiling(6, spread), abs=0.005)
-    assert f.error_sd(f.faithfulness([1.0], [2.0])) is None
 
 
 def test_paired_bootstrap_finds_a_difference_and_keeps_dogs_together():

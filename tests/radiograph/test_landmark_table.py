@@ -71,8 +71,11 @@ def test_y_must_run_downwards(tmp_path):
     rows = ["a.png,image_left,100,100,20,90,130,", "a.png,image_right,300,90,20,305,120,"]
     (line,) = problems(tmp_path, *rows)
     assert line.startswith("landmarks.csv row 2: a.png: both rim points lie below the line between")
-    # a head that is out of its socket may lie beside or above its rim
-    assert problems(tmp_path, rows[0], "a.png,image_right,300,90,20,290,80,") == []
+    # a head that is out of its socket may lie beside or above its rim, but not medial of it, too
+    (line,) = problems(tmp_path, rows[0], "a.png,image_right,300,90,20,290,80,")
+    assert "a.png: the rim point of image_left lies below the line between the heads" in line
+    out = "a.png,image_left,100,100,20,130,120,"
+    assert problems(tmp_path, out, "a.png,image_right,300,90,20,290,80,") == []
 
 
 def test_a_right_angle_passes_and_a_wrong_one_does_not(tmp_path):

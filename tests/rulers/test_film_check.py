@@ -1,11 +1,22 @@
 """The check of a film ruler: what is shown to it, and what it is told."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from films_with_markers import dot_ruler
 
 from hpc_hipgen.rulers import film_check, film_ruler_training
 from hpc_hipgen.rulers.film_check import non_films, verdict
+
+
+def test_refused_films_count_as_no_hips_that_are_known(monkeypatch):
+    read = [SimpleNamespace(uncertainty=(1.0, 1.0), reason=r) for r in ("", "", "two sizes", "two")]
+    errors = np.array([[0.5, 0.5], [1.0, 3.0], [np.nan, np.nan], [np.nan, np.nan]])
+    monkeypatch.setattr(film_ruler_training, "measured_phantoms", lambda *_: (read, errors))
+    found = film_ruler_training.film_ruler_error(None, [0, 2, 4, 6])
+    assert (found["called"], found["within"], found["refused"]) == (4, 0.75, 2)
+
 
 ERROR = {"films": 200, "refused": 1, "mae": 0.7, "worst": 3.0, "called": 390, "within": 0.96}
 
