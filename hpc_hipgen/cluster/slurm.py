@@ -119,9 +119,11 @@ def _submit_after(
     followed = waits.pop(stage.follows) if stage.follows and beside else None
     try:
         job = _submit(run, stage, site, calls, list(waits.values()), followed)
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C, too, leaves no half of a chain
         _cancel([ids[name] for name in mine])
-        raise ConfigError(f"Slurm refuses {stage.name}: {_reason(error)}") from error
+        if isinstance(error, RuntimeError | OSError):  # submitit's are RuntimeErrors
+            raise ConfigError(f"Slurm refuses {stage.name}: {_reason(error)}") from error
+        raise
     mine[stage.name] = calls
     array = f" [{len(calls)} tasks]" if len(calls) > 1 else ""
     after = f"  after {', '.join(waits.values())}" if waits else ""
@@ -231,6 +233,6 @@ def _cancel(ids: list[str]) -> None:
         print(f"scancel does not answer; what was submitted stays: {' '.join(ids)}", flush=True)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """sbatch's own words, on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hpc_hipgen.arguments import status_of
 from hpc_hipgen.files import disk_full, full_disk_advice
 from hpc_hipgen.training.interruption import Interrupted
 
@@ -22,24 +23,25 @@ def exit_status(work: Callable[[], None], folder: Path) -> int:
     """Does the work of a training command and says how it ended.
 
     Returns:
-        0: done. 1: it could not go on (a loss that is not finite, a checkpoint that could not be
-        written, a full disk below `folder`). 2: a mistake of the user (ValueError). 130: it was
-        asked to stop and has saved.
+        As `arguments.status_of`, with ValueError as a mistake of the user. Besides, 1 where it
+        could not go on (a loss that is not finite, a checkpoint that could not be written, a full
+        disk below `folder`), 130 when it was asked to stop and has saved.
     """
-    try:
-        work()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        return 130
-    except (CheckpointError, NonFiniteLossError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if not disk_full(error):
-            raise
-        print(f"error: {full_disk_advice(folder)}", file=sys.stderr)
-        return 1
-    return 0
+
+    def trained() -> int:
+        try:
+            work()
+        except Interrupted as error:
+            print(error, file=sys.stderr)
+            return 130
+        except (CheckpointError, NonFiniteLossError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            print(f"error: {full_disk_advice(folder)}", file=sys.stderr)
+            return 1
+        return 0
+
+    return status_of(trained, ValueError)

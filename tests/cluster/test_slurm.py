@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
-from hpc_hipgen.cluster import executors
+from hpc_hipgen.cluster import executors, slurm
 from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Resources, Site
 from hpc_hipgen.cluster.slurm import calls_of, describe, submit_stages
@@ -172,6 +172,23 @@ def test_what_a_user_tells_sbatch_holds_where_the_site_says_nothing(
 def test_a_refused_job_cancels_those_before_it(run, fake_stages, fake_slurm):
     (fake_slurm / "refuse").write_text("job-name=tiny:second\n")
     with pytest.raises(ConfigError, match="refuses second: sbatch: error: invalid partition"):
+        submit_stages(run, fake_stages.GRAPH, SITE)
+    assert (fake_slurm / "cancelled").read_text() == "101\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), KeyError("cpus")])
+def test_what_is_no_refusal_is_not_called_one_and_leaves_no_half_of_a_chain(
+    run, fake_stages, fake_slurm, monkeypatch, error
+):
+    submit = slurm._submit
+
+    def second_fails(run, stage, *rest):
+        if stage.name == "second":
+            raise error
+        return submit(run, stage, *rest)
+
+    monkeypatch.setattr(slurm, "_submit", second_fails)
+    with pytest.raises(type(error)):
         submit_stages(run, fake_stages.GRAPH, SITE)
     assert (fake_slurm / "cancelled").read_text() == "101\n"
 

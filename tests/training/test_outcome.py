@@ -35,5 +35,12 @@ def test_what_went_wrong_is_one_line(tmp_path, capsys, error, status, words):
 def test_a_full_disk_names_the_run_and_other_faults_of_it_are_not_hidden(tmp_path, capsys):
     assert ends(OSError(errno.ENOSPC, "No space left on device"), tmp_path) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}: the disk is full")
-    with pytest.raises(PermissionError):
-        ends(PermissionError(errno.EACCES, "Permission denied"), tmp_path)
+    with pytest.raises(OSError, match="Input/output error"):
+        ends(OSError(errno.EIO, "Input/output error"), tmp_path)
+
+
+def test_a_run_of_somebody_elses_is_named_and_ctrl_c_is_no_traceback(tmp_path, capsys):
+    assert ends(PermissionError(errno.EACCES, "Permission denied", str(tmp_path)), tmp_path) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: Permission denied")
+    assert ends(KeyboardInterrupt(), tmp_path) == 130
+    assert "goes on" in capsys.readouterr().err
