@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,9 +55,12 @@ class Tracker:
         """A folder of results as an artefact, unless `artefacts` is off."""
         if not self._tracked or not self._settings.artefacts or not folder.is_dir():
             return
-        artefact = self._api.Artifact(f"{self._tracked.name}-{kind}", type=kind, metadata=facts)
-        artefact.add_dir(str(folder))
-        self._tracked.log_artifact(artefact)
+        try:
+            artefact = self._api.Artifact(f"{self._tracked.name}-{kind}", type=kind, metadata=facts)
+            artefact.add_dir(str(folder))
+            self._tracked.log_artifact(artefact)
+        except Exception as error:  # it looks on: a quota that is full there fails no stage
+            print(f"Weights & Biases did not take {folder}: {error}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -73,6 +77,9 @@ def tracked(run: Run, stage: str, active: bool = True) -> Iterator[Tracker]:
         yield Tracker(None, None, None)
         return
     check_tracking(run.config)
+    # artefacts are copied before they are sent, by default into the home
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        os.environ.setdefault(name, str(run.path("wandb").resolve()))
     import wandb
 
     name = f"{run.folder.name}-{stage}"

@@ -49,11 +49,11 @@ def train(run: Run, model: str) -> dict[str, Any]:
             with atomic_folder(folder / "export") as export:
                 figures |= task.export(export)
                 write_card(run, model, export, figures, {})
+            print(f"{model}: done, {_line(figures)}", file=sys.stderr, flush=True)
+            run.mark_done(stage, **figures)
             for checkpoint in complete_checkpoints(folder / "checkpoints")[:1]:
                 tracker.artefact("checkpoint", checkpoint, images=figures["images"])
             tracker.artefact("model", folder / "export", **figures)
-            print(f"{model}: done, {_line(figures)}", file=sys.stderr, flush=True)
-            run.mark_done(stage, **figures)
     return figures
 
 

@@ -24,6 +24,7 @@ class Artifact:
         self.facts = {"name": name, "type": type, "metadata": metadata}
 
     def add_dir(self, path):
+        self.facts["copied"] = [os.environ["WANDB_DATA_DIR"], os.environ["WANDB_CACHE_DIR"]]
         self.facts["files"] = sorted(os.listdir(path))
 
 class Image:
@@ -146,6 +147,24 @@ def test_pictures_of_real_films_stay_here(
     assert logged[-1].keys() == set(pictures)
     assert len([line for line in said() if line["what"] == "artefact"]) == artefacts
     assert ("shows real films" in capsys.readouterr().out) == (artefacts == 0)
+
+
+def test_artefacts_are_copied_in_the_run_and_what_refuses_them_fails_no_stage(
+    tmp_path, tiny_settings, said, capsys, monkeypatch
+):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    run = make_run(tmp_path, tiny_settings)
+    (tmp_path / "export").mkdir()
+    with tracked(run, "llcm") as tracker:
+        tracker.artefact("model", tmp_path / "export")
+        (artefact,) = [line for line in said() if line["what"] == "artefact"]
+        assert artefact["copied"] == [str(run.path("wandb").resolve())] * 2
+        monkeypatch.setattr(sys.modules["wandb"], "Artifact", None)  # as a disk that is full
+        tracker.artefact("model", tmp_path / "export")
+    assert "Weights & Biases did not take" in capsys.readouterr().err
+    assert said()[-1] == {"what": "finish", "exit_code": 0}
 
 
 def test_artefacts_can_be_left_out(tmp_path, tiny_settings, said):

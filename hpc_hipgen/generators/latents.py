@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,12 +15,14 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from hpc_hipgen.files import write_atomic
+from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.generators.autoencoder import encode, views_at_once
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.rank_zero import only_rank_0
+
+_WAIT_SECONDS = 1.0
 
 
 def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Tensor:
@@ -28,8 +32,9 @@ def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Ten
     file's name is a hash of the autoencoder's weights and of the views, so latents of another
     autoencoder or of other films are never used.
 
-    All ranks have to ask, and rank 0 computes. A file of each, put in the place of the one before,
-    would take that from those who have mapped it, on a disk that nodes share.
+    All ranks have to ask, and rank 0 computes; of several jobs that ask, the first one does. A file
+    of each, put in the place of the one before, would take that from those who have mapped it, on a
+    disk that nodes share.
 
     Raises:
         ValueError: names the first views of a batch whose latents are not finite; nothing is kept.
@@ -44,8 +49,17 @@ def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Ten
     path = cache / f"{digest.hexdigest()[:20]}.npy"
 
     def compute(say_busy: Callable[[], None]) -> None:
-        if path.is_file():
+        if _whole(path, len(films)):
             return
+        cache.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as file:
+            while lock(file) is False:  # another job of this run is at it
+                say_busy()
+                time.sleep(_WAIT_SECONDS)
+            if not _whole(path, len(films)):
+                encode_all(say_busy)
+
+    def encode_all(say_busy: Callable[[], None]) -> None:
         # channels last: on a CPU an encoder is 1.7 times as fast so (docs/log.md); its
         # training is not, hence the copy
         encoder = copy.deepcopy(autoencoder).to(device(), memory_format=torch.channels_last)
@@ -54,6 +68,17 @@ def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Ten
     only_rank_0(compute)
     # copy-on-write: torch warns of arrays that it may not write to
     return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def _whole(path: Path, views: int) -> bool:
+    """Whether a file of latents is there, and has not lost its end since."""
+    try:
+        return len(np.load(path, mmap_mode="r")) == views
+    except FileNotFoundError:
+        return False
+    except (ValueError, EOFError, OSError) as error:
+        print(f"{path}: damaged ({error}); computed anew", file=sys.stderr, flush=True)
+        return False
 
 
 def _encoded(

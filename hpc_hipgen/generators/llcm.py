@@ -156,6 +156,7 @@ class DistillationTask:
         student = self.build_student(self.parts.unet)
         if section.gradient_checkpointing:
             student.enable_gradient_checkpointing()
+        use_best_attention(self.parts.unet)
         unet = freeze(self.parts.unet, uses_bf16(section.training))
         self.module = DistillationLoss(student, unet, section, self.parts.prediction)
         self.averages = {"target": WeightAverage(student, section.ema_decay)}

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from hpc_hipgen.config import Experiment, Training, autoencoder_config
 from hpc_hipgen.performance.simulation import Cost, simulate
+from hpc_hipgen.training.engine import BUCKET
 
 GIB = 2**30
-BUCKET = 500_000_000
-"""Elements of DeepSpeed's reduce_bucket_size."""
+BUCKET_WITHOUT_ZERO = 500_000_000
+"""Gradients that DeepSpeed adds up at once where it shares nothing out, in elements."""
 
 PLANNED = ("stable_diffusion", "llcm")
 """Sections that can be planned."""
@@ -143,7 +144,7 @@ class Plan:
         """
         stage = stage if ranks > 1 else 0
         of_one = {n: self.parameters * 4 // (ranks if stage >= n else 1) for n in (1, 2, 3)}
-        bucket = 4 * min(BUCKET, self.parameters)
+        bucket = 4 * min(BUCKET if stage else BUCKET_WITHOUT_ZERO, self.parameters)
         # with ZeRO: masters of the weights, and two buckets of gradients, where one is on its way
         copies = 2 * bucket + of_one[1] if stage else bucket if ranks > 1 else 0
         student = self.model == "llcm"

@@ -18,6 +18,16 @@ from hpc_hipgen.config import Training
 from hpc_hipgen.training.muon import Muon
 from hpc_hipgen.training.norms import follow_autocast
 
+TIMEOUT = timedelta(minutes=30)
+"""What waits for another rank for longer is ended: rank 0 writes to disks that may be slow."""
+
+BUCKET = 50_000_000
+"""Gradients, in elements, that ranks add up at once from ZeRO-1 on (DeepSpeed's own: ten times it).
+
+Two such buckets are kept, and none is sent before it is full: a larger one than the network is
+sent after the backward pass, not beside it.
+"""
+
 
 def device() -> torch.device:
     """The device of this rank: its GPU where there is one, else the CPU."""
@@ -53,15 +63,15 @@ def init_distributed() -> None:
         torch.cuda.set_device(device())
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    backend, timeout = "nccl" if on_gpu else "gloo", timedelta(minutes=30)
+    backend = "nccl" if on_gpu else "gloo"
     if os.environ["WORLD_SIZE"] == "1":
         # A lone process meets itself in memory: a free port may be taken before it is listened on.
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group(
-            backend, store=store, rank=0, world_size=1, timeout=timeout
+            backend, store=store, rank=0, world_size=1, timeout=TIMEOUT
         )
     try:
-        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+        deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
     except torch.distributed.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -174,6 +184,7 @@ def deepspeed_settings(training: Training) -> dict[str, Any]:
             "stage": stage,
             "overlap_comm": stage > 0 and torch.cuda.is_available(),
             "contiguous_gradients": True,
+            "reduce_bucket_size": BUCKET,
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -202,6 +213,8 @@ def build_engine(module: nn.Module, training: Training) -> Any:
         config=deepspeed_settings(training),
         dist_init_required=False,
     )
+    # DeepSpeed adds up in a group of its own, which has torch's default: 10 minutes for NCCL
+    torch.distributed.distributed_c10d._set_pg_timeout(TIMEOUT, engine.seq_data_parallel_group)
     return engine
 
 

@@ -11,6 +11,8 @@ from PIL import Image
 from warm_python import warm_python
 
 from hpc_hipgen.config import Autoencoder
+from hpc_hipgen.files import lock
+from hpc_hipgen.generators import latents
 from hpc_hipgen.generators.autoencoder import build_autoencoder, encode
 from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.radiograph.layouts import Films
@@ -39,7 +41,36 @@ def test_they_are_computed_once(autoencoder, tmp_path, monkeypatch):
     assert torch.allclose(first, encode(autoencoder, films.images), atol=1e-5)
     monkeypatch.setattr("hpc_hipgen.generators.latents.encode", None)
     assert torch.equal(cached_latents(autoencoder, films, tmp_path), first)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+
+
+@pytest.mark.parametrize("left", [0, 300])
+def test_a_file_that_lost_its_end_is_made_anew(autoencoder, tmp_path, capsys, left):
+    films = some_films()
+    first = cached_latents(autoencoder, films, tmp_path).clone()
+    (path,) = tmp_path.glob("*.npy")
+    path.write_bytes(path.read_bytes()[:left])
+    assert torch.equal(cached_latents(autoencoder, films, tmp_path), first)
+    assert f"{path}: damaged" in capsys.readouterr().err
+
+
+def test_of_two_jobs_that_want_the_same_one_computes(autoencoder, tmp_path, monkeypatch):
+    films, waits = some_films(), []
+    first = cached_latents(autoencoder, films, tmp_path)
+    (path,) = tmp_path.glob("*.npy")
+    path.rename(tmp_path / "later")
+    with path.with_suffix(".lock").open("w") as other:
+        assert lock(other)
+
+        def other_is_done(seconds):
+            waits.append(seconds)
+            (tmp_path / "later").rename(path)
+            other.close()
+
+        monkeypatch.setattr(latents.time, "sleep", other_is_done)
+        monkeypatch.setattr(latents, "encode", None)
+        assert torch.equal(cached_latents(autoencoder, films, tmp_path), first)
+    assert len(waits) == 1
 
 
 TWO_RANKS = """
@@ -47,6 +78,8 @@ import sys, time
 from datetime import timedelta
 import numpy as np, torch
 from hpc_hipgen.config import Autoencoder
+from hpc_hipgen.files import lock
+from hpc_hipgen.generators import latents
 from hpc_hipgen.generators import latents
 from hpc_hipgen.generators.autoencoder import build_autoencoder
 from hpc_hipgen.radiograph.layouts import Films
@@ -101,7 +134,7 @@ def test_other_films_or_another_autoencoder_have_their_own(autoencoder, tmp_path
     with torch.no_grad():
         autoencoder.quant_conv.bias[0] += 1
     moved = cached_latents(autoencoder, films, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.glob("*.npy"))) == 4
     assert torch.allclose(moved, encode(autoencoder, films.images), atol=1e-5)
 
 
@@ -126,7 +159,7 @@ def test_views_without_finite_latents_are_named_and_nothing_is_kept(
     monkeypatch.setattr("hpc_hipgen.generators.latents.encode", broken)
     with pytest.raises(ValueError, match="non-finite latents for view-2"):
         cached_latents(autoencoder, films, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_they_are_memory_mapped_and_independent_of_the_batch(autoencoder, tmp_path, monkeypatch):
@@ -135,7 +168,7 @@ def test_they_are_memory_mapped_and_independent_of_the_batch(autoencoder, tmp_pa
     monkeypatch.setattr("hpc_hipgen.generators.latents.views_at_once", lambda resolution: 2)
     parts = cached_latents(autoencoder, films, tmp_path / "parts")
     assert torch.allclose(whole, parts, atol=1e-6) and whole.dtype == torch.float32
-    (path,) = (tmp_path / "parts").iterdir()
+    (path,) = (tmp_path / "parts").glob("*.npy")
     stored = np.load(path)
     parts[0] = 0
     assert np.array_equal(np.load(path), stored), "the file is not written to"
@@ -160,7 +193,7 @@ def test_a_view_has_one_cache_in_whatever_layout_it_lies(autoencoder, tmp_path):
     cache = tmp_path / "cache"
     first = cached_latents(autoencoder, single, cache)
     assert torch.equal(cached_latents(autoencoder, joined, cache), first)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.npy"))) == 1
     paths[1].write_bytes(contents[0])
     cached_latents(autoencoder, single, cache)
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.npy"))) == 2

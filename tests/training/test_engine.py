@@ -4,6 +4,7 @@ import copy
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -98,6 +99,16 @@ def test_a_network_is_compiled_when_asked_for(monkeypatch):
     for layer, asked in zip(layers, (True, False), strict=True):
         engine.build_engine(layer, training(compile=asked, zero_stage=0)).destroy()
     assert compiled == layers[:1]
+
+
+def test_the_group_in_which_gradients_are_added_up_waits_as_long_as_ours(monkeypatch):
+    engine.init_distributed()
+    monkeypatch.setattr(engine, "TIMEOUT", timedelta(minutes=45))
+    built = engine.build_engine(nn.Linear(2, 2), training(zero_stage=0))
+    group = built.seq_data_parallel_group
+    assert group is not torch.distributed.group.WORLD, "else this would be of no use"
+    assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(minutes=45)
+    built.destroy()
 
 
 def test_joining_twice_is_joining_once():

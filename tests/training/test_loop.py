@@ -300,7 +300,10 @@ BAD = int(data_order(7, 4, 1, 20)[0])
 def ranks(tmp_path_factory):
     """A folder with all that two ranks train, in one start of theirs, and what it goes on from."""
     folder = tmp_path_factory.mktemp("ranks")
-    runs = [(folder / "accumulates", {"zero_stage": 3, "micro_batch": 2})]
+    runs = [
+        (folder / f"accumulates-{stage}", {"zero_stage": stage, "micro_batch": 2})
+        for stage in (1, 3)
+    ]
     # as of `_linear_of_torch`, which comes later
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
@@ -325,7 +328,7 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_ranks_see_the_losses_of_one(whole, ranks):
-    for folder in (ranks / "two-1", ranks / "accumulates"):
+    for folder in (ranks / "two-1", ranks / "accumulates-1", ranks / "accumulates-3"):
         assert losses(folder) == pytest.approx(losses(whole[1]), rel=1e-5, abs=1e-5)
         path = folder / "checkpoints" / "0000000096" / "averages.pt"
         averages = torch.load(path, weights_only=True)
