@@ -19,12 +19,12 @@ from typing import Any, Literal, get_args
 from pydantic import field_validator
 
 from hpc_hipgen.config import (
+    ADAPTED,
     FEW_STEPS,
     LLCM,
     TIMESTEPS,
     Adapters,
     ConfigError,
-    Diffusion,
     Section,
     parse_settings,
     settings_tree,
@@ -206,7 +206,9 @@ def _scales(run: Run, grid: Grid, model: str, notes: list[str]) -> list[float]:
     (row,) = model_rows(run.config, model)
     scales = list(grid.guidance or (row_settings(run.config, row)["guidance"],))
     section = getattr(run.config, model)
-    if not isinstance(section, Diffusion) or section.guidable:
+    if model in ADAPTED and not section.base:  # what it goes on from
+        section = run.config.stable_diffusion
+    if getattr(section, "guidable", True):
         return scales
     if gone := [f"{g:g}" for g in scales if g > 1]:
         notes.append(f"{model}: guidance {', '.join(gone)} left out, its caption_dropout is 0")

@@ -482,6 +482,62 @@ def test_many_steps_begin_with_noise(tiny_settings, steps, first):
     parse_experiment(tiny_settings, "x.yaml")
 
 
+def leaves(tree, key=""):
+    """The keys of all single values of a tree of settings, and the values."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{key}{name}.")
+        elif not isinstance(value, list):
+            yield f"{key}{name}", value
+
+
+@pytest.mark.parametrize("name", ["compare", "llcm", "unclip", "film_ruler", "lab_ruler"])
+def test_no_number_is_infinite_or_a_truth(name):
+    path = ROOT / "configs" / f"{name}.yaml"
+    tree = load_experiment(path).model_dump(mode="json")
+    numbers = [(k, v) for k, v in leaves(tree) if type(v) in (int, float)]
+    assert len(numbers) > 30
+    for key, value in numbers:
+        for wrong in ("true", *([".inf"] if isinstance(value, float) else [])):
+            with pytest.raises(ConfigError) as caught:
+                load_experiment(path, [f"{key}={wrong}"])
+            lines = str(caught.value).splitlines()
+            assert any(line.startswith(f"'{key}={wrong}': {key}") for line in lines), (key, lines)
+
+
+def test_a_seed_leaves_room_for_those_of_images(tiny_settings):
+    with pytest.raises(ConfigError, match=r"seed: .* less than 4294967296"):
+        parse_experiment(tiny_settings | {"seed": 2**32}, "x")
+    assert parse_experiment(tiny_settings | {"seed": 2**32 - 1}, "x").seed * 1_000_003 < 2**63
+
+
+def test_a_class_of_pipelines_and_a_stride_that_do_not_fit_are_named(tiny_settings, tmp_path):
+    base = tmp_path / "base"
+    (base / "vae").mkdir(parents=True)
+    (base / "vae" / "config.json").write_text('{"block_out_channels": [8, 8, 8, 8, 8, 8, 8]}')
+    index = base / "model_index.json"
+    index.write_text('{"_class_name": "StableUnCLIPPipeline"}')
+    tiny_settings["llcm"]["base"] = str(base)
+    config = parse_experiment(tiny_settings, "x")
+    with pytest.raises(ConfigError, match=r"llcm.base: .* is a StableUnCLIPPipeline, not a Stable"):
+        check_inputs(config, "x")
+    index.write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(
+        ConfigError, match=r"data.resolution: 32 is not a multiple of 64"
+    ):
+        check_inputs(config, "x")
+
+
+def test_smoke_says_what_of_the_command_line_it_replaces(capsys):
+    given = ["data.resolution=64", "llcm.solver=paper", "llcm.training.batch=4"]
+    config = load_experiment(ROOT / "configs" / "llcm.yaml", given, smoke=True)
+    assert config.llcm.solver == "paper"
+    assert capsys.readouterr().err.splitlines() == [
+        f"'data.resolution=64': --smoke has {config.data.resolution} instead",
+        f"'llcm.training.batch=4': --smoke has {config.llcm.training.batch} instead",
+    ]
+
+
 def test_eta_needs_a_solver_that_takes_it(tiny_settings):
     tiny_settings["sampling"] = {"eta": 0.5, "solver": "leapfrog"}
     with pytest.raises(ConfigError, match="eta: the leapfrog takes none"):

@@ -41,7 +41,8 @@ class Data(Section):
         if self.source == "films" and self.films is None:
             raise ValueError("data.films: a folder is needed when data.source is 'films'")
         if self.source == "phantom" and (self.films or self.landmarks):
-            raise ValueError("data.films: given, but data.source is 'phantom', which ignores it")
+            key = "films" if self.films else "landmarks"
+            raise ValueError(f"data.{key}: given, but data.source is 'phantom', which ignores it")
         if self.warp and self.views == 1:
             raise ValueError("data.warp: given, but the one view of data.views is the nominal one")
         if self.source == "films" and self.even_angles:
@@ -76,7 +77,8 @@ class Training(Section):
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)  # gradient norm
-    ema_images: float = Field(0.0, ge=0)  # time constant of the weight average; 0: no average
+    # time constant of the average of the weights; 0: none, and of students their target
+    ema_images: float = Field(0.0, ge=0)
     # auto: bf16 where the hardware computes in it, else fp32: emulated, it is ten times slower
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # with several ranks; one alone has nothing to share. 0 with muon, which needs whole matrices

@@ -46,7 +46,7 @@ class Experiment(Section):
     """A whole experiment: one file of configs/."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)  # torch has 64 bits, of which images take theirs
     data: Data = Data()
     ruler: Ruler | None = None
     reward_model: Ruler | None = None  # a second ruler, which feedback asks; it measures no report

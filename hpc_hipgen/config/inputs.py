@@ -22,6 +22,9 @@ _USUAL = {
 }
 """What diffusers' schedulers have where their settings do not say."""
 
+STABLE_DIFFUSION = "StableDiffusionPipeline"
+"""The class of pipelines that are gone on from, as their `model_index.json` names it."""
+
 PREDICTIONS = get_args(Diffusion.model_fields["prediction"].annotation)
 
 
@@ -46,6 +49,9 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
             f"autoencoder.pretrained: {auto.pretrained} holds no autoencoder (config.json, or "
             "vae/config.json of a pipeline)"
         )
+    elif auto and auto.pretrained:
+        key = "autoencoder.pretrained"
+        problems += _no_divisor(key, auto.pretrained, config.data.resolution)
     for name in ("stable_diffusion", "stable_diffusion_caption"):
         section = getattr(config, name)
         if section and section.pretrained and f"train-{name}" not in done:
@@ -54,7 +60,10 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
         section = getattr(config, name)
         if section and section.base and f"train-{name}" not in done:
             key = f"{name}.base"
-            problems += _no_pipeline(key, section.base) or _no_base(key, section.base)
+            problems += _no_pipeline(key, section.base) or [
+                *_no_base(key, section.base),
+                *_no_divisor(key, section.base, config.data.resolution),
+            ]
     for name in ("discrete_vae", "clip", "prior"):
         section = getattr(config, name)
         folder = section.pretrained if section else None
@@ -84,9 +93,25 @@ def autoencoder_config(folder: Path) -> Path:
 
 
 def _no_pipeline(key: str, folder: Path) -> list[str]:
-    if (folder / "model_index.json").is_file():
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return [f"{key}: {folder} holds no diffusers pipeline (model_index.json)"]
+    kind = _setting(index, "_class_name", STABLE_DIFFUSION)
+    if kind != STABLE_DIFFUSION:
+        return [f"{key}: {folder} is a {kind}, not a {STABLE_DIFFUSION}"]
+    return []
+
+
+def _no_divisor(key: str, folder: Path, resolution: int) -> list[str]:
+    """Whether an autoencoder gives images back at the size of the views."""
+    levels = len(_setting(autoencoder_config(folder), "block_out_channels", (0,)))
+    stride = 2 ** (levels - 1)
+    if resolution % stride == 0:
         return []
-    return [f"{key}: {folder} holds no diffusers pipeline (model_index.json)"]
+    return [
+        f"data.resolution: {resolution} is not a multiple of {stride}, the stride of the "
+        f"autoencoder of {key}, {folder}"
+    ]
 
 
 def _no_base(key: str, folder: Path) -> list[str]:
@@ -199,7 +224,7 @@ def _check_ruler(name: str, folder: Path, data: Data) -> None:
     """A pretrained ruler measures views of the size and crop of `data`; raises ValueError."""
     try:
         settings = json.loads((folder / "ruler.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{name}.pretrained: {folder} holds no ruler.json; give the folder ruler/export of a "
             "run"

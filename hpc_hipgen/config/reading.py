@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -36,9 +37,21 @@ def load_experiment(
     if smoke:
         over = _read_tree(SMOKE)
         common = NO_MODELS if tree.get("ruler") else ()
+        given = tree
         tree = merged(tree, {k: v for k, v in over.items() if k in common or tree.get(k)})
+        for override in overrides or []:
+            key = override.partition("=")[0]
+            if (now := _value(tree, key)) != _value(given, key):
+                print(f"'{override}': --smoke has {now} instead", file=sys.stderr)
         tree["name"] = f"{tree.get('name')}-smoke"
     return parse_settings(Experiment, tree, str(path), overrides or [])
+
+
+def _value(tree: Any, key: str) -> Any:
+    """What a tree has at `key.sub`; None where that is nothing."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 class _OneValueAKey(yaml.SafeLoader):
