@@ -1,6 +1,6 @@
 """Measures how fast everything is on this machine, CPU or GPU, into one table.
 
-    python -m jobs.benchmark                              everything
+    python -m jobs.benchmark                              all but the last two below
     python -m jobs.benchmark --only training sampling     some of it
     python -m jobs.benchmark --against diffusers          our LLCM step against diffusers' recipe
     python -m jobs.benchmark --only measuring             whole films a second, by the film ruler of

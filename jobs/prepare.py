@@ -35,7 +35,7 @@ the scenes that it is trained on are drawn to RUN/scenes instead, and those of t
 
 What is made is set by `seed` and `data` of RUN/config.yaml:
   source          phantom: drawn radiographs with exact landmarks; films: your own
-  films           folder of PNG, JPEG or DICOM files (8 or 16 bits, MONOCHROME1 or 2, colour)
+  films           folder of PNG, JPEG, TIFF or DICOM files (8 or 16 bits, MONOCHROME1 or 2, colour)
   landmarks       the landmark table, CSV or COCO keypoints (below);
                   default: landmarks.csv in the folder
   train, validation, test   phantoms to draw; for films, the proportions in which dogs are split

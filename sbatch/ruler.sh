@@ -9,7 +9,7 @@
 # The ruler alone: trains the landmark network and reports the errors of its Norberg angles.
 #
 #   bash sbatch/ruler.sh                             on held-out phantoms
-#   FILMS=folder bash sbatch/ruler.sh                on real films too: PNG, JPEG or DICOM, landmarks.csv
+#   FILMS=folder bash sbatch/ruler.sh                on real films too: PNG, JPEG, TIFF, DICOM, landmarks.csv
 #                                                    beside; they are measured, never trained on
 #   RULER=results/llcm/ruler/export FILMS=folder bash sbatch/ruler.sh    with a ruler that is trained
 #   FILMS=folder sbatch sbatch/ruler.sh KEY=VALUE    on a cluster; arguments are settings

@@ -522,9 +522,7 @@ def test_a_class_of_pipelines_and_a_stride_that_do_not_fit_are_named(tiny_settin
     with pytest.raises(ConfigError, match=r"llcm.base: .* is a StableUnCLIPPipeline, not a Stable"):
         check_inputs(config, "x")
     index.write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(
-        ConfigError, match=r"data.resolution: 32 is not a multiple of 64"
-    ):
+    with pytest.raises(ConfigError, match=r"data.resolution: 32 is not a multiple of 64"):
         check_inputs(config, "x")
 
 

@@ -14,7 +14,7 @@ class Data(Section):
     """The films: where they come from and how they are cropped."""
 
     source: Literal["phantom", "films"] = "phantom"
-    films: Path | None = None  # folder of PNG, JPEG or DICOM files
+    films: Path | None = None  # folder of PNG, JPEG, TIFF or DICOM files
     landmarks: Path | None = None  # CSV or COCO JSON; default: landmarks.csv in the folder
     # Text burned into films, these and evaluation.films, is masked and reported; phantoms have none
     # of a patient's. False: it stays, and models learn it.

@@ -179,6 +179,7 @@ def write_card(
         card_data=data.to_yaml(),
         title=title,
         what=what or DRAWS,
+        draws=not what,
         use=use,
         call=_call(run, model) if "diffusers" in use and not what else None,
         run=run.config,

@@ -163,7 +163,7 @@ def collect(run: Run) -> Results:
     features = _read_features(run, found)
     metrics = {
         "name": run.config.name,
-        "synthetic": True,
+        "synthetic": run.config.data.source == "phantom",  # all that was learnt and measured
         "sides": "left and right are the patient's; the patient's left is at the image's right",
         "faithfulness": scores,
         "baseline": baseline,
