@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen import sweep as sweeps
 from hpc_hipgen.arguments import documented_parser, status_of
+from hpc_hipgen.cluster.launching import dry_run, execute_cells
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import write_atomic
@@ -81,8 +82,8 @@ def _saved(run: Run, name: str) -> Sweep:
 
 
 def _pipeline(run: Run, cell: Cell) -> Any:
+    from hpc_hipgen.generators.drawing import load_model
     from hpc_hipgen.generators.sampling import load_average
-    from jobs.sample import load_model
 
     pipeline = load_model(run, cell.model)
     if cell.checkpoint != EXPORT:
@@ -94,9 +95,9 @@ def _draw_and_measure(
     run: Run, sweep: Sweep, cell: Cell, films: Any, pipeline: Any, ruler: Any
 ) -> str:
     """One cell: its samples, unless they are there, then their measurements."""
-    from hpc_hipgen.evaluation.samples import read_or_redraw
-    from jobs.evaluate import measured, store_table
-    from jobs.sample import drawn, image_specs, shard_bytes, with_subjects
+    from hpc_hipgen.evaluation.measurements import measured, store_table
+    from hpc_hipgen.evaluation.samples import image_specs, read_or_redraw, shard_bytes
+    from hpc_hipgen.generators.drawing import drawn, with_subjects
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
 
@@ -175,8 +176,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from jobs.launch import dry_run, execute_cells
-
     site = load_site(options.site)
     run = Run(site.run_folder(options.run))
     sweeps.check_ready(run)
