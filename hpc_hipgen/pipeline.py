@@ -16,7 +16,8 @@ from math import ceil
 from pathlib import Path
 
 from hpc_hipgen.cluster.site import Kind
-from hpc_hipgen.config import TAUGHT, Experiment
+from hpc_hipgen.config import Experiment
+from hpc_hipgen.models import MODELS, RULERS
 from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW
 from hpc_hipgen.run import Run
 
@@ -51,9 +52,6 @@ class Stage:
         return self.missing(run) == []
 
 
-RULERS = ("ruler", "reward_model", "film_ruler", "lab_ruler")
-"""Too small to be worth several GPUs."""
-
 SHARED_BATCH = 8
 """Smallest batch that the GPUs of a node share out; below it, as for the ruler, one is enough.
 
@@ -66,7 +64,7 @@ def stages(config: Experiment) -> list[Stage]:
     trained = config.trained()
     graph = [Stage("prepare", "jobs.prepare:prepare", "cpu")]
     for model in trained:
-        after = tuple(f"train-{needed}" for needed in _NEEDS[model] if needed in trained)
+        after = tuple(f"train-{needed}" for needed in MODELS[model].needs if needed in trained)
         if model == "lab_ruler":
             graph.append(_cross_validation(after))
             after = (*after, CROSS_VALIDATION)
@@ -136,30 +134,10 @@ def fold_measurements(run: Run, item: Item) -> Path:
     return run.path("cross_validation", f"fold-{item[1]}", "measurements.json")
 
 
-_NEEDS: dict[str, tuple[str, ...]] = {
-    "ruler": (),
-    "reward_model": (),
-    "film_ruler": (),
-    "lab_ruler": ("film_ruler",),
-    "autoencoder": (),
-    "probe": ("autoencoder",),
-    "discrete_vae": (),
-    "clip": (),
-    "prior": ("clip",),
-    "stable_diffusion": ("autoencoder", "probe"),
-    "stable_diffusion_caption": ("autoencoder", "probe"),
-    "feedback": ("stable_diffusion", "reward_model"),
-    **dict.fromkeys(TAUGHT, ("stable_diffusion", "feedback", "probe")),
-    "dall_e": ("discrete_vae",),
-    "unclip": ("autoencoder", "probe", "clip", "prior"),
-}
-"""Models that must be trained before a model can be, where this experiment trains them."""
-
-
 def trained_before(config: Experiment, model: str) -> list[str]:
     """Models of this experiment that a model is trained on, and those that they are, each once."""
     base = getattr(getattr(config, model), "base", None)
-    direct = [] if base else [name for name in _NEEDS[model] if name in config.trained()]
+    direct = [] if base else [name for name in MODELS[model].needs if name in config.trained()]
     found = [*direct, *(name for near in direct for name in trained_before(config, near))]
     return list(dict.fromkeys(found))
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards, status_of
 from hpc_hipgen.files import write_atomic
-from hpc_hipgen.generators.drawing import drawn, load_model, round_trip, with_subjects
+from hpc_hipgen.generators.drawing import Drawer, drawer_of, drawn, round_trip, with_subjects
 from hpc_hipgen.pipeline import Item, report_items, row_data, sample_shard
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, ROUND_TRIPS, row_model, row_settings
 from hpc_hipgen.run import Run
@@ -47,7 +47,7 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
 
     folders = {row_data(run, row) for row, _ in todo}
     films_of = {folder: read_manifest(folder, "test", nominal_only=True) for folder in folders}
-    pipelines: dict[str, Any] = {}
+    drawers: dict[str, Drawer] = {}
     for number, (row, shard) in enumerate(sorted(todo), 1):
         films = films_of[row_data(run, row)]
         specs = _row_specs(run, films, row)
@@ -58,9 +58,9 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
             images = _views(run, row, films.images[[spec["view"] for spec in specs]])
         else:
             model, _ = row_model(run.config, row)
-            if model not in pipelines:
-                pipelines[model] = load_model(run, model)
-            images, cost = _drawn_at_cost(run, pipelines[model], specs)
+            if model not in drawers:
+                drawers[model] = drawer_of(run, model)
+            images, cost = _drawn_at_cost(run, drawers[model], specs)
             write_atomic(path.with_suffix(".json"), json.dumps(cost))
         write_atomic(path, shard_bytes(specs, images, synthetic=is_synthetic(run.config, row)))
         print(
@@ -95,13 +95,13 @@ def _views(run: Run, row: str, images: np.ndarray) -> np.ndarray:
 
 
 def _drawn_at_cost(
-    run: Run, pipeline: Any, specs: list[dict[str, Any]]
+    run: Run, drawer: Drawer, specs: list[dict[str, Any]]
 ) -> tuple[list[np.ndarray], dict[str, float]]:
     """What `drawn` draws, and what that cost."""
     from hpc_hipgen.generators.sampling import sampling_cost
 
-    with sampling_cost(pipeline) as cost:
-        images = list(drawn(run, pipeline, specs))
+    with sampling_cost(drawer.network) as cost:
+        images = list(drawn(run, drawer, specs))
     return images, {"images": len(images), **cost}
 
 

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
     """Draws shards of generated films; returns how many were drawn now."""
     from hpc_hipgen.evaluation.samples import image_specs, shard_bytes
-    from hpc_hipgen.generators.drawing import drawn, load_model, with_subjects
+    from hpc_hipgen.generators.drawing import drawer_of, drawn, with_subjects
     from hpc_hipgen.radiograph.layouts import read_manifest
 
     settings = _saved(run, name)
@@ -66,10 +66,10 @@ def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
     specs = image_specs(seed, films, settings.row, look, times)[: settings.generated]
     model, _ = row_model(run.config, settings.row)
     specs, size = with_subjects(run, model, specs), run.config.sampling.shard_size
-    pipeline = load_model(run, model)
+    drawer = drawer_of(run, model)
     for item in sorted(todo):
         part = specs[item[1] * size : (item[1] + 1) * size]
-        content = shard_bytes(part, drawn(run, pipeline, part), synthetic=True)
+        content = shard_bytes(part, drawn(run, drawer, part), synthetic=True)
         write_atomic(utility.sample_shard(run, item, name), content)
     return len(todo)
 

@@ -33,6 +33,7 @@ SHARD = "shard-{:05d}"
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.(tar|parquet)")
 UNREADABLE = (tarfile.TarError, OSError, SyntaxError)  # PIL calls a broken PNG a syntax error
 REQUIRED = ("row", "index", "seed", "film", "prompt_class", "asked_left", "asked_right")
+NOT_KEPT = ("prompt", "view")  # of what is asked for, in the JSON of a sample
 
 
 class DamagedShardError(ValueError):
@@ -86,6 +87,11 @@ def image_specs(
     return specs
 
 
+def settings_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """The `settings` of `image_specs` in one of its specs."""
+    return {key: v for key, v in spec.items() if key not in (*REQUIRED, *NOT_KEPT)}
+
+
 def shard_bytes(
     specs: list[dict[str, Any]], images: Iterable[np.ndarray], synthetic: bool
 ) -> bytes:
@@ -95,7 +101,7 @@ def shard_bytes(
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, mtime=0) as writer:
         for spec, image in zip(specs, images, strict=True):
-            info = {k: v for k, v in spec.items() if k not in ("prompt", "view")}
+            info = {k: v for k, v in spec.items() if k not in NOT_KEPT}
             writer.write(
                 {
                     "__key__": f"{spec['index']:06d}",

@@ -1,30 +1,41 @@
-"""Draws with the trained models of a run, whichever they are."""
+"""Draws with the trained generators of a run, whichever they are."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hpc_hipgen.models import MODELS
+from hpc_hipgen.named import resolve
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
     from hpc_hipgen.run import Run
 
 
-def load_model(run: Run, model: str) -> Any:
-    """What `drawn` draws with: a model's export, or its base with the exported adapters."""
-    from hpc_hipgen.config import Adapters
-    from hpc_hipgen.generators.dall_e import load_parts
-    from hpc_hipgen.generators.sampling import load_pipeline
+class Drawer(Protocol):
+    """A trained generator, loaded."""
 
-    export, precision = run.path(model, "export"), run.config.sampling.precision
-    if model == "dall_e":
-        return load_parts(export, precision)
-    if isinstance(getattr(run.config, model), Adapters):
-        return load_pipeline(run.base(model), precision, adapters=export)
-    return load_pipeline(export, precision)
+    @property
+    def network(self) -> nn.Module:
+        """What works at each step or token: by its evaluations the cost of drawing is counted."""
+        ...
+
+    def draw(
+        self, prompts: list[str], seeds: list[int], *, resolution: int, **settings: Any
+    ) -> np.ndarray:
+        """Grey images (b, n, n) uint8, one seed an image; settings as of `rows.row_settings`."""
+        ...
+
+
+def drawer_of(run: Run, model: str) -> Drawer:
+    """The drawer of a generator of the run, from its export."""
+    named = MODELS[model].drawer
+    assert named, f"{model} draws nothing"
+    return resolve(named)(run, model)
 
 
 def with_subjects(run: Run, model: str, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -35,31 +46,15 @@ def with_subjects(run: Run, model: str, specs: list[dict[str, Any]]) -> list[dic
     return [spec | {"prompt": prompt(spec["prompt"], spec["prompt_class"])} for spec in specs]
 
 
-def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.ndarray]:
-    """Images (r, r) uint8 of a pipeline in the order of the specs, all of the same settings.
+def drawn(run: Run, drawer: Drawer, specs: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+    """Images (n, n) uint8 in the order of the specs, which are all of the same settings."""
+    from hpc_hipgen.evaluation.samples import settings_of
 
-    `pipeline`: a diffusers pipeline, or the parts of a DALL-E.
-    """
-    from diffusers import StableUnCLIPPipeline
-
-    from hpc_hipgen.config import TokenSampling, UnCLIPSampling
-    from hpc_hipgen.generators import dall_e, sampling, unclip
-
-    names: tuple[str, ...] = ("steps", "guidance", "solver", "eta")
-    if isinstance(pipeline, dall_e.Parts):
-        draw, names = dall_e.draw, tuple(TokenSampling.model_fields)
-    elif isinstance(pipeline, StableUnCLIPPipeline):
-        draw = partial(unclip.draw, resolution=run.config.data.resolution)
-        names = (*names, *UnCLIPSampling.model_fields)
-    else:
-        draw = partial(sampling.draw, resolution=run.config.data.resolution)
-    size = run.config.sampling.batch
+    size, resolution = run.config.sampling.batch, run.config.data.resolution
     for start in range(0, len(specs), size):
         part = specs[start : start + size]
-        settings = {name: part[0][name] for name in names}
-        yield from draw(
-            pipeline, [s["prompt"] for s in part], [s["seed"] for s in part], **settings
-        )
+        prompts, seeds = [s["prompt"] for s in part], [s["seed"] for s in part]
+        yield from drawer.draw(prompts, seeds, resolution=resolution, **settings_of(part[0]))
         done = f"{start + len(part)}/{len(specs)}"
         print(f"  {part[0]['row']}: {done}", file=sys.stderr, flush=True)
 

@@ -118,7 +118,7 @@ def measure(
     `specs` as of `samples.image_specs`. Evaluations are counted at the network.
     """
     latents = []
-    with sampling_cost(pipeline) as cost:
+    with sampling_cost(pipeline.unet) as cost:
         for start in range(0, len(specs), batch):
             chosen = specs[start : start + batch]
             latents.append(_latents(cell, chosen, pipeline).float().cpu())
