@@ -38,7 +38,6 @@ class Model:
 
     task: function of the Run and that name; returns the Task by which it is trained.
     title, what, use: of its model card: its name for people, what it does, and how it is loaded.
-    needs: models that are trained before it, where an experiment trains them.
     drawer: of a generator: function of the Run and its name; returns the Drawer of its export.
     label: of a generator: of its rows in the report, with {steps}, where it takes any.
     guided: whether it is drawn at the scales of `sampling`; else it has its guidance in its weights
@@ -52,7 +51,6 @@ class Model:
     title: str
     use: str
     what: str = DRAWS
-    needs: tuple[str, ...] = ()
     drawer: str | None = None
     label: str = ""
     guided: bool = True
@@ -67,14 +65,10 @@ def _llcm(title: str, label: str) -> Model:
         task="hpc_hipgen.tasks:llcm",
         title=title,
         use=_STOCK,
-        needs=_TEACHERS,
         drawer=_PIPELINE,
         label=label,
     )
 
-
-_TEACHERS = ("stable_diffusion", "feedback", "probe")
-"""What is trained before a model that starts from a teacher."""
 
 MODELS = {
     "ruler": Model(
@@ -106,7 +100,6 @@ MODELS = {
         title="Landmark networks for the whole films of one lab",
         what="Find and measure both hips in a whole ventrodorsal radiograph of a dog.",
         use=_MEASURE,
-        needs=("film_ruler",),
         ruler=True,
     ),
     "autoencoder": Model(
@@ -122,7 +115,6 @@ MODELS = {
         what="Reads landmarks off the latents of ventrodorsal hip radiographs of dogs; generators "
         "are trained with it, nothing is measured by it.",
         use=_OURS.format("generators.probe.load_probe"),
-        needs=("autoencoder",),
     ),
     "discrete_vae": Model(
         task="hpc_hipgen.tasks:discrete_vae",
@@ -142,13 +134,11 @@ MODELS = {
         title="Prior of unCLIP",
         what="Draws the CLIP embedding of a ventrodorsal hip radiograph of a dog for a caption.",
         use=_OURS.format("generators.prior.load_prior"),
-        needs=("clip",),
     ),
     "stable_diffusion": Model(
         task="hpc_hipgen.tasks:stable_diffusion",
         title="Stable Diffusion",
         use=_STOCK,
-        needs=("autoencoder", "probe"),
         drawer=_PIPELINE,
         label="Stable Diffusion, {steps}",
     ),
@@ -156,7 +146,6 @@ MODELS = {
         task="hpc_hipgen.tasks:feedback",
         title="Stable Diffusion with feedback",
         use=_STOCK + "\n\nIt was tuned without guidance: use `guidance_scale=1`.",
-        needs=("stable_diffusion", "reward_model"),
         drawer=_PIPELINE,
         label="Stable Diffusion, feedback, {steps}",
         guided=False,
@@ -165,7 +154,6 @@ MODELS = {
         task="hpc_hipgen.tasks:stable_diffusion",
         title="Stable Diffusion, angles as digits",
         use=_STOCK,
-        needs=("autoencoder", "probe"),
         drawer=_PIPELINE,
         label="Stable Diffusion, digits only, {steps}",
     ),
@@ -179,7 +167,6 @@ MODELS = {
         task="hpc_hipgen.tasks:lora",
         title="LoRA",
         use=_ADAPTERS,
-        needs=_TEACHERS,
         drawer=_ON_BASE,
         label="LoRA, {steps}",
     ),
@@ -188,7 +175,6 @@ MODELS = {
         title="LCM-LoRA",
         use=_ADAPTERS
         + "\n\nIts scheduler is `LCMScheduler`, in `scheduler/`; use `guidance_scale=1`.",
-        needs=_TEACHERS,
         drawer=_ON_BASE,
         label="LCM-LoRA, {steps}",
         guided=False,  # a scale above 1 would guide it twice
@@ -197,7 +183,6 @@ MODELS = {
         task="hpc_hipgen.tasks:dreambooth",
         title="DreamBooth",
         use=_STOCK,
-        needs=_TEACHERS,
         drawer=_PIPELINE,
         label="DreamBooth, {steps}",
     ),
@@ -205,7 +190,6 @@ MODELS = {
         task="hpc_hipgen.tasks:dall_e",
         title="DALL-E",
         use=_OURS.format("generators.dall_e.load_parts"),
-        needs=("discrete_vae",),
         drawer="hpc_hipgen.generators.dall_e:drawer",
         label="DALL-E",
         tokens=True,
@@ -214,7 +198,6 @@ MODELS = {
         task="hpc_hipgen.tasks:unclip",
         title="unCLIP",
         use=_UNCLIP,
-        needs=("autoencoder", "probe", "clip", "prior"),
         drawer="hpc_hipgen.generators.unclip:drawer",
         label="unCLIP, {steps}",
     ),

@@ -16,8 +16,8 @@ from math import ceil
 from pathlib import Path
 
 from hpc_hipgen.cluster.site import Kind
-from hpc_hipgen.config import Experiment
-from hpc_hipgen.models import MODELS, RULERS
+from hpc_hipgen.config import NEEDS, Experiment
+from hpc_hipgen.models import RULERS
 from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW
 from hpc_hipgen.run import Run
 
@@ -64,7 +64,7 @@ def stages(config: Experiment) -> list[Stage]:
     trained = config.trained()
     graph = [Stage("prepare", "jobs.prepare:prepare", "cpu")]
     for model in trained:
-        after = tuple(f"train-{needed}" for needed in MODELS[model].needs if needed in trained)
+        after = tuple(f"train-{needed}" for needed in NEEDS.get(model, ()) if needed in trained)
         if model == "lab_ruler":
             graph.append(_cross_validation(after))
             after = (*after, CROSS_VALIDATION)
@@ -137,7 +137,7 @@ def fold_measurements(run: Run, item: Item) -> Path:
 def trained_before(config: Experiment, model: str) -> list[str]:
     """Models of this experiment that a model is trained on, and those that they are, each once."""
     base = getattr(getattr(config, model), "base", None)
-    direct = [] if base else [name for name in MODELS[model].needs if name in config.trained()]
+    direct = [] if base else [name for name in NEEDS.get(model, ()) if name in config.trained()]
     found = [*direct, *(name for near in direct for name in trained_before(config, near))]
     return list(dict.fromkeys(found))
 
