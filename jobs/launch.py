@@ -20,7 +20,7 @@ from pathlib import Path
 from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.launching import dry_run, execute, report_line, shown
-from hpc_hipgen.cluster.site import Site, load_site, shares_work
+from hpc_hipgen.cluster.site import Site, load_site
 from hpc_hipgen.config import (
     ConfigError,
     Experiment,
@@ -162,11 +162,10 @@ def check_ranks(config: Experiment, graph: list[Stage], site: Site, slurm: bool)
     from hpc_hipgen.cluster.executors import local_processes
 
     for stage in graph:
-        need = site.of(stage.name, stage.kind)
-        if not shares_work(stage.name, stage.kind):
+        need = site.of(stage)
+        if not (model := stage.model):
             continue
         ranks = need.nodes * need.processes if slurm else local_processes(stage.kind)
-        model = stage.arguments[0] if stage.arguments else "lab_ruler"  # for its cross-validation
         training, group = getattr(config, model).training, contrast(config, model)
         share, rest = divmod(training.batch, ranks)
         held = min(training.micro_batch or share, share)
@@ -188,7 +187,7 @@ def outdated(graph: list[Stage], name: str) -> set[str]:
     for stage in graph:
         if stale & set(stage.after):
             stale.add(stage.name)
-    if any(stage.startswith("train-") for stage in stale):
+    if any(stage.model for stage in graph if stage.name in stale):
         raise ConfigError(f"--redo {name}: would train again; start another run with --run NAME")
     return stale
 

@@ -75,7 +75,7 @@ def dry_run(
     run = Run(folder) if (folder / "config.yaml").is_file() else None
     print(f"{what}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
     for stage in graph:
-        need = site.of(stage.name, stage.kind)
+        need = site.of(stage)
         done = run and stage.name not in stale and stage.done(run)
         state = "done" if done else "to do"
         ask = f"{need.nodes} x {need.gpus} GPU, {need.cpus} CPUs a process, {need.hours:g} h"
