@@ -14,13 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Literal
 
-from hpc_hipgen.cluster.site import Kind
-from hpc_hipgen.config import TAUGHT, Experiment
+from hpc_hipgen.config import NEEDS, Experiment
+from hpc_hipgen.models import RULERS
 from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW
 from hpc_hipgen.run import Run
 
 Item = tuple[str, int]
+
+Kind = Literal["cpu", "gpu", "train"]
+"""cpu: no accelerator; gpu: one process on one GPU; train: one process per GPU on whole nodes."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class Stage:
     items: Callable[[Run], list[Item] | None] | None = None  # of an array; None: not known yet
     artefact: Callable[[Run, Item], Path] | None = None
     follows: str | None = None  # the array, one of `after`, that makes what each item here reads
+    model: str | None = None  # section of the model that it trains, saving when it is stopped
+    reads_films: bool = False  # whose mistakes it finds, so that a ValueError is the user's
+
+    @property
+    def shared(self) -> bool:
+        """True for training, of which each rank does a part; all else every rank would do again."""
+        return self.kind == "train" or self.model is not None
 
     def missing(self, run: Run) -> list[Item] | None:
         """Items without their artefact, or None while the items are not known."""
@@ -51,8 +62,8 @@ class Stage:
         return self.missing(run) == []
 
 
-RULERS = ("ruler", "reward_model", "film_ruler", "lab_ruler")
-"""Too small to be worth several GPUs."""
+CROSS_VALIDATION = "cross_validate"
+"""Name of the stage that trains a lab's ruler fold by fold."""
 
 SHARED_BATCH = 8
 """Smallest batch that the GPUs of a node share out; below it, as for the ruler, one is enough.
@@ -64,16 +75,17 @@ In images, or in groups of pairs where these are contrasted: a rank holds whole 
 def stages(config: Experiment) -> list[Stage]:
     """The graph of an experiment, in an order in which the stages can run one after another."""
     trained = config.trained()
-    graph = [Stage("prepare", "jobs.prepare:prepare", "cpu")]
+    graph = [Stage("prepare", "jobs.prepare:prepare", "cpu", reads_films=True)]
     for model in trained:
-        after = tuple(f"train-{needed}" for needed in _NEEDS[model] if needed in trained)
+        after = tuple(f"train-{needed}" for needed in NEEDS.get(model, ()) if needed in trained)
         if model == "lab_ruler":
             graph.append(_cross_validation(after))
             after = (*after, CROSS_VALIDATION)
         small = getattr(config, model).training.batch // contrast(config, model) < SHARED_BATCH
         kind: Kind = "gpu" if model in RULERS or small else "train"
+        after = ("prepare", *after)
         graph.append(
-            Stage(f"train-{model}", "jobs.train:train", kind, ("prepare", *after), (model,))
+            Stage(f"train-{model}", "jobs.train:train", kind, after, (model,), model=model)
         )
     if config.lab_ruler:
         last = (CROSS_VALIDATION, "train-lab_ruler")
@@ -110,9 +122,6 @@ def contrast(config: Experiment, model: str) -> int:
     return getattr(getattr(config, model), "contrast", 1)
 
 
-CROSS_VALIDATION = "cross_validate"
-
-
 def _cross_validation(after: tuple[str, ...]) -> Stage:
     """The array whose items are the folds of a lab's films: trains on the others, measures one."""
     return Stage(
@@ -122,6 +131,7 @@ def _cross_validation(after: tuple[str, ...]) -> Stage:
         ("prepare", *after),
         items=folds,
         artefact=fold_measurements,
+        model="lab_ruler",
     )
 
 
@@ -136,30 +146,10 @@ def fold_measurements(run: Run, item: Item) -> Path:
     return run.path("cross_validation", f"fold-{item[1]}", "measurements.json")
 
 
-_NEEDS: dict[str, tuple[str, ...]] = {
-    "ruler": (),
-    "reward_model": (),
-    "film_ruler": (),
-    "lab_ruler": ("film_ruler",),
-    "autoencoder": (),
-    "probe": ("autoencoder",),
-    "discrete_vae": (),
-    "clip": (),
-    "prior": ("clip",),
-    "stable_diffusion": ("autoencoder", "probe"),
-    "stable_diffusion_caption": ("autoencoder", "probe"),
-    "feedback": ("stable_diffusion", "reward_model"),
-    **dict.fromkeys(TAUGHT, ("stable_diffusion", "feedback", "probe")),
-    "dall_e": ("discrete_vae",),
-    "unclip": ("autoencoder", "probe", "clip", "prior"),
-}
-"""Models that must be trained before a model can be, where this experiment trains them."""
-
-
 def trained_before(config: Experiment, model: str) -> list[str]:
     """Models of this experiment that a model is trained on, and those that they are, each once."""
     base = getattr(getattr(config, model), "base", None)
-    direct = [] if base else [name for name in _NEEDS[model] if name in config.trained()]
+    direct = [] if base else [name for name in NEEDS.get(model, ()) if name in config.trained()]
     found = [*direct, *(name for near in direct for name in trained_before(config, near))]
     return list(dict.fromkeys(found))
 

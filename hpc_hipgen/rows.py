@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpc_hipgen.config import FEW_STEPS, GENERATORS, LLCMS, Experiment
+from hpc_hipgen.config import FEW_STEPS, GENERATORS, Experiment
+from hpc_hipgen.models import MODELS
 
 FILMS_ROW = "films"
 """Row of the real films of `evaluation.films`; they are no part of the data set."""
@@ -64,23 +65,19 @@ def model_rows(config: Experiment, model: str) -> list[str]:
 
 
 def row_settings(config: Experiment, row: str) -> dict[str, Any]:
-    """What a generated row is drawn with: steps, guidance scale, ..., or as tokens are."""
-    sampling = config.sampling
-    if row == "dall_e":
-        return config.dall_e.sampling.model_dump()
-    settings = {
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "solver": sampling.solver,
-        "eta": sampling.eta,
-    }
-    if row == "unclip":
-        return settings | config.unclip.sampling.model_dump()
+    """What a generated row is drawn with: steps, guidance scale, ..., or as tokens are.
+
+    And the model's own section `sampling`, where it has one.
+    """
     model, few = row_model(config, row)
+    section, sampling = getattr(config, model), config.sampling
+    own = section.sampling.model_dump() if hasattr(section, "sampling") else {}
+    if MODELS[model].tokens:
+        return own
+    steps, guidance = sampling.steps, sampling.guidance
+    solver, eta = sampling.solver, sampling.eta
     if few is not None:
-        # an LCM-LoRA has its guidance in its weights; a scale above 1 would guide it twice
-        guidance = sampling.student_guidance if model in LLCMS else 1.0
-        return {"steps": few, "guidance": guidance, "solver": "lcm", "eta": 0.0}
-    if model == "feedback":  # it has learnt to draw without
-        settings["guidance"] = 1.0
-    return settings
+        steps, guidance, solver, eta = few, sampling.student_guidance, "lcm", 0.0
+    if not MODELS[model].guided:
+        guidance = 1.0
+    return {"steps": steps, "guidance": guidance, "solver": solver, "eta": eta} | own

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -31,6 +31,7 @@ from hpc_hipgen.config import (
 )
 from hpc_hipgen.config.base import check_teacher_steps
 from hpc_hipgen.files import write_atomic
+from hpc_hipgen.models import SWEPT
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.rows import model_rows, row_settings
 from hpc_hipgen.run import Run
@@ -38,19 +39,7 @@ from hpc_hipgen.run import Run
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
 EXPORT = "export"
-Model = Literal[
-    "stable_diffusion",
-    "stable_diffusion_caption",
-    "feedback",
-    "llcm",
-    "llcm_paper",
-    "llcm_ddim",
-    "lora",
-    "lcm_lora",
-    "dreambooth",
-    "unclip",
-]
-"""Rows of latent diffusion."""
+Model = Literal[*SWEPT]
 STUDENT_SOLVER = "lcm"
 """What a student's own scheduler is called; no other fits what it was trained for."""
 
@@ -150,7 +139,7 @@ def plan(run: Run, grid: Grid, name: str, split: str) -> tuple[Sweep, list[str]]
         ConfigError: a model or checkpoint that is not there, or nothing is left.
     """
     check_name(name)
-    there = [model for model in get_args(Model) if model in run.config.trained()]
+    there = [model for model in SWEPT if model in run.config.trained()]
     models = grid.model or there
     if not models:
         raise ConfigError(f"{run.folder}: this run has no generator")
@@ -269,7 +258,10 @@ def save(run: Run, sweep: Sweep) -> None:
     """
     path = sweep_folder(run, sweep.name) / "sweep.json"
     if path.is_file():
-        if load(run, sweep.name) != sweep:
+        there = load(run, sweep.name)
+        assert there
+        # in whatever order: it follows the models' own, which is no part of the grid
+        if (there.split, set(there.cells)) != (sweep.split, set(sweep.cells)):
             raise ConfigError(
                 f"{path.parent} was made with another grid; choose another --name, or remove it"
             )

@@ -1,14 +1,16 @@
 """The task of each model of a run: on which films it trains, and from which earlier models.
 
-Each generator reads the layout that the paper gave it.
+Each generator reads the layout that the paper gave it. `models.MODELS` says which function makes
+the task of which model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen.config import LLCMS, autoencoder_config
+from hpc_hipgen.config import autoencoder_config
+from hpc_hipgen.models import MODELS
+from hpc_hipgen.named import resolve
 from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 def task_of(run: Run, model: str) -> Task:
     """The task of a model, without a probe."""
-    return _TASKS[model](run, model)
+    return resolve(MODELS[model].task)(run, model)
 
 
 def measured_task(run: Run, model: str) -> Task:
@@ -77,19 +79,22 @@ def _shards(run: Run) -> Films:
     return films
 
 
-def _ruler(run: Run, model: str) -> Task:
+def ruler(run: Run, model: str) -> Task:
+    """A ruler of hips, or the reward model: learns from the prepared views themselves."""
     from hpc_hipgen.rulers.ruler_training import RulerTask
 
     return RulerTask(run.config, run.path("data"), model)
 
 
-def _film_ruler(run: Run, _: str) -> Task:
+def film_ruler(run: Run, _: str) -> Task:
+    """Learns from drawn scenes."""
     from hpc_hipgen.rulers.film_ruler_training import FilmRulerTask
 
     return FilmRulerTask(run.config, run.path("scenes"))
 
 
-def _lab_ruler(run: Run, _: str) -> Task:
+def lab_ruler(run: Run, _: str) -> Task:
+    """Learns from all films of a lab among drawn scenes, once they are cross-validated."""
     from hpc_hipgen.rulers.cross_validation import figures_of, measured_hips
     from hpc_hipgen.rulers.lab_ruler import fold_task
 
@@ -98,52 +103,60 @@ def _lab_ruler(run: Run, _: str) -> Task:
     return task
 
 
-def _autoencoder(run: Run, _: str) -> Task:
+def autoencoder(run: Run, _: str) -> Task:
+    """Learns from the views themselves."""
     from hpc_hipgen.generators.autoencoder import AutoencoderTask
 
     return AutoencoderTask(run.config, _manifest(run, "train"))
 
 
-def _probe(run: Run, _: str) -> Task:
+def probe(run: Run, _: str) -> Task:
+    """Learns from the latents of views and their landmarks."""
     from hpc_hipgen.generators.probe import ProbeTask
 
     films, held_out = _imagefolder(run), _manifest(run, "validation")
     return ProbeTask(run.config, films, held_out, load_autoencoder(run), run.path("latents"))
 
 
-def _stable_diffusion(run: Run, model: str) -> Task:
+def stable_diffusion(run: Run, model: str) -> Task:
+    """A teacher: learns from an imagefolder."""
     from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask
 
     section, cache = getattr(run.config, model), run.path("latents")
     return StableDiffusionTask(section, run.config, _imagefolder(run), load_autoencoder(run), cache)
 
 
-def _feedback(run: Run, model: str) -> Task:
+def feedback(run: Run, model: str) -> Task:
+    """Goes on from the teacher, by the captions of an imagefolder."""
     from hpc_hipgen.generators.feedback import FeedbackTask
 
     reward_model = run.first_stage("reward_model")
     return FeedbackTask(run.config, _imagefolder(run), run.base(model), reward_model)
 
 
-def _llcm(run: Run, model: str) -> Task:
+def llcm(run: Run, model: str) -> Task:
+    """A student of the teacher: learns from shards."""
     from hpc_hipgen.generators.llcm import LLCMTask
 
     return LLCMTask(run.config, _shards(run), run.base(model), run.path("latents"), model)
 
 
-def _lcm_lora(run: Run, model: str) -> Task:
+def lcm_lora(run: Run, model: str) -> Task:
+    """Adapters for the teacher, distilled from it: learn from shards."""
     from hpc_hipgen.generators.lora import LCMLoRATask
 
     return LCMLoRATask(run.config, _shards(run), run.base(model), run.path("latents"))
 
 
-def _lora(run: Run, model: str) -> Task:
+def lora(run: Run, model: str) -> Task:
+    """Adapters for the teacher: learn from an imagefolder."""
     from hpc_hipgen.generators.lora import LoRATask
 
     return LoRATask(run.config, _imagefolder(run), run.base(model), run.path("latents"))
 
 
-def _dreambooth(run: Run, model: str) -> Task:
+def dreambooth(run: Run, model: str) -> Task:
+    """Goes on from the teacher, with a folder of films for each class."""
     from hpc_hipgen.generators.dreambooth import DreamBoothTask
     from hpc_hipgen.radiograph.layouts import read_classes
 
@@ -151,55 +164,38 @@ def _dreambooth(run: Run, model: str) -> Task:
     return DreamBoothTask(run.config, films, run.base(model), run.path("latents"), prior)
 
 
-def _discrete_vae(run: Run, _: str) -> Task:
+def discrete_vae(run: Run, _: str) -> Task:
+    """Learns from the images of pairs."""
     from hpc_hipgen.generators.discrete_vae import DiscreteVAETask
 
     return DiscreteVAETask(run.config, _pairs(run))
 
 
-def _dall_e(run: Run, _: str) -> Task:
+def dall_e(run: Run, _: str) -> Task:
+    """Learns from pairs of image and caption."""
     from hpc_hipgen.generators.dall_e import DallETask
 
     return DallETask(run.config, _pairs(run), load_discrete_vae(run))
 
 
-def _clip(run: Run, _: str) -> Task:
+def clip(run: Run, _: str) -> Task:
+    """Learns from views and their captions."""
     from hpc_hipgen.generators.clip import CLIPTask
 
     return CLIPTask(run.config, _manifest(run, "train"), _manifest(run, "validation"))
 
 
-def _prior(run: Run, _: str) -> Task:
+def prior(run: Run, _: str) -> Task:
+    """Learns from an imagefolder, in the space of the CLIP."""
     from hpc_hipgen.generators.clip import load_parts
     from hpc_hipgen.generators.prior import PriorTask
 
     return PriorTask(run.config, _imagefolder(run), load_parts(run.first_stage("clip")))
 
 
-def _unclip(run: Run, _: str) -> Task:
+def unclip(run: Run, _: str) -> Task:
+    """Learns from an imagefolder, in the spaces of the CLIP and the autoencoder."""
     from hpc_hipgen.generators.unclip import UnCLIPTask
 
     films, folders = _imagefolder(run), (run.first_stage("clip"), run.first_stage("prior"))
     return UnCLIPTask(run.config, films, load_autoencoder(run), *folders, run.path("latents"))
-
-
-_TASKS: dict[str, Callable[[Run, str], Task]] = {
-    "ruler": _ruler,
-    "reward_model": _ruler,
-    "film_ruler": _film_ruler,
-    "lab_ruler": _lab_ruler,
-    "autoencoder": _autoencoder,
-    "probe": _probe,
-    "stable_diffusion": _stable_diffusion,
-    "stable_diffusion_caption": _stable_diffusion,
-    "feedback": _feedback,
-    **dict.fromkeys(LLCMS, _llcm),
-    "lcm_lora": _lcm_lora,
-    "lora": _lora,
-    "dreambooth": _dreambooth,
-    "discrete_vae": _discrete_vae,
-    "dall_e": _dall_e,
-    "clip": _clip,
-    "prior": _prior,
-    "unclip": _unclip,
-}

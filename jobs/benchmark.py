@@ -129,8 +129,8 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 def film_ruler(folder: Path | None) -> Path:
     """The film ruler of a run, or the one that comes with the program."""
+    from hpc_hipgen.rulers.film_measuring import SHIPPED_RULER
     from hpc_hipgen.run import Run
-    from jobs.measure import SHIPPED_RULER
 
     if folder is None:
         return SHIPPED_RULER

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser, status_of
-from hpc_hipgen.cluster.site import Site, load_site, shares_work, slurm_answers
+from hpc_hipgen.cluster.launching import dry_run, execute, report_line, shown
+from hpc_hipgen.cluster.site import Site, load_site
 from hpc_hipgen.config import (
     ConfigError,
     Experiment,
@@ -29,7 +30,7 @@ from hpc_hipgen.config import (
 )
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.pipeline import Stage, contrast, stages
-from hpc_hipgen.radiograph.film_sources import check_unchanged
+from hpc_hipgen.radiograph.film_sources import check_unchanged, lab_films, read_films
 from hpc_hipgen.run import Run, check_place
 from hpc_hipgen.tracking import check_tracking
 
@@ -123,8 +124,6 @@ def check_films(config: Experiment, done: Iterable[str] = ()) -> None:
     lab = config.lab_ruler
     if not (config.data.films or config.evaluation.films or lab) or "prepare" in done:
         return
-    from jobs.prepare import lab_films, read_films
-
     try:
         if lab:
             lab_films(config, lab)
@@ -163,11 +162,10 @@ def check_ranks(config: Experiment, graph: list[Stage], site: Site, slurm: bool)
     from hpc_hipgen.cluster.executors import local_processes
 
     for stage in graph:
-        need = site.of(stage.name, stage.kind)
-        if not shares_work(stage.name, stage.kind):
+        need = site.of(stage)
+        if not (model := stage.model):
             continue
         ranks = need.nodes * need.processes if slurm else local_processes(stage.kind)
-        model = stage.arguments[0] if stage.arguments else "lab_ruler"  # for its cross-validation
         training, group = getattr(config, model).training, contrast(config, model)
         share, rest = divmod(training.batch, ranks)
         held = min(training.micro_batch or share, share)
@@ -189,7 +187,7 @@ def outdated(graph: list[Stage], name: str) -> set[str]:
     for stage in graph:
         if stale & set(stage.after):
             stale.add(stage.name)
-    if any(stage.startswith("train-") for stage in stale):
+    if any(stage.model for stage in graph if stage.name in stale):
         raise ConfigError(f"--redo {name}: would train again; start another run with --run NAME")
     return stale
 
@@ -239,113 +237,6 @@ def check_idle(run: Run, names: Iterable[str], slurm: bool) -> None:
         if working := running(run, name):
             who = ", ".join(f"pid {w['pid']} on {w['host']}" for w in working if "pid" in w)
             raise ConfigError(f"--redo: {name} is at work ({who}); wait, or stop it first")
-
-
-def execute(
-    run: Run, graph: list[Stage], site: Site, slurm: bool, result: str | None = None
-) -> int:
-    """Runs the graph here or submits it; returns the exit status.
-
-    `result` says where the results lie, when they are not the report.
-    """
-    from hpc_hipgen import provenance
-    from hpc_hipgen.cluster.local import StageFailed, run_stages
-    from hpc_hipgen.cluster.slurm import submit_stages
-
-    provenance.record_launch(run, sys.argv, site)
-    if slurm:
-        print(f"{shown(run.folder)}: submitting to Slurm")
-        jobs = submit_stages(run, graph, site)
-        print(f"python -m jobs.status {shown(run.folder)}   shows how far it is")
-        return 0 if all(s.name in jobs or s.done(run) for s in graph) else 1
-    print(f"{shown(run.folder)}: {len(graph)} stages on this machine, one after another")
-    try:
-        run_stages(run, graph, site)
-    except StageFailed as error:
-        print(f"\nerror: {error}\nlog: {error.log}", file=sys.stderr)
-        print("Done stages stay done; the same command goes on from here.", file=sys.stderr)
-        return 2 if error.user else 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from the last complete artefact.")
-        return 130
-    print(f"Everything is done. {result or report_line(run)}")
-    return 0
-
-
-def execute_cells(
-    run: Run, graph: list[Stage], site: Site, slurm: bool, table: Path, note: str
-) -> int:
-    """Executes arrays and, last, the stage that merges their cells into `table`.
-
-    That one is made again when anything was missing. Prints `note` before it starts.
-    """
-    *arrays, merge = graph
-    if any(array.missing(run) for array in arrays) or not table.is_file():
-        run.unmark(merge.name)
-    elif merge.done(run):
-        cells = len((arrays[-1].items and arrays[-1].items(run)) or [])
-        print(f"{shown(run.folder)}: all {cells} cells are there. {shown(table)}")
-        return 0
-    print(note)
-    return execute(run, graph, site, slurm, f"Table: {shown(table)}")
-
-
-def dry_run(
-    folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool, stale: Container[str] = ()
-) -> int:
-    """Prints the graph, what each stage asks for and, for Slurm, the scripts; writes nothing.
-
-    `stale` are stages that would be done again. Where a Slurm answers it is asked whether it would
-    take them.
-
-    Raises:
-        ConfigError: a line for each stage that Slurm refuses.
-    """
-    run = Run(folder) if (folder / "config.yaml").is_file() else None
-    print(f"{what}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
-    for stage in graph:
-        need = site.of(stage.name, stage.kind)
-        done = run and stage.name not in stale and stage.done(run)
-        state = "done" if done else "to do"
-        ask = f"{need.nodes} x {need.gpus} GPU, {need.cpus} CPUs a process, {need.hours:g} h"
-        waits = f"  after {', '.join(stage.after)}" if stage.after else ""
-        print(f"  {stage.name:32} {state:6}{ask if slurm else ''}{waits}")
-    if not slurm:
-        return 0
-    from hpc_hipgen.cluster.slurm import describe, refusals
-
-    missing = {s.name: s.missing(run) for s in graph if run and s.name not in stale and s.items}
-    sizes = {name: min(len(m), site.array_tasks) for name, m in missing.items() if m}
-    graph = [s for s in graph if not run or s.name in stale or not s.done(run)]
-    print(describe(folder.resolve(), graph, site, sizes), flush=True)
-    if not slurm_answers():
-        print("No Slurm answers here: it was not asked whether it would take these scripts.")
-        return 0
-    refused = refusals(graph, site)
-    if refused:
-        raise ConfigError(
-            "\n".join(f"Slurm refuses {name}: {why}" for name, why in refused.items())
-        )
-    print(f"Slurm would take all {len(graph)} scripts (sbatch --test-only).")
-    return 0
-
-
-def report_line(run: Run) -> str:
-    """Where the results lie."""
-    if run.config.film_ruler:
-        model = "lab_ruler" if run.config.lab_ruler else "film_ruler"
-        folder = shown(run.path(model, "export"))
-        line = f"Film ruler: {folder}; python -m jobs.measure --ruler {folder} FILES..."
-        if run.config.lab_ruler:
-            line = f"Errors: {shown(run.path('report', 'cross_validation.md'))}. {line}"
-        return line
-    return f"Report: {shown(run.path('report', 'report.html'))}"
-
-
-def shown(path: Path) -> str:
-    """A path as a person in the current folder would type it."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

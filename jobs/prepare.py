@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,8 @@ from hpc_hipgen.tables import printable, shortlist
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hpc_hipgen.config import Experiment, LabRuler, Ruler
-    from hpc_hipgen.radiograph.dataset import Film, FilmFile
+    from hpc_hipgen.config import Ruler
+    from hpc_hipgen.radiograph.dataset import Film
     from hpc_hipgen.run import Run
 
 HELP = """\
@@ -90,7 +89,7 @@ def prepare(run: Run) -> None:
         FilmErrors: all that is wrong with the films; nothing is written.
         ConfigError: films or landmarks are no longer those that the folder was made from.
     """
-    from hpc_hipgen.radiograph.film_sources import check_unchanged, sources
+    from hpc_hipgen.radiograph.film_sources import check_unchanged, read_films, sources
 
     if done := run.done("prepare"):
         check_unchanged(run.config, done)
@@ -177,7 +176,7 @@ def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
 def _prepare_scenes(run: Run, dogs: int) -> None:
     """Draw the scenes that a film ruler is trained on, and cut those of a lab's films."""
     from hpc_hipgen.files import atomic_folder
-    from hpc_hipgen.radiograph.film_sources import sources
+    from hpc_hipgen.radiograph.film_sources import lab_films, sources
     from hpc_hipgen.radiograph.lab_films import write_lab_films
     from hpc_hipgen.radiograph.scene_store import draw_scenes, write_scenes
 
@@ -199,72 +198,6 @@ def _prepare_scenes(run: Run, dogs: int) -> None:
         print(end="" if run.config.data.deidentify else f"{NOT_MASKED}\n", flush=True)
     made = {"dogs": dogs, "lab_films": len(films), "lab_dogs": len(folds)}
     run.mark_done("prepare", **made, sources=before)
-
-
-def lab_films(config: Experiment, lab: LabRuler) -> tuple[list[FilmFile], dict[str, int]]:
-    """The films that a lab's ruler learns from, all validated, and the fold of each dog.
-
-    Raises:
-        FilmErrors: all that is wrong with them.
-        ValueError: for fewer dogs than folds, or no folder.
-    """
-    from hpc_hipgen.radiograph.lab_films import read_lab_films
-
-    if lab.films is None:
-        raise ValueError("lab_ruler.films: a folder of films with landmarks is needed")
-    masking = {"masked": config.data.deidentify, "keep_markers": config.data.keep_markers}
-    return read_lab_films(lab.films, lab.landmarks, lab.folds, config.seed, **masking)
-
-
-def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
-    """The films of the data set, and the real films to measure, all validated.
-
-    Raises:
-        FilmErrors: all that is wrong with either.
-    """
-    from hpc_hipgen.radiograph.dataset import film_files, phantom_films
-    from hpc_hipgen.radiograph.films import FilmErrors
-
-    data, evaluation = config.data, config.evaluation
-    masking = {"masked": data.deidentify, "keep_markers": data.keep_markers}
-    counts = {"train": data.train, "validation": data.validation, "test": data.test}
-    films: list[Film] = []
-    measured: list[Film] = []
-    problems: list[str] = []
-    try:
-        if data.source == "films":
-            films += film_files(data.films, data.landmarks, counts, config.seed, **masking)
-        else:
-            films += phantom_films(config.seed, counts, data.resolution, data.even_angles)
-    except FilmErrors as error:
-        problems += error.lines
-    try:
-        if evaluation.films:
-            found = film_files(
-                evaluation.films, evaluation.landmarks, {"test": 1}, config.seed, **masking
-            )
-            # whatever split the table puts them in: here they are only measured
-            measured += [replace(film, split="test") for film in found]
-    except FilmErrors as error:
-        problems += error.lines
-    if not problems and data.source == "films":
-        problems += _shared(data.films, films, evaluation.films, measured)
-    if problems:
-        raise FilmErrors(problems)
-    return films, measured
-
-
-def _shared(
-    folder: Path, films: Sequence[FilmFile], other: Path, measured: Sequence[FilmFile]
-) -> list[str]:
-    """Films that are to be measured, and are those of the data set under another name."""
-    of_set = {film.pixels: film.name for film in films}
-    return [
-        f"{other / film.name}: is the same picture as {folder / of_set[film.pixels]}, from which "
-        "the models learn; measure other films"
-        for film in measured
-        if film.pixels in of_set
-    ]
 
 
 def _say_of_files(folder: Path | None, films: Sequence[Film]) -> None:

@@ -15,15 +15,14 @@ cost, in seconds and evaluations of the network, stands beside it (shard-NNNNN.j
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards, status_of
 from hpc_hipgen.files import write_atomic
+from hpc_hipgen.generators.drawing import Drawer, drawer_of, drawn, round_trip, with_subjects
 from hpc_hipgen.pipeline import Item, report_items, row_data, sample_shard
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, ROUND_TRIPS, row_model, row_settings
 from hpc_hipgen.run import Run
@@ -43,11 +42,12 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
     todo = [item for item in items if not sample_shard(run, item).is_file()]
     if not todo:
         return 0
+    from hpc_hipgen.evaluation.samples import shard_bytes
     from hpc_hipgen.radiograph.layouts import read_manifest
 
     folders = {row_data(run, row) for row, _ in todo}
     films_of = {folder: read_manifest(folder, "test", nominal_only=True) for folder in folders}
-    pipelines: dict[str, Any] = {}
+    drawers: dict[str, Drawer] = {}
     for number, (row, shard) in enumerate(sorted(todo), 1):
         films = films_of[row_data(run, row)]
         specs = _row_specs(run, films, row)
@@ -58,9 +58,9 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
             images = _views(run, row, films.images[[spec["view"] for spec in specs]])
         else:
             model, _ = row_model(run.config, row)
-            if model not in pipelines:
-                pipelines[model] = load_model(run, model)
-            images, cost = _drawn_at_cost(run, pipelines[model], specs)
+            if model not in drawers:
+                drawers[model] = drawer_of(run, model)
+            images, cost = _drawn_at_cost(run, drawers[model], specs)
             write_atomic(path.with_suffix(".json"), json.dumps(cost))
         write_atomic(path, shard_bytes(specs, images, synthetic=is_synthetic(run.config, row)))
         print(
@@ -80,6 +80,8 @@ def is_synthetic(config: Experiment, row: str) -> bool:
 
 def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
     """What each image of a row of the report is asked for."""
+    from hpc_hipgen.evaluation.samples import image_specs
+
     if row in MEASURED_ROWS:
         return image_specs(run.config.seed, films, row)
     settings, per_caption = row_settings(run.config, row), run.config.sampling.per_caption
@@ -87,142 +89,20 @@ def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
     return with_subjects(run, row, specs)
 
 
-def with_subjects(run: Run, model: str, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The specs with the tokens of its subjects in the prompts, where the model is DreamBooth."""
-    if model != "dreambooth":
-        return specs
-    prompt = run.config.dreambooth.prompt
-    return [spec | {"prompt": prompt(spec["prompt"], spec["prompt_class"])} for spec in specs]
-
-
-def image_specs(
-    seed: int,
-    films: Films,
-    row: str,
-    settings: dict[str, Any] | None = None,
-    per_caption: int = 1,
-) -> list[dict[str, Any]]:
-    """What each image is asked for; angles are the patient's sides, in degrees.
-
-    `settings` (steps, guidance, solver, eta) are those of images that are drawn; without, the
-    images are the films themselves. The seed of an image follows from its index alone.
-    """
-    from hpc_hipgen.radiograph.captions import parse_caption
-
-    specs = []
-    for index in range(len(films) * per_caption):
-        i = index % len(films)
-        spec = {
-            "row": row,
-            "index": index,
-            "seed": seed * 1_000_003 + index,
-            "film": films.film[i],
-            "prompt": films.captions[i],
-            "prompt_class": int(films.prompt_class[i]),
-            "asked_left": float(films.patient_left[i]),
-            "asked_right": float(films.patient_right[i]),
-            "view": i,
-        }
-        if settings is not None:  # asked for is what the caption says, to half a degree
-            asked = parse_caption(films.captions[i])
-            assert asked is not None, f"caption of {films.ids[i]} names no angles"
-            spec |= {"asked_left": asked.patient_left, "asked_right": asked.patient_right}
-            spec |= settings
-        specs.append(spec)
-    return specs
-
-
-def shard_bytes(
-    specs: list[dict[str, Any]], images: Iterable[np.ndarray], synthetic: bool
-) -> bytes:
-    """The bytes of a shard, marked where it is no film; the same images give the same bytes."""
-    import webdataset
-
-    from hpc_hipgen.evaluation.samples import png
-
-    buffer = io.BytesIO()
-    with webdataset.TarWriter(buffer, mtime=0) as writer:
-        for spec, image in zip(specs, images, strict=True):
-            info = {k: v for k, v in spec.items() if k not in ("prompt", "view")}
-            writer.write(
-                {
-                    "__key__": f"{spec['index']:06d}",
-                    "png": png(image, synthetic),
-                    "txt": spec["prompt"],
-                    "json": json.dumps(info).encode(),
-                }
-            )
-    return buffer.getvalue()
-
-
 def _views(run: Run, row: str, images: np.ndarray) -> np.ndarray:
     """Views (n, r, r) uint8 of a row of films: untouched, or after an autoencoder."""
-    return _round_trip(run, row, images) if row in ROUND_TRIPS else images
+    return round_trip(run, row, images) if row in ROUND_TRIPS else images
 
 
 def _drawn_at_cost(
-    run: Run, pipeline: Any, specs: list[dict[str, Any]]
+    run: Run, drawer: Drawer, specs: list[dict[str, Any]]
 ) -> tuple[list[np.ndarray], dict[str, float]]:
     """What `drawn` draws, and what that cost."""
     from hpc_hipgen.generators.sampling import sampling_cost
 
-    with sampling_cost(pipeline) as cost:
-        images = list(drawn(run, pipeline, specs))
+    with sampling_cost(drawer.network) as cost:
+        images = list(drawn(run, drawer, specs))
     return images, {"images": len(images), **cost}
-
-
-def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.ndarray]:
-    """Images (r, r) uint8 of a pipeline in the order of the specs, all of the same settings.
-
-    `pipeline`: a diffusers pipeline, or the parts of a DALL-E.
-    """
-    from diffusers import StableUnCLIPPipeline
-
-    from hpc_hipgen.config import TokenSampling, UnCLIPSampling
-    from hpc_hipgen.generators import dall_e, sampling, unclip
-
-    names: tuple[str, ...] = ("steps", "guidance", "solver", "eta")
-    if isinstance(pipeline, dall_e.Parts):
-        draw, names = dall_e.draw, tuple(TokenSampling.model_fields)
-    elif isinstance(pipeline, StableUnCLIPPipeline):
-        draw = partial(unclip.draw, resolution=run.config.data.resolution)
-        names = (*names, *UnCLIPSampling.model_fields)
-    else:
-        draw = partial(sampling.draw, resolution=run.config.data.resolution)
-    size = run.config.sampling.batch
-    for start in range(0, len(specs), size):
-        part = specs[start : start + size]
-        settings = {name: part[0][name] for name in names}
-        yield from draw(
-            pipeline, [s["prompt"] for s in part], [s["seed"] for s in part], **settings
-        )
-        done = f"{start + len(part)}/{len(specs)}"
-        print(f"  {part[0]['row']}: {done}", file=sys.stderr, flush=True)
-
-
-def _round_trip(run: Run, row: str, images: np.ndarray) -> np.ndarray:
-    """Views (n, r, r) uint8 after the autoencoder of the row."""
-    from hpc_hipgen.generators import autoencoder, discrete_vae
-    from hpc_hipgen.tasks import load_autoencoder, load_discrete_vae
-    from hpc_hipgen.training.engine import device
-
-    if row == "round_trip_discrete":
-        return discrete_vae.round_trip(load_discrete_vae(run).to(device()).eval(), images)
-    return autoencoder.round_trip(load_autoencoder(run).to(device()).eval(), images)
-
-
-def load_model(run: Run, model: str) -> Any:
-    """What `drawn` draws with: a model's export, or its base with the exported adapters."""
-    from hpc_hipgen.config import Adapters
-    from hpc_hipgen.generators.dall_e import load_parts
-    from hpc_hipgen.generators.sampling import load_pipeline
-
-    export, precision = run.path(model, "export"), run.config.sampling.precision
-    if model == "dall_e":
-        return load_parts(export, precision)
-    if isinstance(getattr(run.config, model), Adapters):
-        return load_pipeline(run.base(model), precision, adapters=export)
-    return load_pipeline(export, precision)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -94,12 +94,12 @@ def draw(run: Run, folder: Path, cells: list[Cell], captions: int) -> None:
     todo = [cell for cell in cells if not economics.cell_file(folder, cell).is_file()]
     if not todo:
         return
+    from hpc_hipgen.evaluation.samples import image_specs
     from hpc_hipgen.generators.sampling import load_pipeline
     from hpc_hipgen.performance.solvers import measure
     from hpc_hipgen.radiograph.layouts import read_manifest
     from hpc_hipgen.rulers.ruler import ruler_of
     from hpc_hipgen.training.engine import device
-    from jobs.sample import image_specs
 
     films = read_manifest(run.path("data"), "validation", nominal_only=True)
     specs = image_specs(run.config.seed, films.take(range(captions)), "solvers", {})

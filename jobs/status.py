@@ -151,9 +151,8 @@ def _progress(run: Run, stage: Stage) -> str:
         items = stage.items(run)
         missing = stage.missing(run)
         return f"{len(items) - len(missing or [])} of {len(items)} shards" if items else ""
-    if not stage.name.startswith("train-"):
+    if not (model := stage.model):
         return ""
-    (model,) = stage.arguments
     last = last_metrics(run.path(model, "metrics.jsonl"))
     if not last:
         return ""

@@ -4,9 +4,9 @@
     python -m jobs.sweep results/llcm 'model=[feedback,llcm]' 'steps=[4,8,25]' --name steps
     python -m jobs.sweep results/llcm model=stable_diffusion 'checkpoint=[12000,export]'
 
-  model       stable_diffusion, stable_diffusion_caption, feedback, llcm, llcm_paper, llcm_ddim,
-              lora, lcm_lora, dreambooth, unclip; default: all that the run has. The teacher after
-              feedback is `feedback`, before it `stable_diffusion`
+  model       a generator of the run, all but dall_e: stable_diffusion, llcm, lora, unclip, ...;
+              default: all that the run has. The teacher after feedback is `feedback`, before it
+              `stable_diffusion`
   checkpoint  export, or images seen of a kept checkpoint (RUN/MODEL/checkpoints), whose weight
               average is used; default: export. The last two are kept, and more with
               `keep_images` in a model's training
@@ -38,9 +38,11 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen import sweep as sweeps
 from hpc_hipgen.arguments import documented_parser, status_of
+from hpc_hipgen.cluster.launching import dry_run, execute_cells
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import write_atomic
+from hpc_hipgen.generators.drawing import Drawer, drawer_of, drawn, with_subjects
 from hpc_hipgen.pipeline import Item
 from hpc_hipgen.rows import model_rows, row_settings
 from hpc_hipgen.run import Run
@@ -61,13 +63,13 @@ def draw_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
     cells = {cell.name: cell for cell in sweep.cells}
     films = read_manifest(run.path("data"), sweep.split, nominal_only=True)
     ruler = ruler_of(run, "cuda" if torch.cuda.is_available() else "cpu")
-    loaded: tuple[tuple[str, str], Any] | None = None
+    loaded: tuple[tuple[str, str], Drawer] | None = None
     for number, item in enumerate(sorted(todo), 1):
         cell = cells[item[0]]
         weights = (cell.model, cell.checkpoint)
         if loaded is None or loaded[0] != weights:
             loaded = None  # one pipeline at a time
-            loaded = (weights, _pipeline(run, cell))
+            loaded = (weights, _drawer(run, cell))
         line = _draw_and_measure(run, sweep, cell, films, loaded[1], ruler)
         print(f"sweep {number}/{len(todo)}  {cell.name}: {line}", flush=True)
     return len(todo)
@@ -80,23 +82,22 @@ def _saved(run: Run, name: str) -> Sweep:
     return sweep
 
 
-def _pipeline(run: Run, cell: Cell) -> Any:
+def _drawer(run: Run, cell: Cell) -> Drawer:
     from hpc_hipgen.generators.sampling import load_average
-    from jobs.sample import load_model
 
-    pipeline = load_model(run, cell.model)
+    drawer = drawer_of(run, cell.model)
     if cell.checkpoint != EXPORT:
-        load_average(pipeline, sweeps.checkpoint_folder(run, cell.model, cell.checkpoint))
-    return pipeline
+        folder = sweeps.checkpoint_folder(run, cell.model, cell.checkpoint)
+        load_average(drawer.pipeline, folder)
+    return drawer
 
 
 def _draw_and_measure(
-    run: Run, sweep: Sweep, cell: Cell, films: Any, pipeline: Any, ruler: Any
+    run: Run, sweep: Sweep, cell: Cell, films: Any, drawer: Drawer, ruler: Any
 ) -> str:
     """One cell: its samples, unless they are there, then their measurements."""
-    from hpc_hipgen.evaluation.samples import read_or_redraw
-    from jobs.evaluate import measured, store_table
-    from jobs.sample import drawn, image_specs, shard_bytes, with_subjects
+    from hpc_hipgen.evaluation.measurements import measured, store_table
+    from hpc_hipgen.evaluation.samples import image_specs, read_or_redraw, shard_bytes
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
 
@@ -107,7 +108,7 @@ def _draw_and_measure(
             settings["eta"] = 0.0  # it takes none
         specs = image_specs(run.config.seed, films, cell.name, settings)
         specs = with_subjects(run, cell.model, specs)
-        write_atomic(tar, shard_bytes(specs, drawn(run, pipeline, specs), synthetic=True))
+        write_atomic(tar, shard_bytes(specs, drawn(run, drawer, specs), synthetic=True))
 
     if not tar.is_file():
         draw()
@@ -175,8 +176,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from jobs.launch import dry_run, execute_cells
-
     site = load_site(options.site)
     run = Run(site.run_folder(options.run))
     sweeps.check_ready(run)

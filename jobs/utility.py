@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen import utility
 from hpc_hipgen.arguments import documented_parser, status_of
+from hpc_hipgen.cluster.launching import dry_run, execute_cells
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.files import remove_folder, write_atomic
 from hpc_hipgen.pipeline import Item
@@ -53,8 +54,9 @@ if TYPE_CHECKING:
 
 def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
     """Draws shards of generated films; returns how many were drawn now."""
+    from hpc_hipgen.evaluation.samples import image_specs, shard_bytes
+    from hpc_hipgen.generators.drawing import drawer_of, drawn, with_subjects
     from hpc_hipgen.radiograph.layouts import read_manifest
-    from jobs.sample import drawn, image_specs, load_model, shard_bytes, with_subjects
 
     settings = _saved(run, name)
     films = read_manifest(run.path("data"), "train", nominal_only=True)
@@ -64,10 +66,10 @@ def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
     specs = image_specs(seed, films, settings.row, look, times)[: settings.generated]
     model, _ = row_model(run.config, settings.row)
     specs, size = with_subjects(run, model, specs), run.config.sampling.shard_size
-    pipeline = load_model(run, model)
+    drawer = drawer_of(run, model)
     for item in sorted(todo):
         part = specs[item[1] * size : (item[1] + 1) * size]
-        content = shard_bytes(part, drawn(run, pipeline, part), synthetic=True)
+        content = shard_bytes(part, drawn(run, drawer, part), synthetic=True)
         write_atomic(utility.sample_shard(run, item, name), content)
     return len(todo)
 
@@ -199,8 +201,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _utility(options: argparse.Namespace) -> int:
-    from jobs.launch import dry_run, execute_cells
-
     check_name(options.name)
     site = load_site(options.site)
     run = Run(site.run_folder(options.run))

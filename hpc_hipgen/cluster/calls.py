@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.files import clean_abandoned, disk_full, full_disk_advice, lock, write_atomic
+from hpc_hipgen.named import resolve
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.provenance import record_start
 from hpc_hipgen.run import Run
@@ -223,12 +223,6 @@ def _ignore_signals() -> None:
     if _on_slurm():
         for number in (STOP, GO_ON_LATER):
             signal.signal(number, signal.SIG_IGN)
-
-
-def resolve(function: str) -> Callable[..., Any]:
-    """The function that "module:function" names."""
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def stage_logs(run: Run, stage: str) -> Path:

@@ -18,8 +18,9 @@ import submitit
 
 from hpc_hipgen import ROOT
 from hpc_hipgen.cluster.accounting import squeue
-from hpc_hipgen.cluster.site import Kind, Resources, Site
+from hpc_hipgen.cluster.site import Resources, Site
 from hpc_hipgen.config import ConfigError
+from hpc_hipgen.pipeline import Kind
 from hpc_hipgen.provenance import is_secret
 
 GPUS_VARIABLE = "HIPGEN_GPUS"

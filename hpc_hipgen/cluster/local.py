@@ -29,7 +29,7 @@ from hpc_hipgen.cluster.executors import (
     submission_folder,
 )
 from hpc_hipgen.cluster.site import Site
-from hpc_hipgen.pipeline import CROSS_VALIDATION, Stage
+from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.run import Run
 from hpc_hipgen.training.interruption import handled, terminable
 
@@ -82,10 +82,9 @@ def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
     try:
         follow(job, log)
     except KeyboardInterrupt:
-        trains = stage.name.startswith("train-") or stage.name == CROSS_VALIDATION
-        if trains:
+        if stage.model:
             print("stopping: the model is saved first (Ctrl-C again: at once)", flush=True)
-        _stop(job, saves=trains, shell=bool(site.setup))
+        _stop(job, saves=stage.model is not None, shell=bool(site.setup))
         raise
     problem = _outcome(job)
     if problem is None and not stage.done(run):
@@ -155,8 +154,7 @@ def _failed(run: Run, stage: Stage, reason: str, log: Path, since: float) -> Sta
     if not written:
         return StageFailed(stage.name, reason, log, user=False)
     kinds, message = written[-1]["kinds"], written[-1]["error"]
-    # films are read by `prepare`: a ValueError there is about them, line by line
-    user = "ConfigError" in kinds or (stage.name == "prepare" and "ValueError" in kinds)
+    user = "ConfigError" in kinds or (stage.reads_films and "ValueError" in kinds)
     shown = message if user or not message else f"{kinds[0]}: {message.strip().splitlines()[0]}"
     return StageFailed(stage.name, shown or reason, log, user)
 

@@ -19,18 +19,17 @@ from pydantic import Field, PrivateAttr, field_validator
 from hpc_hipgen import ROOT
 from hpc_hipgen.config import TRAINED, ConfigError, Section
 from hpc_hipgen.config.reading import parse_settings, read_yaml
+from hpc_hipgen.pipeline import CROSS_VALIDATION, Kind, Stage
 from hpc_hipgen.provenance import is_secret
 
 STAGES = (
-    *("prepare", "cross_validate", "sample", "evaluate", "report"),
+    *("prepare", CROSS_VALIDATION, "sample", "evaluate", "report"),
     *(f"train-{model}" for model in TRAINED),
 )
 """Names of the stages of all experiments; those of sweeps and of `jobs.utility` have their own."""
 SITES = ROOT / "configs" / "site"
 _ANSWER_SECONDS = 30
 _LEAST_SECONDS = 60  # Slurm may warn that much too early
-Kind = Literal["cpu", "gpu", "train"]
-"""cpu: no accelerator; gpu: one process on one GPU; train: one process per GPU on whole nodes."""
 
 
 _MANAGED = (
@@ -51,11 +50,6 @@ def _check_no_secrets(text: str, instead: str) -> None:
                 f"{name} would stand in the scripts of the run folder; {instead}, which reaches "
                 "the jobs and no file"
             )
-
-
-def shares_work(stage: str, kind: Kind) -> bool:
-    """True for training, of which each rank does a part. All else every rank would do again."""
-    return kind == "train" or stage.startswith("train-") or stage == "cross_validate"
 
 
 class Resources(Section):
@@ -93,7 +87,7 @@ class Resources(Section):
             raise ValueError(f"{text}: write {{n}} where the number of GPUs belongs") from None
         return text
 
-    _shared: bool = PrivateAttr(False)  # among processes; see `shares_work`
+    _shared: bool = PrivateAttr(False)  # among processes; see `Stage.shared`
 
     @property
     def processes(self) -> int:
@@ -145,25 +139,25 @@ class Site(Section):
             raise ValueError(f"{path}: this variable is not set here")
         return Path(path)
 
-    def of(self, stage: str, kind: Kind) -> Resources:
+    def of(self, stage: Stage) -> Resources:
         """The resources of a stage: those of its kind, changed by its own entry.
 
         Raises:
             ConfigError: for several nodes where one process does the work, or for a time limit
                 of which its warning leaves nothing.
         """
-        base = self.resources.get(kind, Resources()).model_dump(exclude_unset=True)
-        found = Resources.model_validate(base | self.stages.get(stage, {}))
-        found._shared = shares_work(stage, kind)
+        base = self.resources.get(stage.kind, Resources()).model_dump(exclude_unset=True)
+        found = Resources.model_validate(base | self.stages.get(stage.name, {}))
+        found._shared = stage.shared
         if found.nodes > 1 and not found._shared:
             raise ConfigError(
-                f"site: {stage} is the work of one process, and cannot use {found.nodes} nodes; "
-                f"write stages: {{{stage}: {{nodes: 1}}}}"
+                f"site: {stage.name} is the work of one process, and cannot use {found.nodes} "
+                f"nodes; write stages: {{{stage.name}: {{nodes: 1}}}}"
             )
         if found.hours * 3600 < self.signal_seconds + _LEAST_SECONDS:
             raise ConfigError(
-                f"site: {stage} has {found.hours:g} hours, of which the warning before the time "
-                f"limit (signal_seconds: {self.signal_seconds}) leaves nothing to work in"
+                f"site: {stage.name} has {found.hours:g} hours, of which the warning before the "
+                f"time limit (signal_seconds: {self.signal_seconds}) leaves nothing to work in"
             )
         return found
 

@@ -143,7 +143,7 @@ def calls_of(
     folder = str(run.folder.resolve())
     if stage.items is None:
         return [StageCall(stage, folder)]
-    requeue = site.of(stage.name, stage.kind).extra.get("requeue", True)
+    requeue = site.of(stage).extra.get("requeue", True)
     retries = site.retries if requeue else 0
     items = stage.missing(run)
     if items is None:  # known only when earlier stages have run: shares are taken then
@@ -175,7 +175,7 @@ def describe(
     names = {stage.name for stage in graph}
     texts = []
     for stage in graph:
-        need = site.of(stage.name, stage.kind)
+        need = site.of(stage)
         tasks = (sizes or {}).get(stage.name, site.array_tasks) if stage.items else 1
         follows = stage.follows if tasks > 1 else None
         follows = follows if follows in names else None  # it is done
@@ -191,7 +191,7 @@ def refusals(graph: list[Stage], site: Site) -> dict[str, str]:
     """The stages whose scripts Slurm would not take, and why; dependencies are left out."""
     found = {}
     for stage in graph:
-        need = site.of(stage.name, stage.kind)
+        need = site.of(stage)
         script = sbatch_script(
             slurm_parameters(stage.name, need, site), site.array_tasks if stage.items else 1
         )
@@ -214,7 +214,7 @@ def _submit(
     folder = submission_folder(logs)
     for failed in logs.glob("failed*.json"):  # of the last submission, whose shares were others
         failed.unlink()
-    need = site.of(stage.name, stage.kind)
+    need = site.of(stage)
     parameters = slurm_parameters(f"{run.config.name}:{stage.name}", need, site, after, follows)
     with submission_environment(site, need):
         executor = slurm_executor(folder, site, parameters)

@@ -51,6 +51,24 @@ GENERATORS = (
 TRAINED = (*FIRST_STAGES, *GENERATORS)
 """Sections of an experiment that are models, in the order of their training."""
 
+_TEACHER = {"stable_diffusion": None, "feedback": None, "probe": None}
+
+NEEDS: dict[str, dict[str, str | None]] = {
+    "lab_ruler": {"film_ruler": ", which goes on from it"},
+    "probe": {"autoencoder": ", which reads its latents"},
+    "prior": {"clip": ""},
+    "stable_diffusion": {"autoencoder": "", "probe": None},
+    "feedback": {"stable_diffusion": None, "reward_model": ", which asks it"},
+    "stable_diffusion_caption": {"autoencoder": "", "probe": None},
+    **dict.fromkeys(TAUGHT, _TEACHER),
+    "dall_e": {"discrete_vae": ""},
+    "unclip": {"autoencoder": "", "probe": None, "clip": None, "prior": ""},
+}
+"""Models that are trained before a model, where an experiment trains them.
+
+With a text the experiment must have that section, and the text ends the message which says so.
+"""
+
 
 Channels = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
 """Of the levels of a network, at least one."""

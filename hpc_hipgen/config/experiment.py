@@ -12,6 +12,7 @@ from hpc_hipgen.config.base import (
     FIRST_STAGES,
     GENERATORS,
     LANDMARKS,
+    NEEDS,
     TAUGHT,
     TIMESTEPS,
     TRAINED,
@@ -99,15 +100,9 @@ def _check_experiment(config: Experiment) -> Experiment:
     """Checks that involve several sections; raises ValueError naming the key."""
     if config.film_ruler:
         return _check_film_ruler(config, config.film_ruler)
-    if config.lab_ruler:
-        raise ValueError("film_ruler: needed by lab_ruler, which goes on from it")
+    _check_needs(config)
     if config.ruler is None:
         raise ValueError("key 'ruler' is missing")
-    for name in ("stable_diffusion", "stable_diffusion_caption", "unclip"):
-        if getattr(config, name) and not config.autoencoder:
-            raise ValueError(f"autoencoder: needed by {name}")
-    if config.dall_e and not config.discrete_vae:
-        raise ValueError("discrete_vae: needed by dall_e")
     _check_probe(config)
     _check_other_captions(config)
     baseline = config.stable_diffusion_caption
@@ -139,6 +134,14 @@ def _check_experiment(config: Experiment) -> Experiment:
     _check_captions_dropped(config)
     _check_apart(config.data.films, config.evaluation.films)
     return config
+
+
+def _check_needs(config: Experiment) -> None:
+    """The sections without which another one cannot be are there; raises ValueError."""
+    for name, needed in NEEDS.items():
+        for other, why in needed.items():
+            if why is not None and getattr(config, name) and not getattr(config, other):
+                raise ValueError(f"{other}: needed by {name}{why}")
 
 
 def _check_film_ruler(config: Experiment, section: FilmRuler) -> Experiment:
@@ -216,8 +219,6 @@ def _check_probe(config: Experiment) -> None:
         raise ValueError(f"{asking[0]}.measurement_weight: needs a probe; give the section 'probe'")
     if config.probe and not asking:
         raise ValueError("probe: no generator has a measurement_weight, nobody would ask it")
-    if config.probe and not config.autoencoder:
-        raise ValueError("autoencoder: needed by probe, which reads its latents")
     for name in asking:
         key, base = f"{name}.base", getattr(getattr(config, name), "base", None)
         if not base and config.feedback and name in TAUGHT:
@@ -232,8 +233,6 @@ def _check_probe(config: Experiment) -> None:
 def _check_feedback(config: Experiment) -> None:
     """Feedback has a ruler of its own to ask; raises ValueError."""
     asked, measuring = config.reward_model, config.ruler
-    if config.feedback and not asked:
-        raise ValueError("reward_model: needed by feedback, which asks it")
     if asked and not config.feedback:
         raise ValueError("reward_model: given, but there is no feedback to ask it")
     if asked and asked.pretrained and asked.pretrained == measuring.pretrained:

@@ -95,10 +95,6 @@ def check_unclip(
     section: UnCLIP | None, clip: CLIP | None, prior: Prior | None, resolution: int
 ) -> None:
     """The networks can be built, and take the views; raises ValueError naming the key."""
-    if prior and not clip:
-        raise ValueError("clip: needed by prior")
-    if section and not prior:
-        raise ValueError("prior: needed by unclip")
     if clip and clip.pretrained is None:
         width, shape = clip.text.hidden_size, clip.vision
         check_multiples("clip.text.hidden_size", [width], clip.text.heads, "clip.text.heads")

@@ -1,9 +1,9 @@
 """Distance of drawn angles from those asked for, and of drawn films from real ones.
 
-Modules: ``samples`` (what is scored), ``faithfulness`` (statistics of asked against measured
-angles), ``agreement`` (Bland and Altman's limits), ``distances`` (Fréchet and kernel distances of
-image features), ``diversity``, ``memorisation`` and ``audit`` (copies of training films),
-``real_films`` (a row of measured films), ``results`` (all of it in ``metrics.json``), ``figures``,
-``comparison``, ``report`` and ``model_card`` (what a reader sees); ``utility`` (rulers that learn
-from drawn films).
+Modules: ``samples`` (what is scored), ``measurements`` (angles and features of it),
+``faithfulness`` (statistics of asked against measured angles), ``agreement`` (Bland and Altman's
+limits), ``distances`` (Fréchet and kernel distances of image features), ``diversity``,
+``memorisation`` and ``audit`` (copies of training films), ``real_films`` (a row of measured films),
+``results`` (all of it in ``metrics.json``), ``figures``, ``comparison``, ``report`` and
+``model_card`` (what a reader sees); ``utility`` (rulers that learn from drawn films).
 """

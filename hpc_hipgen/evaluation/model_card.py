@@ -14,29 +14,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from hpc_hipgen.config import autoencoder_config
+from hpc_hipgen.config import GENERATORS, Adapters, autoencoder_config
 from hpc_hipgen.config.public import A_FOLDER, public_settings
 from hpc_hipgen.files import write_atomic
+from hpc_hipgen.models import MODELS
 from hpc_hipgen.rows import model_rows, row_model, row_settings
 from hpc_hipgen.run import Run
 
 FILE = "README.md"
 
-STOCK = """A stock diffusers pipeline:
-
-```python
-from diffusers import StableDiffusionPipeline
-
-pipeline = StableDiffusionPipeline.from_pretrained("FOLDER")
-```"""
-ADAPTERS = """On its base, with stock diffusers:
-
-```python
-pipeline.load_lora_weights("FOLDER")
-```"""
-UNCLIP = STOCK.replace("StableDiffusionPipeline", "StableUnCLIPPipeline")
-OURS = "Read by hpc_hipgen (`{}`)."
-MEASURE = "`python -m jobs.measure FILES... --ruler FOLDER` of hpc_hipgen."
 
 ARGUMENTS = {
     "steps": "num_inference_steps",
@@ -51,92 +37,6 @@ LEAPFROG = (
     "the one of `hpc_hipgen.diffusion.scheduler`; the exported DDIM is of first order"
 )
 """For rows whose solver stock diffusers does not have."""
-
-MODELS = {
-    "ruler": (
-        "Landmark network",
-        "Finds both femoral heads and acetabular rims in a ventrodorsal hip radiograph of a dog, "
-        "from which both Norberg angles follow.",
-        OURS.format("rulers.ruler.load_ruler"),
-    ),
-    "reward_model": (
-        "Reward model",
-        "A second landmark network for ventrodorsal hip radiographs of dogs: a generator is tuned "
-        "by it, nothing is measured by it.",
-        OURS.format("rulers.ruler.load_ruler"),
-    ),
-    "film_ruler": (
-        "Landmark networks for whole films",
-        "Find and measure both hips in a whole ventrodorsal radiograph of a dog.",
-        MEASURE,
-    ),
-    "lab_ruler": (
-        "Landmark networks for the whole films of one lab",
-        "Find and measure both hips in a whole ventrodorsal radiograph of a dog.",
-        MEASURE,
-    ),
-    "autoencoder": (
-        "KL autoencoder",
-        "Encodes ventrodorsal hip radiographs of dogs into latents, and back.",
-        '`diffusers.AutoencoderKL.from_pretrained("FOLDER")`.',
-    ),
-    "probe": (
-        "Probe",
-        "Reads landmarks off the latents of ventrodorsal hip radiographs of dogs; generators are "
-        "trained with it, nothing is measured by it.",
-        OURS.format("generators.probe.load_probe"),
-    ),
-    "discrete_vae": (
-        "Discrete VAE",
-        "Encodes ventrodorsal hip radiographs of dogs into entries of a codebook, and back.",
-        OURS.format("generators.discrete_vae.DiscreteAutoencoder"),
-    ),
-    "stable_diffusion": ("Stable Diffusion", "", STOCK),
-    "stable_diffusion_caption": ("Stable Diffusion, angles as digits", "", STOCK),
-    "feedback": (
-        "Stable Diffusion with feedback",
-        "",
-        STOCK + "\n\nIt was tuned without guidance: use `guidance_scale=1`.",
-    ),
-    "dreambooth": ("DreamBooth", "", STOCK),
-    "llcm": ("Leapfrog Latent Consistency Model", "", STOCK),
-    "llcm_paper": ("Latent Consistency Model by the published leapfrog", "", STOCK),
-    "llcm_ddim": ("Latent Consistency Model by DDIM", "", STOCK),
-    "lora": ("LoRA", "", ADAPTERS),
-    "lcm_lora": (
-        "LCM-LoRA",
-        "",
-        ADAPTERS + "\n\nIts scheduler is `LCMScheduler`, in `scheduler/`; use `guidance_scale=1`.",
-    ),
-    "clip": (
-        "CLIP",
-        "Embeds ventrodorsal hip radiographs of dogs and their captions into one space.",
-        OURS.format("generators.clip.load_parts"),
-    ),
-    "prior": (
-        "Prior of unCLIP",
-        "Draws the CLIP embedding of a ventrodorsal hip radiograph of a dog for a caption.",
-        OURS.format("generators.prior.load_prior"),
-    ),
-    "unclip": ("unCLIP", "", UNCLIP),
-    "dall_e": ("DALL-E", "", OURS.format("generators.dall_e.load_parts")),
-}
-"""Title, what it does (empty: draws from a caption) and how it is used, by section."""
-
-DRAWS = (
-    "Draws ventrodorsal hip radiographs of dogs for a caption that names the Norberg angle of "
-    "either hip."
-)
-OF_FILMS = {
-    "ruler": ("ruler", "films"),
-    "reward_model": (),
-    "film_ruler": (),
-    "lab_ruler": (),
-    "autoencoder": ("round_trip",),
-    "probe": (),
-    "discrete_vae": ("round_trip_discrete",),
-}
-"""Rows of the report that score what is no generator."""
 
 
 def write_card(
@@ -154,17 +54,17 @@ def write_card(
     import jinja2
     from huggingface_hub import ModelCardData
 
-    title, what, use = MODELS.get(model, (model.replace("_", " "), "", ""))
+    about, drawn = MODELS[model], model in GENERATORS
     scores = list(_scores(run, model, metrics)) if metrics else []
     section = getattr(run.config, model)
     data = ModelCardData(
         language="en",
         model_name=f"{run.config.name}/{model}",
-        pipeline_tag=None if what else "text-to-image",
-        library_name="diffusers" if "diffusers" in use else None,
+        pipeline_tag="text-to-image" if drawn else None,
+        library_name="diffusers" if "diffusers" in about.use else None,
         tags=["synthetic-data", "not-for-diagnosis", "veterinary", "radiography", model],
         base_model=_hub_id(section),
-        eval_results=None if what else list(_results(run, scores)) or None,
+        eval_results=(list(_results(run, scores)) or None) if drawn else None,
     )
     # as huggingface_hub's ModelCard.from_template, whose environment keeps a loop's empty lines
     environment = jinja2.Environment(
@@ -177,11 +77,11 @@ def write_card(
     environment.filters["num"] = _number
     text = environment.get_template("model_card.md.j2").render(
         card_data=data.to_yaml(),
-        title=title,
-        what=what or DRAWS,
-        draws=not what,
-        use=use,
-        call=_call(run, model) if "diffusers" in use and not what else None,
+        title=about.title,
+        what=about.what,
+        draws=drawn,
+        use=about.use,
+        call=_call(run, model) if "diffusers" in about.use and drawn else None,
         run=run.config,
         films=_films(run),
         lab=(run.done("prepare") or {}) if model == "lab_ruler" else None,
@@ -214,7 +114,8 @@ def _call(run: Run, model: str) -> str:
         del settings["eta"]
     given = ", ".join(f"{ARGUMENTS.get(k, k)}={v:g}" for k, v in settings.items())
     resolution = run.config.data.resolution
-    if MODELS[model][2].startswith(ADAPTERS) and _draws_another(run.base(model), resolution):
+    adapters = isinstance(getattr(run.config, model), Adapters)
+    if adapters and _draws_another(run.base(model), resolution):
         given += f", height={resolution}, width={resolution}"
     call = f"`pipeline(prompt, {given}).images[0]`"
     return f"{call}, {LEAPFROG}" if solver == "leapfrog" else call
@@ -260,12 +161,12 @@ def _scores(run: Run, model: str, metrics: dict[str, Any]) -> Iterator[dict[str,
     distances = (metrics["frechet"] or {"rows": {}})["rows"]
     copies = _audited(metrics)
     for row, sides in metrics["faithfulness"].items():
-        drawn = model not in OF_FILMS and row_model(run.config, row)[0] == model
-        if drawn or row in OF_FILMS.get(model, ()):
+        drawn = model in GENERATORS and row_model(run.config, row)[0] == model
+        if drawn or row in MODELS[model].scored:
             distance = distances.get(row, {}).get("all")
             known_distance = distance if distance and distance["frechet"] is not None else None
             # of films themselves there is nothing to tell
-            shown = None if model in OF_FILMS else known_distance
+            shown = known_distance if drawn else None
             yield {
                 "row": row,
                 "label": row_label(row, run),

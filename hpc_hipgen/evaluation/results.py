@@ -22,6 +22,7 @@ from hpc_hipgen.evaluation.faithfulness import (
     paired_bootstrap,
     permutation_null,
 )
+from hpc_hipgen.models import MODELS
 from hpc_hipgen.pipeline import row_data, shard_counts
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, row_model
 from hpc_hipgen.run import Run
@@ -31,12 +32,14 @@ SIDES = ("left", "right")
 REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
 TEACHER = "stable_diffusion"
 CONTROL = "stable_diffusion_caption"  # digits only: what the others are to be better than
-STUDENTS = {
-    "llcm": "LLCM",
-    "llcm_paper": "LLCM by the published solver",
-    "llcm_ddim": "LLCM by DDIM",
-    "lcm_lora": "LCM-LoRA",
+
+FILM_LABELS = {
+    "ruler": "Test films (ruler alone)",
+    FILMS_ROW: "Real films (ruler)",
+    "round_trip": "Autoencoder round trip",
+    "round_trip_discrete": "Discrete VAE round trip",
 }
+"""Names of the rows that no generator drew, for people."""
 
 
 @dataclass
@@ -57,25 +60,13 @@ class Results:
 
 def row_label(row: str, run: Run) -> str:
     """Name of a row for people."""
-    steps = run.config.sampling.steps
+    if row in FILM_LABELS:
+        return FILM_LABELS[row]
     model, few = row_model(run.config, row)
-    if few is not None:
-        name = STUDENTS[model]
-        return f"{name}, {few} step{'s' if few != 1 else ''}"
-    known = {
-        "ruler": "Test films (ruler alone)",
-        FILMS_ROW: "Real films (ruler)",
-        "round_trip": "Autoencoder round trip",
-        "round_trip_discrete": "Discrete VAE round trip",
-        "stable_diffusion": f"Stable Diffusion, {steps} steps",
-        "feedback": f"Stable Diffusion, feedback, {steps} steps",
-        "stable_diffusion_caption": f"Stable Diffusion, digits only, {steps} steps",
-        "lora": f"LoRA, {steps} steps",
-        "dreambooth": f"DreamBooth, {steps} steps",
-        "dall_e": "DALL-E",
-        "unclip": f"unCLIP, {steps} steps",
-    }
-    return known.get(model, model.replace("_", " "))
+    if model not in MODELS:
+        return model.replace("_", " ")
+    steps = run.config.sampling.steps if few is None else few
+    return MODELS[model].label.format(steps=f"{steps} step{'s' if steps != 1 else ''}")
 
 
 def read_table(run: Run, row: str) -> pd.DataFrame:

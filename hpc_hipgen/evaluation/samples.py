@@ -1,4 +1,4 @@
-"""Reading of sample shards and of the tables that evaluation makes from them.
+"""Sample shards: what their images are asked for, how they are written and read.
 
 A sample shard is a webdataset tar: <key>.png the image, <key>.txt the prompt, <key>.json what was
 asked for. Side names ``left`` and ``right`` are the patient's.
@@ -23,6 +23,7 @@ from PIL import Image, PngImagePlugin
 from hpc_hipgen.radiograph.shard_index import check_whole
 
 if TYPE_CHECKING:
+    from hpc_hipgen.radiograph.layouts import Films
     from hpc_hipgen.run import Run
 
 SYNTHETIC = ("synthetic", "hpc_hipgen")
@@ -32,6 +33,7 @@ SHARD = "shard-{:05d}"
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.(tar|parquet)")
 UNREADABLE = (tarfile.TarError, OSError, SyntaxError)  # PIL calls a broken PNG a syntax error
 REQUIRED = ("row", "index", "seed", "film", "prompt_class", "asked_left", "asked_right")
+NOT_KEPT = ("prompt", "view")  # of what is asked for, in the JSON of a sample
 
 
 class DamagedShardError(ValueError):
@@ -46,6 +48,79 @@ class Sample:
     image: np.ndarray
     prompt: str
     info: dict[str, Any]
+
+
+def image_specs(
+    seed: int,
+    films: Films,
+    row: str,
+    settings: dict[str, Any] | None = None,
+    per_caption: int = 1,
+) -> list[dict[str, Any]]:
+    """What each image is asked for; angles are the patient's sides, in degrees.
+
+    `settings` (steps, guidance, solver, eta) are those of images that are drawn; without, the
+    images are the films themselves. The seed of an image follows from its index alone.
+    """
+    from hpc_hipgen.radiograph.captions import parse_caption
+
+    specs = []
+    for index in range(len(films) * per_caption):
+        i = index % len(films)
+        spec = {
+            "row": row,
+            "index": index,
+            "seed": seed * 1_000_003 + index,
+            "film": films.film[i],
+            "prompt": films.captions[i],
+            "prompt_class": int(films.prompt_class[i]),
+            "asked_left": float(films.patient_left[i]),
+            "asked_right": float(films.patient_right[i]),
+            "view": i,
+        }
+        if settings is not None:  # asked for is what the caption says, to half a degree
+            asked = parse_caption(films.captions[i])
+            assert asked is not None, f"caption of {films.ids[i]} names no angles"
+            spec |= {"asked_left": asked.patient_left, "asked_right": asked.patient_right}
+            spec |= settings
+        specs.append(spec)
+    return specs
+
+
+def settings_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """The `settings` of `image_specs` in one of its specs."""
+    return {key: v for key, v in spec.items() if key not in (*REQUIRED, *NOT_KEPT)}
+
+
+def shard_bytes(
+    specs: list[dict[str, Any]], images: Iterable[np.ndarray], synthetic: bool
+) -> bytes:
+    """The bytes of a shard, marked where it is no film; the same images give the same bytes."""
+    import webdataset
+
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer, mtime=0) as writer:
+        for spec, image in zip(specs, images, strict=True):
+            info = {k: v for k, v in spec.items() if k not in NOT_KEPT}
+            writer.write(
+                {
+                    "__key__": f"{spec['index']:06d}",
+                    "png": png(image, synthetic),
+                    "txt": spec["prompt"],
+                    "json": json.dumps(info).encode(),
+                }
+            )
+    return buffer.getvalue()
+
+
+def png(image: np.ndarray, synthetic: bool) -> bytes:
+    """A grey PNG of an image (h, w) uint8, marked when it is no film."""
+    text = PngImagePlugin.PngInfo()
+    if synthetic:
+        text.add_text(*SYNTHETIC)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", pnginfo=text)
+    return buffer.getvalue()
 
 
 def shard_numbers(folder: Path, suffix: str) -> list[int]:
@@ -71,16 +146,6 @@ def _members(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
             group[extension] = tar.extractfile(member).read()
     if key is not None:
         yield key, group
-
-
-def png(image: np.ndarray, synthetic: bool) -> bytes:
-    """A grey PNG of an image (h, w) uint8, marked when it is no film."""
-    text = PngImagePlugin.PngInfo()
-    if synthetic:
-        text.add_text(*SYNTHETIC)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "png", pnginfo=text)
-    return buffer.getvalue()
 
 
 def read_samples(path: Path) -> list[Sample]:

@@ -35,6 +35,7 @@ from hpc_hipgen.generators import text
 from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder, decode_images, encode_codes
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.run import Run
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
@@ -297,3 +298,26 @@ def draw(
 ) -> np.ndarray:
     """Grey images (b, n, n) uint8; settings as of `draw_codes`."""
     return decode_images(parts.vae, draw_codes(parts, prompts, seeds, **settings))
+
+
+@dataclass
+class DallEDrawer:
+    """Draws with a transformer; the size of its images is that of the discrete VAE's."""
+
+    parts: Parts
+
+    @property
+    def network(self) -> nn.Module:
+        """The transformer."""
+        return self.parts.transformer
+
+    def draw(
+        self, prompts: list[str], seeds: list[int], *, resolution: int, **settings: float | None
+    ) -> np.ndarray:
+        """Grey images (b, n, n) uint8; settings as of `draw_codes`."""
+        return draw(self.parts, prompts, seeds, **settings)
+
+
+def drawer(run: Run, model: str) -> DallEDrawer:
+    """Of the export."""
+    return DallEDrawer(load_parts(run.path(model, "export"), run.config.sampling.precision))

@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.lora import ADAPTER, adapter_parameters
 from hpc_hipgen.training.engine import device
+
+if TYPE_CHECKING:
+    from hpc_hipgen.run import Run
 
 # The published solver is DDIM to the bit (tests/diffusion), so DDIM's scheduler serves both. The
 # leapfrog's takes Karras levels unless the pipeline's own configuration says otherwise.
@@ -132,15 +136,13 @@ def load_average(pipeline: StableDiffusionPipeline, checkpoint: Path) -> None:
 
 
 @contextmanager
-def sampling_cost(pipeline: Any) -> Iterator[dict[str, float]]:
+def sampling_cost(network: nn.Module) -> Iterator[dict[str, float]]:
     """Measures what is drawn inside: fills the dict when the block ends.
 
-    `seconds`; `evaluations`: of the UNet, or of DALL-E's transformer, one for each image or token
-    that goes through it, so that guidance counts twice. `pipeline`: a diffusers pipeline, or the
-    parts of a DALL-E.
+    `seconds`; `evaluations` of the network, one for each image or token that goes through it, so
+    that guidance counts twice.
     """
     cost: dict[str, float] = {"seconds": 0.0, "evaluations": 0}
-    network = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
 
     def count(_: Any, given: tuple[torch.Tensor, ...]) -> None:
         cost["evaluations"] += len(given[0])
@@ -197,3 +199,30 @@ def _with_settings_of(scheduler: Any, kind: type) -> Any:
     left = config.get("_use_default_values") or ()
     stated = {name: config[name] for name in DDIM if name in config and name not in left}
     return kind.from_config(config, **DDIM | stated)
+
+
+@dataclass
+class PipelineDrawer:
+    """Draws with a Stable Diffusion."""
+
+    pipeline: StableDiffusionPipeline | StableUnCLIPPipeline
+
+    @property
+    def network(self) -> nn.Module:
+        """The UNet."""
+        return self.pipeline.unet
+
+    def draw(self, prompts: list[str], seeds: list[int], **settings: Any) -> np.ndarray:
+        """Grey images (b, resolution, resolution) uint8; settings as of `draw`."""
+        return draw(self.pipeline, prompts, seeds, **settings)
+
+
+def pipeline_drawer(run: Run, model: str) -> PipelineDrawer:
+    """Of a model whose export is a pipeline."""
+    return PipelineDrawer(load_pipeline(run.path(model, "export"), run.config.sampling.precision))
+
+
+def adapters_drawer(run: Run, model: str) -> PipelineDrawer:
+    """Of a model whose export holds adapters: its base with them."""
+    base, export = run.base(model), run.path(model, "export")
+    return PipelineDrawer(load_pipeline(base, run.config.sampling.precision, adapters=export))

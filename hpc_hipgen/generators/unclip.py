@@ -35,6 +35,7 @@ from hpc_hipgen.generators.autoencoder import stride
 from hpc_hipgen.generators.prior import load_prior, prior_scheduler
 from hpc_hipgen.generators.stable_diffusion import DenoiserLoss, DenoisingTask, ddim_scheduler
 from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.run import Run
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
 
@@ -220,3 +221,16 @@ def draw(
         noise_level=noise_level,
         **settings,
     )
+
+
+class UnCLIPDrawer(sampling.PipelineDrawer):
+    """Draws with prior and decoder."""
+
+    def draw(self, prompts: list[str], seeds: list[int], **settings: Any) -> np.ndarray:
+        """Grey images (b, n, n) uint8; settings as of `draw`."""
+        return draw(self.pipeline, prompts, seeds, **settings)
+
+
+def drawer(run: Run, model: str) -> UnCLIPDrawer:
+    """Of the export, the stock pipeline."""
+    return UnCLIPDrawer(sampling.pipeline_drawer(run, model).pipeline)

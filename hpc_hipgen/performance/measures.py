@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from hpc_hipgen import ROOT
+from hpc_hipgen.generators.drawing import Drawer, drawer_of
 from hpc_hipgen.performance.hardware import peak_tflops
 from hpc_hipgen.performance.simulation import flop_counter
 from hpc_hipgen.performance.timing import NetworkClock, ratio, seconds_of, turn_by_turn
+from hpc_hipgen.rows import row_settings
 from hpc_hipgen.run import Run
 
 Line = dict[str, Any]
@@ -136,36 +138,26 @@ def against_diffusers(run: Run, repeats: int) -> list[Line]:
 
 def sampling(run: Run, repeats: int) -> list[Line]:
     """Images/s of the teacher, the student and DALL-E."""
-    from hpc_hipgen.generators import dall_e
-    from hpc_hipgen.generators.sampling import draw, load_pipeline
-
     config, lines = run.config, []
     batch = min(config.sampling.batch, 8)
-    prompts, seeds = (
-        ["norberg angle left 100 degrees, right 95 degrees"] * batch,
-        list(range(batch)),
-    )
-    for model, solver, steps in (
-        ("stable_diffusion", "ddim", (10, 20)),
-        ("llcm", "lcm", (1, 2, 4)),
-    ):
-        if not getattr(config, model):
-            continue
-        pipeline = load_pipeline(run.path(model, "export"), config.sampling.precision)
-        for count in steps:
-            settings = {"steps": count, "guidance": 2.0, "solver": solver}
-            seconds = _median(
-                lambda p=pipeline, s=settings: draw(
-                    p, prompts, seeds, resolution=config.data.resolution, **s
-                ),
-                repeats,
-            )
-            lines.append({"model": model, "steps": count, "images/s": batch / seconds})
+    prompts = ["norberg angle left 100 degrees, right 95 degrees"] * batch
+
+    def measure(model: str, drawer: Drawer, steps: int, settings: dict[str, Any]) -> None:
+        seeds, resolution = list(range(batch)), config.data.resolution
+        seconds = _median(
+            lambda: drawer.draw(prompts, seeds, resolution=resolution, **settings), repeats
+        )
+        lines.append({"model": model, "steps": steps, "images/s": batch / seconds})
+
+    for model, solver, steps in SAMPLED:
+        if getattr(config, model):
+            drawer = drawer_of(run, model)
+            for count in steps:
+                settings = {"steps": count, "guidance": 2.0, "solver": solver}
+                measure(model, drawer, count, settings)
     if config.dall_e:
-        parts = dall_e.load_parts(run.path("dall_e", "export"), config.sampling.precision)
-        settings = config.dall_e.sampling.model_dump()
-        seconds = _median(lambda: dall_e.draw(parts, prompts, seeds, **settings), repeats)
-        lines.append({"model": "dall_e", "steps": parts.grid**2, "images/s": batch / seconds})
+        drawer = drawer_of(run, "dall_e")
+        measure("dall_e", drawer, drawer.parts.grid**2, row_settings(config, "dall_e"))
     return lines
 
 

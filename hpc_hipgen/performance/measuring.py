@@ -14,6 +14,7 @@ from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.performance.timing import turn_by_turn
 from hpc_hipgen.radiograph.scene_store import draw_held_out
 from hpc_hipgen.rulers.film_check import PHANTOMS
+from hpc_hipgen.rulers.film_measuring import measure_files
 from hpc_hipgen.rulers.film_ruler import load_film_ruler
 
 FILMS, BATCH = 48, 16
@@ -26,8 +27,6 @@ FORMATS = {"png": {"compress_level": 6}, "jpg": {"quality": 90}}
 
 def measuring(ruler_folder: Path, repeats: int) -> list[dict[str, Any]]:
     """Films/s of `jobs.measure`, decoding included, overlays not, by size and format."""
-    from jobs.measure import measure_files
-
     ruler = load_film_ruler(ruler_folder)
     drawn = [film for film, _ in run_parallel(draw_held_out, PHANTOMS[:FILMS])]
     with tempfile.TemporaryDirectory() as name:

@@ -115,10 +115,10 @@ def measure(
 ) -> bytes:
     """The file of a cell: latents (n, c, h, w) float32, angles and asked (n, 2) float64 degrees.
 
-    `specs` as of `jobs.sample.image_specs`. Evaluations are counted at the network.
+    `specs` as of `samples.image_specs`. Evaluations are counted at the network.
     """
     latents = []
-    with sampling_cost(pipeline) as cost:
+    with sampling_cost(pipeline.unet) as cost:
         for start in range(0, len(specs), batch):
             chosen = specs[start : start + batch]
             latents.append(_latents(cell, chosen, pipeline).float().cpu())

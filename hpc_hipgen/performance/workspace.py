@@ -9,6 +9,8 @@ from typing import Any
 
 from hpc_hipgen.config import Experiment, check_inputs, load_experiment
 from hpc_hipgen.files import atomic_folder
+from hpc_hipgen.named import resolve
+from hpc_hipgen.pipeline import stages
 from hpc_hipgen.run import Run
 
 FILMS = {"train": 24, "validation": 2, "test": 8, "views": 2}
@@ -36,8 +38,7 @@ def shrunk(config: str, overrides: list[str]) -> Experiment:
 def make_run(folder: Path, experiment: Experiment) -> Run:
     """A prepared run whose models are exported as they are before training."""
     run = Run.create(folder, experiment)
-    from jobs.prepare import prepare
-
+    prepare = resolve(stages(experiment)[0].function)
     with contextlib.redirect_stdout(sys.stderr):
         prepare(run)
         for model in run.config.trained():

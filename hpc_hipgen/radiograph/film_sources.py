@@ -1,4 +1,4 @@
-"""Which films and landmarks a run was prepared from, so that a later change of them is noticed.
+"""Reads the films that an experiment names, and notices when they change afterwards.
 
 A run keeps the views that it made once. Landmarks that are corrected afterwards would change
 nothing, and nobody would be told.
@@ -6,7 +6,9 @@ nothing, and nobody would be told.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.config import ConfigError
@@ -14,8 +16,8 @@ from hpc_hipgen.files import sha256_of
 from hpc_hipgen.tables import printable, shortlist
 
 if TYPE_CHECKING:
-    from hpc_hipgen.config import Experiment
-    from hpc_hipgen.radiograph.dataset import FilmFile
+    from hpc_hipgen.config import Experiment, LabRuler
+    from hpc_hipgen.radiograph.dataset import Film, FilmFile
 
 
 def sources(config: Experiment, films: Mapping[str, Iterable[FilmFile]]) -> dict[str, Any]:
@@ -65,3 +67,69 @@ def check_unchanged(config: Experiment, prepared: Mapping[str, Any]) -> None:
             )
     if lines:
         raise ConfigError("\n".join(lines))
+
+
+def lab_films(config: Experiment, lab: LabRuler) -> tuple[list[FilmFile], dict[str, int]]:
+    """The films that a lab's ruler learns from, all validated, and the fold of each dog.
+
+    Raises:
+        FilmErrors: all that is wrong with them.
+        ValueError: for fewer dogs than folds, or no folder.
+    """
+    from hpc_hipgen.radiograph.lab_films import read_lab_films
+
+    if lab.films is None:
+        raise ValueError("lab_ruler.films: a folder of films with landmarks is needed")
+    masking = {"masked": config.data.deidentify, "keep_markers": config.data.keep_markers}
+    return read_lab_films(lab.films, lab.landmarks, lab.folds, config.seed, **masking)
+
+
+def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
+    """The films of the data set, and the real films to measure, all validated.
+
+    Raises:
+        FilmErrors: all that is wrong with either.
+    """
+    from hpc_hipgen.radiograph.dataset import film_files, phantom_films
+    from hpc_hipgen.radiograph.films import FilmErrors
+
+    data, evaluation = config.data, config.evaluation
+    masking = {"masked": data.deidentify, "keep_markers": data.keep_markers}
+    counts = {"train": data.train, "validation": data.validation, "test": data.test}
+    films: list[Film] = []
+    measured: list[Film] = []
+    problems: list[str] = []
+    try:
+        if data.source == "films":
+            films += film_files(data.films, data.landmarks, counts, config.seed, **masking)
+        else:
+            films += phantom_films(config.seed, counts, data.resolution, data.even_angles)
+    except FilmErrors as error:
+        problems += error.lines
+    try:
+        if evaluation.films:
+            found = film_files(
+                evaluation.films, evaluation.landmarks, {"test": 1}, config.seed, **masking
+            )
+            # whatever split the table puts them in: here they are only measured
+            measured += [replace(film, split="test") for film in found]
+    except FilmErrors as error:
+        problems += error.lines
+    if not problems and data.source == "films":
+        problems += _shared(data.films, films, evaluation.films, measured)
+    if problems:
+        raise FilmErrors(problems)
+    return films, measured
+
+
+def _shared(
+    folder: Path, films: Sequence[FilmFile], other: Path, measured: Sequence[FilmFile]
+) -> list[str]:
+    """Films that are to be measured, and are those of the data set under another name."""
+    of_set = {film.pixels: film.name for film in films}
+    return [
+        f"{other / film.name}: is the same picture as {folder / of_set[film.pixels]}, from which "
+        "the models learn; measure other films"
+        for film in measured
+        if film.pixels in of_set
+    ]

@@ -96,4 +96,4 @@ FOLLOWED = [
 ]
 BROKEN = [GRAPH[0], Stage("broken", "fake_stages:broken", "cpu", ("first",))]
 SLOW = [GRAPH[0], Stage("slow", "fake_stages:slow", "cpu", ("first",))]
-SAVING = [GRAPH[0], Stage("train-slow", "fake_stages:saves", "gpu", ("first",))]
+SAVING = [GRAPH[0], Stage("train-slow", "fake_stages:saves", "gpu", ("first",), model="slow")]

@@ -16,6 +16,7 @@ from hpc_hipgen.cluster.executors import (
     submission_folder,
 )
 from hpc_hipgen.cluster.site import Resources, Site, load_site
+from hpc_hipgen.pipeline import Stage
 
 
 def test_submission_hides_the_enclosing_job_and_keeps_the_cluster(monkeypatch):
@@ -36,7 +37,8 @@ def test_every_submission_has_a_folder_of_its_own(tmp_path):
 
 def test_a_training_job_has_a_process_per_gpu():
     site = load_site("a100")
-    script = sbatch_script(slurm_parameters("t", site.of("train-llcm", "train"), site, ["7", "8"]))
+    need = site.of(Stage("train-llcm", "", "train", model="llcm"))
+    script = sbatch_script(slurm_parameters("t", need, site, ["7", "8"]))
     lines = script.splitlines()
     for option in (
         "--ntasks-per-node=8",
@@ -57,7 +59,9 @@ def test_a_training_job_has_a_process_per_gpu():
 
 def test_an_array_is_throttled():
     site = load_site("a100")
-    script = sbatch_script(slurm_parameters("s", site.of("sample", "gpu"), site), tasks=16)
+    script = sbatch_script(
+        slurm_parameters("s", site.of(Stage("sample", "", "gpu")), site), tasks=16
+    )
     assert "#SBATCH --array=0-15%8" in script
     assert "--dependency" not in script
 

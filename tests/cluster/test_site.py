@@ -8,7 +8,12 @@ from hpc_hipgen.cluster import site
 from hpc_hipgen.cluster.executors import slurm_parameters
 from hpc_hipgen.cluster.site import SITES, STAGES, Resources, Site, load_site
 from hpc_hipgen.config import ConfigError, load_experiment
-from hpc_hipgen.pipeline import stages
+from hpc_hipgen.pipeline import Stage, stages
+
+
+def training(model, kind="train"):
+    """The stage that trains a model."""
+    return Stage(f"train-{model}", "", kind, model=model)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in SITES.glob("*.yaml")))
@@ -18,7 +23,7 @@ def test_every_site_of_the_project_is_valid(name):
 
 def test_a_stage_changes_only_what_it_names():
     site = load_site("a100")
-    longer, usual = site.of("train-stable_diffusion", "train"), site.of("train-llcm", "train")
+    longer, usual = site.of(training("stable_diffusion")), site.of(training("llcm"))
     assert longer.hours > usual.hours
     assert longer.model_copy(update={"hours": usual.hours}) == usual
     assert usual.processes == usual.gpus == 8
@@ -28,17 +33,17 @@ def test_only_training_starts_several_processes():
     """All others would do all of their work in each."""
     site = Site(resources={"gpu": Resources(gpus=4), "cpu": Resources(nodes=2)})
     for stage in ("sample", "evaluate", "sweep-x"):
-        need = site.of(stage, "gpu")
+        need = site.of(Stage(stage, "", "gpu"))
         assert (need.processes, need.gpus) == (1, 4)
         assert slurm_parameters(stage, need, site)["ntasks_per_node"] == 1
-    for stage in ("train-ruler", "cross_validate"):
-        assert site.of(stage, "gpu").processes == 4
+    for stage in (training("ruler", "gpu"), Stage("cross_validate", "", "gpu", model="lab_ruler")):
+        assert site.of(stage).processes == 4
     with pytest.raises(ConfigError, match=r"prepare .*cannot use 2 nodes; write stages: \{prepare"):
-        site.of("prepare", "cpu")
+        site.of(Stage("prepare", "", "cpu"))
 
 
 def test_a_kind_that_is_not_named_asks_for_defaults():
-    assert Site().of("report", "cpu") == Resources()
+    assert Site().of(Stage("report", "", "cpu")) == Resources()
     assert Resources().processes == 1
 
 
@@ -92,7 +97,7 @@ def test_a_warning_that_leaves_no_time_is_said():
     """A job would be put back as often as it may be, and do nothing."""
     site = Site(resources={"train": {"hours": 0.1}}, signal_seconds=400)
     with pytest.raises(ConfigError, match=r"train-llcm has 0.1 hours, of which the warning"):
-        site.of("train-llcm", "train")
+        site.of(training("llcm"))
 
 
 def test_an_unknown_site_names_those_there_are():

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hpc_hipgen.config import TRAINED, parse_experiment
-from hpc_hipgen.evaluation.model_card import A_FOLDER, MODELS, write_card, write_cards
+from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.evaluation.model_card import A_FOLDER, write_card, write_cards
 from hpc_hipgen.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +27,6 @@ def both(row, score):
     """A score of the record, left / right."""
     sides = METRICS["faithfulness"][row]
     return f"{sides['left'][score]:.2f} / {sides['right'][score]:.2f}"
-
-
-def test_every_model_that_is_trained_has_a_title():
-    assert set(TRAINED) == set(MODELS)
 
 
 def test_an_export_of_training_has_its_card(tiny_run):

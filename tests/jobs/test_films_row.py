@@ -18,6 +18,7 @@ from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import real_films as count_real_films
 from hpc_hipgen.pipeline import report_items, sample_shard, stages
+from hpc_hipgen.radiograph.film_sources import read_films
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.radiograph.phantom import draw_phantom
 from hpc_hipgen.rulers.ruler import Measurement
@@ -246,7 +247,7 @@ def test_both_sets_of_films_are_checked_at_once(films, tmp_path):
         (tmp_path / name).mkdir()
     data = {**DATA, "source": "films", "films": str(tmp_path / "trained")}
     with pytest.raises(ValueError) as error:
-        prepare.read_films(experiment(tmp_path / "measured", data=data))
+        read_films(experiment(tmp_path / "measured", data=data))
     assert "2 problems" in str(error.value)
     assert all(f"{name}/landmarks.csv" in str(error.value) for name in ("trained", "measured"))
 

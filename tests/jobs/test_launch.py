@@ -20,7 +20,7 @@ from hpc_hipgen.config import Experiment, load_experiment
 from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.pipeline import sample_shard, score_shard, stages
 from hpc_hipgen.run import Run
-from jobs import launch, prepare
+from jobs import launch
 
 ROOT = Path(__file__).parents[2]
 FAKES = ROOT / "tests" / "cluster"
@@ -251,7 +251,7 @@ def test_splits_without_a_film_are_named(experiment, tmp_path, capsys):
 def test_a_batch_above_the_films_is_refused(experiment, tmp_path, capsys, monkeypatch):
     splits = ("train", "train", "validation", "test")
     films = [SimpleNamespace(split=split) for split in splits]
-    monkeypatch.setattr(prepare, "read_films", lambda config: (films, []))
+    monkeypatch.setattr(launch, "read_films", lambda config: (films, []))
     (tmp_path / "films").mkdir()
     arguments = ["data.source=films", f"data.films={tmp_path / 'films'}", "data.views=7"]
     arguments = [str(experiment), "--run", str(tmp_path / "runs" / "x"), *arguments]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hpc_hipgen.radiograph import films as films_module
 from hpc_hipgen.radiograph.geometry import Landmarks
-from hpc_hipgen.rulers import film_check
+from hpc_hipgen.rulers import film_check, film_measuring
 from hpc_hipgen.rulers.film_ruler import load_film_ruler
 from hpc_hipgen.rulers.film_ruler_training import film_ruler_error
 from jobs import measure
@@ -74,7 +74,7 @@ def test_a_folder_is_measured_whatever_is_in_it(films, capsys):
 
 
 def test_globs_files_and_folders_name_a_film_once(films):
-    found = measure.find_films(["films/*.png", "films/a.png", "films/more"], Path("out"))
+    found = film_measuring.find_films(["films/*.png", "films/a.png", "films/more"], Path("out"))
     assert [path.name for path in found] == ["a.png", "noise.png", "z.png", "b.tif"]
 
 
@@ -85,20 +85,20 @@ def test_a_disc_of_dicom_is_read_and_pictures_of_an_earlier_call_are_not(films):
     (films / "more" / "notes").write_text("not a film")
     assert measure.main(["films/a.png", "--out", "films/out"]) == 0
     assert Path("films/out/overlays/a.png.png").is_file()
-    found = measure.find_films(["films"], Path("films/out"))
+    found = film_measuring.find_films(["films"], Path("films/out"))
     names = ["a.png", "1.2.840.7", "IM0001", "b.tif", "noise.png", "z.png"]
     assert [path.name for path in found] == names
 
 
 def test_an_interruption_leaves_what_was_measured(films, monkeypatch, capsys):
-    inner = measure._read
+    inner = film_measuring._read
 
     def read(path):
         if path.name == "noise.png":
             raise KeyboardInterrupt
         return inner(path)
 
-    monkeypatch.setattr(measure, "_read", read)
+    monkeypatch.setattr(film_measuring, "_read", read)
     assert measure.main(["films", "--out", "out", "--batch", "1"]) == 130
     assert set(table(Path("out"))) == {"a.png", "b.tif"}
     assert "interrupted after 2 of 4 files" in capsys.readouterr().err
@@ -117,7 +117,9 @@ def test_an_interruption_before_the_first_film_leaves_an_earlier_table(
     if step == "_ruler":
         monkeypatch.setattr(measure, step, interrupt)
     else:
-        monkeypatch.setattr(measure, "_measured", lambda *_: (interrupt(_) for _ in range(1)))
+        monkeypatch.setattr(
+            film_measuring, "_measured", lambda *_: (interrupt(_) for _ in range(1))
+        )
     assert measure.main(["films", "--out", "out"]) == 130
     assert Path("out/measurements.csv").read_text() == "of an earlier call"
     assert "interrupted" in capsys.readouterr().err
@@ -128,7 +130,7 @@ def test_pictures_that_cannot_be_written_lose_no_measurement(films, monkeypatch,
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(measure, "_draw", full)
+    monkeypatch.setattr(film_measuring, "_draw", full)
     assert measure.main(["films/a.png", "films/more", "--out", "out"]) == 1
     assert set(table(Path("out"))) == {"a.png", "b.tif"}
     assert "No space left on device; stopped after 2 of 2 files" in capsys.readouterr().err
@@ -164,7 +166,7 @@ def test_any_name_of_a_file_is_reported(films, capsys):
 
 def test_no_two_pictures_have_one_name():
     files = [Path(name) for name in ("a/IM1", "b/IM1", "c/IM1-2", "d/IM1", "e/IM1-2-2")]
-    names = measure._overlay_names(files)
+    names = film_measuring._overlay_names(files)
     assert [names[path] for path in files] == [
         "IM1.png", "IM1-2.png", "IM1-2-2.png", "IM1-3.png", "IM1-2-2-2.png"
     ]  # fmt: skip

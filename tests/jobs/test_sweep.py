@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from hpc_hipgen import sweep as sweeps
+from hpc_hipgen.cluster import launching
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.run import Run
-from jobs import launch, solvers, sweep
+from jobs import solvers, sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -168,7 +169,7 @@ def test_the_dry_run_lists_cells_and_scripts_and_writes_nothing(run, capsys):
 
 def test_the_table_is_made_again_only_when_a_cell_was_missing(run, capsys, monkeypatch):
     started = []
-    monkeypatch.setattr(launch, "execute", lambda run, graph, *_: started.append(graph) or 0)
+    monkeypatch.setattr(launching, "execute", lambda run, graph, *_: started.append(graph) or 0)
     arguments = [str(run.folder), "model=llcm", "steps=[1,2]", "--site", "local"]
     assert sweep.main(arguments) == 0 and len(started) == 1
     array, table = started[0]

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from hpc_hipgen import utility
-from hpc_hipgen.cluster.calls import resolve
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples
+from hpc_hipgen.named import resolve
 from hpc_hipgen.run import Run
 from jobs import report
 from jobs import utility as job

@@ -25,7 +25,7 @@ from hpc_hipgen.radiograph.dataset import (
 from hpc_hipgen.radiograph.films import FilmErrors
 from hpc_hipgen.radiograph.geometry import Hip, Landmarks
 from hpc_hipgen.radiograph.phantom import draw_phantom
-from jobs.measure import find_films
+from hpc_hipgen.rulers.film_measuring import find_films
 
 PROPORTIONS = {"train": 219, "validation": 31, "test": 84}
 LANDMARKS = Landmarks(Hip(100, 120, 20, 95, 95), Hip(260, 126, 20, 266, 99))
