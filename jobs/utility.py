@@ -103,6 +103,7 @@ def _generated(run: Run, name: str, settings: Settings) -> AngleFilms:
 
     from hpc_hipgen.evaluation.samples import read_samples
     from hpc_hipgen.evaluation.utility import AngleFilms
+    from hpc_hipgen.radiograph.geometry import swap_sides
 
     items = utility.sample_items(run, name) or []
     found = [s for item in items for s in read_samples(utility.sample_shard(run, item, name))]
@@ -111,9 +112,8 @@ def _generated(run: Run, name: str, settings: Settings) -> AngleFilms:
             f"{utility.utility_folder(run, name) / 'samples'}: {len(found)} films, "
             f"{settings.generated} were asked for; remove the folder"
         )
-    # the patient's right hip is at the image's left
-    angles = [(s.info["asked_right"], s.info["asked_left"]) for s in found]
-    return AngleFilms(np.stack([s.image for s in found]), np.array(angles))
+    asked = np.array([(s.info["asked_left"], s.info["asked_right"]) for s in found])
+    return AngleFilms(np.stack([s.image for s in found]), swap_sides(asked))
 
 
 def _train_and_measure(

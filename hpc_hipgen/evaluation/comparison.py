@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hpc_hipgen.evaluation.figures import number
-from hpc_hipgen.evaluation.results import REAL_ROWS, SIDES, Results, training_seconds
+from hpc_hipgen.evaluation.results import REAL_ROWS, Results, training_seconds
 from hpc_hipgen.pipeline import trained_before
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.rows import row_model
 from hpc_hipgen.run import Run
 
@@ -52,7 +53,7 @@ def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[
         }
         scores = metrics["faithfulness"][row]
         keys = ("r", "mae", "failed")
-        line |= {f"{key}_{side}": scores[side][key] for key in keys for side in SIDES}
+        line |= {f"{key}_{side}": scores[side][key] for key in keys for side in PATIENT_SIDES}
         lines.append({name: line[name] for name in COLUMNS})
     return lines
 

@@ -33,9 +33,11 @@ def hips(table: pd.DataFrame) -> list[dict[str, Any]]:
 
     Degrees, to two decimals; ``confidence`` is that of the whole film.
     """
+    from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
+
     lines = []
     for row in table.sort_values("film", kind="stable").to_dict("records"):
-        for side in ("left", "right"):
+        for side in PATIENT_SIDES:
             measured, annotated = float(row[f"measured_{side}"]), float(row[f"asked_{side}"])
             known = math.isfinite(measured)
             lines.append(

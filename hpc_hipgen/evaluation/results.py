@@ -23,11 +23,11 @@ from hpc_hipgen.evaluation.faithfulness import (
     permutation_null,
 )
 from hpc_hipgen.pipeline import row_data, shard_counts
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, row_model
 from hpc_hipgen.run import Run
 from hpc_hipgen.utility import summaries
 
-SIDES = ("left", "right")
 REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
 TEACHER = "stable_diffusion"
 CONTROL = "stable_diffusion_caption"  # digits only: what the others are to be better than
@@ -154,7 +154,7 @@ def collect(run: Run) -> Results:
     logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
     dogs, theirs = _dogs(manifest), _dogs(_manifest(run, FILMS_ROW))
     baseline = _baseline(found, manifest)
-    means = {side: baseline[side]["mean"] for side in SIDES} if baseline else None
+    means = {side: baseline[side]["mean"] for side in PATIENT_SIDES} if baseline else None
     scores = {
         row: _sides(table, run, theirs if row == FILMS_ROW else dogs, means)
         for row, table in found.items()
@@ -205,7 +205,7 @@ def _sides(
     """
     result = {}
     names = [str(dogs.get(film, film)) for film in table["film"]]
-    for side in SIDES:
+    for side in PATIENT_SIDES:
         asked, measured = table[f"asked_{side}"], table[f"measured_{side}"]
         result[side] = faithfulness(asked, measured, names)
         result[side] |= bootstrap_intervals(asked, measured, names, seed=run.config.seed)
@@ -238,7 +238,7 @@ def _baseline(
     table = tables[drawn[0]]
     train = manifest[(manifest["split"] == "train") & (manifest["view"] == 0)]
     result: dict[str, Any] = {}
-    for side in SIDES:
+    for side in PATIENT_SIDES:
         mean = float(train[f"patient_{side}"].mean())
         if not np.isfinite(mean):
             return None
@@ -258,7 +258,7 @@ def _comparisons(
             continue
         both = table.merge(tables[TEACHER], on=["index", "film"], suffixes=("", "_teacher"))
         asked, first, second = (
-            both[[f"{name}_{side}{end}" for side in SIDES]].to_numpy(float)
+            both[[f"{name}_{side}{end}" for side in PATIENT_SIDES]].to_numpy(float)
             for name, end in (("asked", ""), ("measured", ""), ("measured", "_teacher"))
         )
         names = [str(dogs.get(film, film)) for film in both["film"]]
@@ -276,11 +276,11 @@ def _ruler(
     if "ruler" not in scores:
         return None
     result: dict[str, Any] = {"split": "test"}
-    for side in SIDES:
+    for side in PATIENT_SIDES:
         score, sd = scores["ruler"][side], float(tables["ruler"][f"asked_{side}"].std())
         result[side] = {k: score[k] for k in ("mae", "bias", "r", "n", "failed")}
         result[side] |= {"population_sd": sd if np.isfinite(sd) else None}
-    maes = [result[side]["mae"] for side in SIDES if result[side]["mae"] is not None]
+    maes = [result[side]["mae"] for side in PATIENT_SIDES if result[side]["mae"] is not None]
     result["mae"] = float(np.mean(maes)) if maes else None
     return result
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hpc_hipgen.config import Experiment, Training
-from hpc_hipgen.radiograph.geometry import norberg_angle
+from hpc_hipgen.radiograph.geometry import norberg_angle, swap_sides
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.rulers.ruler import Ruler, standardise
 from hpc_hipgen.rulers.ruler_training import (
@@ -104,7 +104,7 @@ class UtilityTask(RulerTask):
         views = torch.from_numpy(self.more.images[picks]).float()[:, None] / 255
         angles = torch.from_numpy(self.more.angles[picks]).float()
         views, _, _ = move(views, torch.zeros(len(picks), 2, 5), fork)
-        angles = torch.where(mirrored(fork)[:, None], angles.flip(1), angles)
+        angles = torch.where(mirrored(fork)[:, None], swap_sides(angles), angles)
         return batch | {"more": standardise(expose(views, fork)), "angles": angles}
 
     def ruler(self) -> Ruler:
@@ -130,7 +130,7 @@ def angles_alone(films: Films, most: int) -> AngleFilms | None:
     if not len(films):
         return None
     picks = np.unique(np.linspace(0, len(films) - 1, min(most, len(films))).round().astype(int))
-    angles = np.stack([films.patient_right, films.patient_left], 1)  # the image's left first
+    angles = swap_sides(np.stack([films.patient_left, films.patient_right], 1))
     return AngleFilms(films.images[picks], angles[picks])
 
 
@@ -139,7 +139,7 @@ def held_out_errors(ruler: Ruler, films: Films) -> dict[str, Any]:
     measured = ruler.measure(films.images)
     marks = np.stack([m.landmarks for m in measured])
     heads, rims = marks[..., :2], marks[..., 3:]
-    found = norberg_angle(heads, heads[:, ::-1], rims)[:, ::-1]
+    found = swap_sides(norberg_angle(heads, heads[:, ::-1], rims))
     truth = np.stack([films.patient_left, films.patient_right], 1)
     return {
         "films": films.film,

@@ -31,6 +31,7 @@ from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.probe import HALF_LINEAR
 from hpc_hipgen.generators.stable_diffusion import Parts, ddim_scheduler, load_parts
 from hpc_hipgen.radiograph.captions import parse_caption
+from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.rulers.ruler import RulerNetwork, load_ruler, read_points, standardise
 from hpc_hipgen.rulers.ruler_training import norberg_angles
@@ -62,7 +63,7 @@ class Reward:
         # In bf16 a point would be read to a pixel and not to a fraction of one.
         with torch.autocast(latents.device.type, enabled=False):
             points, _, _ = read_points(*self.network(standardise(views)))
-            return norberg_angles(points).flip(1)  # image left is the patient's right
+            return swap_sides(norberg_angles(points))
 
 
 class FeedbackLoss(nn.Module):

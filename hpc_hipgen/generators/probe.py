@@ -23,6 +23,7 @@ from hpc_hipgen.config import Experiment
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.generators.autoencoder import encode
 from hpc_hipgen.generators.latents import cached_latents
+from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.rulers.ruler_training import norberg_angles
 from hpc_hipgen.training.average import WeightAverage
@@ -64,7 +65,7 @@ class ProbeNetwork(nn.Module):
     def angles(self, latents: Tensor) -> Tensor:
         """Norberg angles (b, 2) in degrees, of the patient's left and right hip."""
         with torch.autocast(latents.device.type, enabled=False):  # in bf16 it reads less exactly
-            return norberg_angles(self(latents)).flip(1)  # image left is the patient's right
+            return swap_sides(norberg_angles(self(latents)))
 
 
 class ProbeLoss(nn.Module):

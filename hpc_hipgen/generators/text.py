@@ -25,10 +25,9 @@ from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPToken
 
 from hpc_hipgen.config import Text
 from hpc_hipgen.radiograph.captions import ANGLE_MAX, ANGLE_MIN, ANGLE_STEP, PROMPT_CLASSES, caption
-from hpc_hipgen.radiograph.geometry import Angles
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES, Angles
 from hpc_hipgen.training.engine import device
 
-SIDES = ("left", "right")
 FREQUENCIES = (0.5, 1.0, 2.0, 4.0)
 """Of the Fourier features, in periods over the range of angles: the fastest has 17.5 degrees."""
 
@@ -45,7 +44,7 @@ def measurement_phrases() -> list[tuple[str, float, int]]:
     """
     angles = np.arange(ANGLE_MIN, ANGLE_MAX + ANGLE_STEP / 2, ANGLE_STEP)
     phrases = []
-    for side, name in enumerate(SIDES):
+    for side, name in enumerate(PATIENT_SIDES):
         phrases += [(f"{name} {a:.1f} degrees", float(a), side) for a in angles]
         phrases += [(f"{name} {a:.0f} degrees", float(a), side) for a in angles if a == int(a)]
     return phrases
@@ -145,7 +144,7 @@ class MeasurementEmbedding(nn.Module):
         x = (values - (ANGLE_MIN + ANGLE_MAX) / 2) / (ANGLE_MAX - ANGLE_MIN)
         phase = 2 * math.pi * x[:, None] * torch.tensor(FREQUENCIES)
         wave = torch.cat([2 * x[:, None], phase.sin(), phase.cos()], 1)
-        own = F.one_hot(sides, len(SIDES)).float()
+        own = F.one_hot(sides, len(PATIENT_SIDES)).float()
         return (own[:, :, None] * wave[:, None, :]).flatten(1)
 
     def table(self) -> Tensor:

@@ -18,7 +18,7 @@ from hpc_hipgen.evaluation.agreement import FIGURES, Agreement, agreement
 from hpc_hipgen.evaluation.faithfulness import paired_bootstrap
 from hpc_hipgen.evaluation.real_films import NOTE_ON_ANNOTATORS
 from hpc_hipgen.pipeline import fold_measurements, folds
-from hpc_hipgen.radiograph.geometry import Angles, Landmarks
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES, Angles, Landmarks
 from hpc_hipgen.tables import csv_text
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from hpc_hipgen.run import Run
 
 Hip = dict[str, Any]
-SIDES = ("left", "right")
 TURNS = ("before", "after")
 COLUMNS = (
     "film", "dog", "fold", "side", "annotated",
@@ -47,7 +46,7 @@ def hips_of(
     hips = []
     for film, *both in zip(films, before, after, strict=True):
         annotated = Landmarks.from_flat(film.landmarks).norberg_angles()
-        for side in SIDES:
+        for side in PATIENT_SIDES:
             hip: Hip = {"film": film.name, "dog": film.dog, "fold": film.fold, "side": side}
             hip["annotated"] = _of_side(annotated, side)
             for turn, found in zip(TURNS, both, strict=True):

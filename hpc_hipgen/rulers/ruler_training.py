@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hpc_hipgen.config import Experiment
 from hpc_hipgen.evaluation.faithfulness import faithfulness
 from hpc_hipgen.radiograph.duplicates import fingerprint, kept_fingerprints
+from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films, read_manifest
 from hpc_hipgen.rulers.ruler import (
     Ruler,
@@ -161,8 +162,9 @@ class RulerTask:
 def ruler_error(ruler: Ruler, films: Films) -> dict[str, float]:
     """Mean absolute error in degrees by patient side, on views of known angles."""
     measured = ruler.measure(films.images)
-    left = faithfulness(films.patient_left, np.array([m.image_right for m in measured]))
-    right = faithfulness(films.patient_right, np.array([m.image_left for m in measured]))
+    found = swap_sides(np.array([(m.image_left, m.image_right) for m in measured]))
+    left = faithfulness(films.patient_left, found[:, 0])
+    right = faithfulness(films.patient_right, found[:, 1])
     return {
         "mae_left": left["mae"],
         "mae_right": right["mae"],

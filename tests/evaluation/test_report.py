@@ -18,7 +18,7 @@ from report_run import (
 )
 
 from hpc_hipgen.evaluation import figures, report, results, samples
-from hpc_hipgen.evaluation.results import SIDES
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.run import Run
 from jobs import evaluate
 from jobs import report as report_job
@@ -272,9 +272,11 @@ def test_a_figure_is_the_same_bytes_every_time():
 
 
 def test_the_last_panel_of_each_column_has_the_labels_of_its_axis():
-    table = pd.DataFrame({f"{k}_{s}": [90.0, 100] for k in ("asked", "measured") for s in SIDES})
+    table = pd.DataFrame(
+        {f"{k}_{s}": [90.0, 100] for k in ("asked", "measured") for s in PATIENT_SIDES}
+    )
     rows = [f"row {n}" for n in range(6)]  # four columns, the last two of one panel
-    scores = {row: {side: {} for side in SIDES} for row in rows}
+    scores = {row: {side: {} for side in PATIENT_SIDES} for row in rows}
     figure = figures.bland_altman(dict.fromkeys(rows, table), {row: row for row in rows}, scores)
     figure.canvas.draw()
     shown = {
