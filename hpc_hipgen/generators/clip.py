@@ -28,6 +28,7 @@ from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import micro_batch
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 
 @dataclass
@@ -202,8 +203,10 @@ def read_angles(networks: nn.ModuleDict, embeddings: Tensor) -> Tensor:
     return networks["angles"](unit)
 
 
-class CLIPTask:
+class CLIPTask(FilmTask):
     """A small CLIP for the training loop."""
+
+    reads_views = True
 
     def __init__(self, config: Experiment, films: Films, validation: Films) -> None:
         """`films`: the training split; `validation` is only looked at for the record.
@@ -211,10 +214,9 @@ class CLIPTask:
         Raises:
             ValueError: a rank holds pairs that do not divide into groups.
         """
-        self.films = films
+        super().__init__(films)
         self.validation = validation
         self.section = section = config.clip
-        self.size = len(films.ids)
         if micro_batch(section.training) % section.contrast:
             raise ValueError(
                 f"clip.contrast: groups of {section.contrast} do not divide the "
@@ -241,14 +243,6 @@ class CLIPTask:
             "angles": self.angles[indices],
         }
 
-    def ahead(self, indices: np.ndarray) -> None:
-        """Begins to decode the views of the next batch."""
-        self.films.ahead(indices)
-
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
-
     def export(self, folder: Path) -> dict[str, float]:
         """Writes a folder that a stock CLIPModel and its halves load.
 
@@ -268,6 +262,6 @@ class CLIPTask:
         model.save_pretrained(folder, safe_serialization=True)
         self.parts.tokenizer.save_pretrained(folder)
         return {
-            "parameters": float(sum(p.numel() for p in model.parameters())),
+            "parameters": parameter_count(model),
             "validation_angle_mae": float(error),
         }

@@ -38,6 +38,7 @@ from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 CODE_TOKEN = "<|image{}|>"
 """Token of an entry of the codebook in the tokenizer."""
@@ -187,15 +188,14 @@ class TokenLoss(nn.Module):
         return losses, {"text": text_loss.mean(), "image": places.mean(), "hips": image_loss.mean()}
 
 
-class DallETask:
+class DallETask(FilmTask):
     """The transformer for the training loop."""
 
     def __init__(self, config: Experiment, films: Films, vae: DiscreteAutoencoder) -> None:
         """`films`: pairs of image and caption with their landmarks."""
-        self.films = films
+        super().__init__(films)
         self.section = section = config.dall_e
         self.resolution = config.data.resolution
-        self.size = len(films.ids)
         self.codes = encode_codes(vae.to(device()).eval(), films.images)
         torch.manual_seed(config.seed)
         self.parts = build_parts(section, vae, self.codes.shape[-1])
@@ -217,16 +217,12 @@ class DallETask:
             "weight": weight.flatten(1),
         }
 
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
-
     def export(self, folder: Path) -> dict[str, float]:
         """Writes the averaged transformer, the tokenizer and the VAE."""
         transformer = self.averages["export"].module.float().cpu()
         text.bake_measurements(transformer)
         Parts(transformer, self.parts.tokenizer, self.parts.vae.float().cpu()).save(folder)
-        return {"parameters": float(sum(p.numel() for p in transformer.parameters()))}
+        return {"parameters": parameter_count(transformer)}
 
 
 def warpers(temperature: float, top_k: int | None, top_p: float) -> LogitsProcessorList:

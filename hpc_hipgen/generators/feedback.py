@@ -38,6 +38,7 @@ from hpc_hipgen.rulers.ruler_training import norberg_angles
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import uses_bf16
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 SNR_LIMIT = 5.0
 """The change to what is predicted is weighed by the signal-to-noise ratio, up to this (Min-SNR)."""
@@ -148,7 +149,7 @@ class FeedbackLoss(nn.Module):
         return self.scheduler.timesteps.to(stops.device)[stops]
 
 
-class FeedbackTask:
+class FeedbackTask(FilmTask):
     """Feedback for the training loop; one image of the clock is one drawing."""
 
     def __init__(self, config: Experiment, films: Films, base: Path, reward_model: Path) -> None:
@@ -156,7 +157,7 @@ class FeedbackTask:
         folder of Stable Diffusion; `reward_model`: folder of a ruler."""
         assert config.feedback
         self.section = section = config.feedback
-        self.films, self.size = films, len(films.ids)
+        super().__init__(films)
         self.parts: Parts = load_parts(base)
         self.parts.draw_at(config.data.resolution)
         self.latent_size = config.data.resolution // stride(self.parts.autoencoder)
@@ -186,15 +187,11 @@ class FeedbackTask:
             "asked": self.asked[indices],
         }
 
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views whose captions are drawn."""
-        return [self.films.ids[i] for i in indices]
-
     def export(self, folder: Path) -> dict[str, float]:
         """Writes a diffusers folder with the averaged weights."""
         self.parts.unet = self.averages["export"].module.float().cpu()
         self.parts.save(folder, ddim_scheduler(self.parts.prediction))
-        return {"parameters": float(sum(p.numel() for p in self.parts.unet.parameters()))}
+        return {"parameters": parameter_count(self.parts.unet)}
 
 
 def _said(caption: str) -> tuple[float, float]:

@@ -29,6 +29,7 @@ from hpc_hipgen.rulers.ruler_training import norberg_angles
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.task import FilmTask
 
 HALF_LINEAR = 2.0
 """Degrees of error from which on the loss grows linearly."""
@@ -85,16 +86,16 @@ class ProbeLoss(nn.Module):
         return losses, {"pixels": distance.mean(), "degrees": off.mean()}
 
 
-class ProbeTask:
+class ProbeTask(FilmTask):
     """The probe for the training loop."""
 
     def __init__(
         self, config: Experiment, films: Films, held_out: Films, autoencoder: nn.Module, cache: Path
     ) -> None:
         """`films`, `held_out`: training and validation split; `cache`: folder of the latents."""
-        self.films, self.held_out, self.autoencoder = films, held_out, autoencoder
+        super().__init__(films)
+        self.held_out, self.autoencoder = held_out, autoencoder
         self.section = config.probe
-        self.size = len(films.ids)
         self.latents = cached_latents(autoencoder, films, cache)
         self.landmarks = torch.from_numpy(films.landmarks).float()
         torch.manual_seed(config.seed)
@@ -109,10 +110,6 @@ class ProbeTask:
         strength = self.section.noise * random.uniform("strength")[:, None, None, None]
         noise = strength * random.normal("noise", *latents.shape[1:])
         return {"latents": latents + noise, "points": _points(self.landmarks[indices])}
-
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
 
     @torch.no_grad()
     def export(self, folder: Path) -> Mapping[str, float | None]:

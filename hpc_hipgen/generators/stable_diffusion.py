@@ -38,6 +38,7 @@ from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_ang
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 
 @dataclass
@@ -243,7 +244,7 @@ def denoising_inputs(
     }
 
 
-class DenoisingTask:
+class DenoisingTask(FilmTask):
     """Parts of a Stable Diffusion that are trained with the denoising loss."""
 
     def __init__(
@@ -251,10 +252,9 @@ class DenoisingTask:
         train_text: bool = False,
     ) -> None:  # fmt: skip
         """`films`: what is trained on; `parts`: ready for it; `cache`: folder of the latents."""
-        self.films = films
+        super().__init__(films)
         self.section = section
         self.resolution = config.data.resolution
-        self.size = len(films.ids)
         self.parts = parts
         self.train_text = train_text
         self.latents = cached_latents(parts.autoencoder, films, cache)
@@ -311,10 +311,6 @@ class DenoisingTask:
         """The views whose captions the images `indices` (b,) get: here, their own."""
         return indices
 
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
-
     def export(self, folder: Path) -> dict[str, float]:
         """Writes a diffusers folder with the averaged weights."""
         networks = self.averages["export"].module.float().cpu()
@@ -327,7 +323,7 @@ class DenoisingTask:
             encoder.float().cpu(),
             self.parts.prediction,
         ).save(folder, ddim_scheduler(self.parts.prediction))
-        return {"parameters": float(sum(p.numel() for p in networks.parameters()))}
+        return {"parameters": parameter_count(networks)}
 
 
 class StableDiffusionTask(DenoisingTask):

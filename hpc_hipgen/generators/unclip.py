@@ -37,6 +37,7 @@ from hpc_hipgen.generators.stable_diffusion import DenoiserLoss, DenoisingTask, 
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.task import parameter_count
 
 
 @dataclass
@@ -197,7 +198,7 @@ class UnCLIPTask(DenoisingTask):
         self.parts.autoencoder.float().cpu()
         self.parts.unet = self.averages["export"].module["unet"].float().cpu()
         self.parts.save(folder)
-        return {"parameters": float(sum(p.numel() for p in self.parts.unet.parameters()))}
+        return {"parameters": parameter_count(self.parts.unet)}
 
 
 def draw(

@@ -38,6 +38,7 @@ from hpc_hipgen.training.batches import Batches
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import build_engine, init_distributed, place, uses_bf16
 from hpc_hipgen.training.loop import optimizer_step
+from hpc_hipgen.training.task import Task
 
 CONFIG = ROOT / "configs" / "llcm_a100.yaml"
 TOLERANCE = 0.15
@@ -56,7 +57,7 @@ TEXT = Text(hidden_size=768, layers=12, heads=12, max_length=77)
 """Of the same, but for the vocabulary, of which nothing is computed."""
 
 
-class FullSize:
+class FullSize(Task):
     """The task of an LLCM on made-up latents; nothing of it is exported."""
 
     def __init__(self, config: Experiment) -> None:

@@ -25,6 +25,7 @@ from hpc_hipgen.rulers.ruler import (
 )
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.task import FilmTask
 
 HEAT_SIGMA = 1.5
 """Width of the target heat maps, in their pixels."""
@@ -92,21 +93,22 @@ def heat_loss(logits: Tensor, points: Tensor) -> Tensor:
     return -(target * logits.flatten(2).float().log_softmax(-1)).sum(-1)
 
 
-class RulerTask:
+class RulerTask(FilmTask):
     """The ruler for the training loop."""
 
     name = "ruler"
     """Of the section."""
 
+    reads_views = True
+
     def __init__(self, config: Experiment, data: Path, name: str = name) -> None:
         """Reads the training split of a prepared data folder; `name`: of the section."""
         self.config, self.data, self.name = config, data, name
         self.section = getattr(config, name)
-        self.films = read_manifest(data, "train")
+        super().__init__(read_manifest(data, "train"))
         self.held_out = read_manifest(data, "validation")
         torch.manual_seed(config.seed + (name != "ruler"))  # the second is another ruler
         self.module = RulerLoss(self.section.channels)
-        self.size = len(self.films.ids)
         self.averages = {"export": WeightAverage.for_export(self.module, self.section.training)}
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
@@ -116,14 +118,6 @@ class RulerTask:
         landmarks = torch.from_numpy(self.films.landmarks[indices]).float()
         views, points, radii = move(views, landmarks, random)
         return {"images": standardise(expose(views, random)), "points": points, "radii": radii}
-
-    def ahead(self, indices: np.ndarray) -> None:
-        """Begins to decode the views of the next batch."""
-        self.films.ahead(indices)
-
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
 
     def export(self, folder: Path) -> dict[str, float]:
         """Writes the averaged network, and its error on the validation split."""
