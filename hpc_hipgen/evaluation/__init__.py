@@ -4,6 +4,6 @@ Modules: ``samples`` (what is scored), ``faithfulness`` (statistics of asked aga
 angles), ``agreement`` (Bland and Altman's limits), ``distances`` (Fréchet and kernel distances of
 image features), ``diversity``, ``memorisation`` and ``audit`` (copies of training films),
 ``real_films`` (a row of measured films), ``results`` (all of it in ``metrics.json``), ``figures``,
-``comparison``, ``report`` and ``model_card`` (what a reader sees); ``utility`` (rulers that learn
-from drawn films).
+``comparison``, ``report`` and ``model_card`` (what a reader sees); ``utility`` (learning curves
+of rulers that see drawn films).
 """

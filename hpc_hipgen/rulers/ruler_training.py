@@ -93,15 +93,20 @@ def heat_loss(logits: Tensor, points: Tensor) -> Tensor:
     return -(target * logits.flatten(2).float().log_softmax(-1)).sum(-1)
 
 
+def ruler_batch(films: Films, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
+    """The views `indices` (b,) of films with their landmarks, augmented, for a `RulerLoss`."""
+    views = torch.from_numpy(films.images[indices]).float()[:, None] / 255
+    landmarks = torch.from_numpy(films.landmarks[indices]).float()
+    views, points, radii = move(views, landmarks, random)
+    return {"images": standardise(expose(views, random)), "points": points, "radii": radii}
+
+
 class RulerTask(FilmTask):
     """The ruler for the training loop."""
 
-    name = "ruler"
-    """Of the section."""
-
     reads_views = True
 
-    def __init__(self, config: Experiment, data: Path, name: str = name) -> None:
+    def __init__(self, config: Experiment, data: Path, name: str = "ruler") -> None:
         """Reads the training split of a prepared data folder; `name`: of the section."""
         self.config, self.data, self.name = config, data, name
         self.section = getattr(config, name)
@@ -114,10 +119,7 @@ class RulerTask(FilmTask):
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Views of the films with their landmarks, augmented, for each ruler in its own way."""
         random = random if self.name == "ruler" else random.fork(self.name)
-        views = torch.from_numpy(self.films.images[indices]).float()[:, None] / 255
-        landmarks = torch.from_numpy(self.films.landmarks[indices]).float()
-        views, points, radii = move(views, landmarks, random)
-        return {"images": standardise(expose(views, random)), "points": points, "radii": radii}
+        return ruler_batch(self.films, indices, random)
 
     def export(self, folder: Path) -> dict[str, float]:
         """Writes the averaged network, and its error on the validation split."""

@@ -43,7 +43,7 @@ class Task(Protocol):
     def ahead(self, indices: np.ndarray) -> None:
         """Begins, in other threads, on the items (b,) that the next `batch` will be of.
 
-        Nothing to begin on, unless data take long to read or to decode.
+        Nothing by default: most data are at hand.
         """
 
 
