@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 def items(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
     """(row, shard) of all sample shards that exist, features of films alone first."""
-    from hpc_hipgen.evaluation.samples import shard_numbers
+    from hpc_hipgen.shards import shard_numbers
 
     rows = [*feature_rows(run), *run.rows()] if rows is None else list(rows)
     found: list[Item] = []

@@ -27,6 +27,7 @@ from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import Item, report_items, row_data, sample_shard
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, ROUND_TRIPS, row_model, row_settings
 from hpc_hipgen.run import Run
+from hpc_hipgen.shards import image_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +116,7 @@ def image_specs(
         spec = {
             "row": row,
             "index": index,
-            "seed": seed * 1_000_003 + index,
+            "seed": image_seed(seed, index),
             "film": films.film[i],
             "prompt": films.captions[i],
             "prompt_class": int(films.prompt_class[i]),

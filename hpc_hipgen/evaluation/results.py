@@ -22,10 +22,11 @@ from hpc_hipgen.evaluation.faithfulness import (
     paired_bootstrap,
     permutation_null,
 )
-from hpc_hipgen.pipeline import row_data, shard_counts
+from hpc_hipgen.pipeline import row_data, sample_shard, score_shard, shard_counts
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
-from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, row_model
+from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW, row_model
 from hpc_hipgen.run import Run
+from hpc_hipgen.shards import shard_name, shard_numbers
 from hpc_hipgen.utility import summaries
 
 REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
@@ -84,18 +85,18 @@ def read_table(run: Run, row: str) -> pd.DataFrame:
     Raises ValueError naming the first sample shard that was not evaluated, or a duplicated image.
     """
     folder = run.path("evaluation", row)
-    numbers = samples.shard_numbers(run.path("samples", row), "tar")
-    there = samples.shard_numbers(folder, "parquet")
+    numbers = shard_numbers(run.path("samples", row), "tar")
+    there = shard_numbers(folder, "parquet")
     absent = sorted(set(numbers) - set(there))
     if absent:
-        shard = run.path("samples", row, samples.SHARD.format(absent[0]))
+        shard = sample_shard(run, (row, absent[0]))
         raise ValueError(
-            f"{shard}.tar is not evaluated; run "
+            f"{shard} is not evaluated; run "
             f"python -m jobs.evaluate --run {run.folder} --row {row} --shard {absent[0]}"
         )
     parts = []
     for number in there:
-        path = folder / f"{samples.SHARD.format(number)}.parquet"
+        path = folder / shard_name(number, "parquet")
         parts.append(pd.read_parquet(path).assign(shard=number))
     table = pd.concat(parts).sort_values("index", kind="stable").reset_index(drop=True)
     twice = table["key"][table["key"].duplicated()]
@@ -145,8 +146,8 @@ def collect(run: Run) -> Results:
     found = {
         row: read_table(run, row)
         for row in run.rows()
-        if samples.shard_numbers(run.path("samples", row), "tar")
-        or samples.shard_numbers(run.path("evaluation", row), "parquet")
+        if shard_numbers(run.path("samples", row), "tar")
+        or shard_numbers(run.path("evaluation", row), "parquet")
     }
     if not found:
         raise ValueError(f"{run.path('evaluation')}: nothing evaluated yet")
@@ -290,7 +291,7 @@ def _row_features(run: Run, row: str, table: pd.DataFrame) -> tuple[np.ndarray, 
     by_key: dict[str, np.ndarray] = {}
     names = set()
     for number in sorted(set(table["shard"])):
-        path = run.path("evaluation", row, f"{samples.SHARD.format(number)}.npz")
+        path = run.path("evaluation", row, shard_name(number, "npz"))
         keys, features, name = samples.read_features(path)
         by_key |= dict(zip(keys, features, strict=True))
         names.add(name)
@@ -311,7 +312,7 @@ class Features:
 
 def _read_features(run: Run, tables: Mapping[str, pd.DataFrame]) -> Features | None:
     """The stored features of all rows; None without those of the training films."""
-    path = run.path("evaluation", "reference", "shard-00000.npz")
+    path = score_shard(run, (REFERENCE_ROW, 0))
     if not path.is_file():
         return None
     _, reference, backbone = samples.read_features(path)
