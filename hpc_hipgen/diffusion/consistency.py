@@ -8,6 +8,9 @@ from torch import Tensor
 
 from hpc_hipgen.diffusion.schedule import broadcast, compute_dtype, to_x0
 
+GUIDANCE_WIDTH = 256
+"""time_cond_proj_dim of students: width of the guidance embedding (LCM, arXiv 2310.04378)."""
+
 
 def boundary_scalings(
     t: Tensor, timestep_scaling: float = 10.0, sigma_data: float = 0.5

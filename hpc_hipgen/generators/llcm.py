@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hpc_hipgen.config import LLCM, SCHEDULE, TIMESTEPS, Distillation, Experiment
 from hpc_hipgen.diffusion.consistency import (
+    GUIDANCE_WIDTH,
     consistency_function,
     guidance_embedding,
     guided_epsilon,
@@ -42,9 +43,6 @@ from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import uses_bf16
 from hpc_hipgen.training.task import FilmTask, parameter_count
-
-GUIDANCE_WIDTH = 256
-"""time_cond_proj_dim: width of the guidance embedding (LCM, arXiv 2310.04378)."""
 
 
 def lcm_scheduler(prediction: str, skip: int) -> LCMScheduler:

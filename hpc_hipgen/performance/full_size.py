@@ -30,7 +30,7 @@ from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.llcm import DistillationLoss, build_student
 from hpc_hipgen.generators.stable_diffusion import Parts
 from hpc_hipgen.performance.hardware import peak_tflops
-from hpc_hipgen.performance.plan import GIB, make_plan, unet_shape
+from hpc_hipgen.performance.plan import GIB, LEVELS_1_5, TEXT_1_5, make_plan, unet_shape
 from hpc_hipgen.performance.recipe import DiffusersRecipe
 from hpc_hipgen.performance.timing import profile_of, ratio, seconds_of, turn_by_turn
 from hpc_hipgen.training.average import WeightAverage
@@ -45,7 +45,7 @@ TOLERANCE = 0.15
 
 
 VAE = {
-    "block_out_channels": (128, 256, 512, 512),
+    "block_out_channels": LEVELS_1_5,
     "layers_per_block": 2,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -53,7 +53,12 @@ VAE = {
 }
 """Of Stable Diffusion 1.5, where it differs from the defaults of diffusers' AutoencoderKL."""
 
-TEXT = Text(hidden_size=768, layers=12, heads=12, max_length=77)
+TEXT = Text(
+    hidden_size=TEXT_1_5["hidden_size"],
+    layers=TEXT_1_5["num_hidden_layers"],
+    heads=TEXT_1_5["num_attention_heads"],
+    max_length=77,
+)
 """Of the same, but for the vocabulary, of which nothing is computed."""
 
 

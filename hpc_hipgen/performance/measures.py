@@ -20,7 +20,7 @@ from hpc_hipgen.run import Run
 
 Line = dict[str, Any]
 
-JOBS = ("launch", "status", "prepare", "train", "sample", "evaluate", "report", "sweep", "plan")
+JOBS = tuple(sorted(path.stem for path in (ROOT / "jobs").glob("[!_]*.py")))
 SAMPLED = (("stable_diffusion", "ddim", (10, 20)), ("llcm", "lcm", (1, 2, 4)))
 """Models with their solvers and numbers of steps."""
 
@@ -145,10 +145,7 @@ def sampling(run: Run, repeats: int) -> list[Line]:
         ["norberg angle left 100 degrees, right 95 degrees"] * batch,
         list(range(batch)),
     )
-    for model, solver, steps in (
-        ("stable_diffusion", "ddim", (10, 20)),
-        ("llcm", "lcm", (1, 2, 4)),
-    ):
+    for model, solver, steps in SAMPLED:
         if not getattr(config, model):
             continue
         pipeline = load_pipeline(run.path(model, "export"), config.sampling.precision)

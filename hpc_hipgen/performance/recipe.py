@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hpc_hipgen.config import LLCM
 from hpc_hipgen.diffusion.consistency import (
+    GUIDANCE_WIDTH,
     boundary_scalings,
     guidance_embedding,
     guided_epsilon,
@@ -31,7 +32,7 @@ from hpc_hipgen.diffusion.schedule import (
     to_epsilon,
     to_x0,
 )
-from hpc_hipgen.generators.llcm import GUIDANCE_WIDTH, build_student
+from hpc_hipgen.generators.llcm import build_student
 from hpc_hipgen.generators.stable_diffusion import Parts
 from hpc_hipgen.training.engine import device, uses_bf16
 
