@@ -39,13 +39,10 @@ class Cost:
     Attributes:
         flops: multiplications and additions of the matrix products and convolutions; a
             multiply-add counts two.
-        kept: bytes beside the weights that are live after the forward pass: what the backward pass
-            needs, and the weights that autocast has cast.
         peak: bytes beside weights and gradients at the worst moment.
     """
 
     flops: int
-    kept: int
     peak: int
 
 
@@ -105,12 +102,11 @@ def simulate(
                 output = network(*args, **kwargs)
                 loss = output[0].float().square().mean()
                 del output
-            kept = memory.live
             if backward:
                 hooks = [_gradient_hook(p, memory) for p in network.parameters()]
                 loss.backward()
                 del hooks
-        return Cost(counter.get_total_flops(), kept, memory.peak)
+        return Cost(counter.get_total_flops(), memory.peak)
 
 
 def flop_counter() -> FlopCounterMode:

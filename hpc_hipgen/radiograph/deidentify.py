@@ -54,16 +54,6 @@ class Finding:
         return dict(zip(COLUMNS, (film, self.what, self.action, *box), strict=True))
 
 
-def mask_text(image: np.ndarray) -> np.ndarray:
-    """A grey film or view (h, w) uint8 with its text filled; markers stay.
-
-    For views whose landmarks nobody knows, such as drawn ones: nothing is protected, so this is for
-    comparing images (a date is the same in all films of a day), not for training.
-    """
-    marks = [mark for mark in find_marks(image) if mark.what != "marker"]
-    return fill(image, [mark.box for mark in marks])
-
-
 def mask_film(
     film: SpacedFilm, landmarks: Landmarks | None = None, keep_markers: bool = True
 ) -> tuple[np.ndarray, list[Finding]]:

@@ -16,7 +16,6 @@ from hpc_hipgen.radiograph.deidentify import (
     contact_sheet,
     fill,
     mask_film,
-    mask_text,
     thumbnail,
     to_csv,
 )
@@ -98,11 +97,6 @@ def test_what_a_dicom_file_says_of_itself_is_in_the_report(phantom):
     film = SpacedFilm(phantom.image, burned_in="YES", overlays=1)
     _, findings = mask_film(film, phantom.landmarks)
     assert findings == [Finding("overlay plane", "dropped"), Finding("text", "not found")]
-
-
-def test_a_view_is_masked_without_landmarks(phantom):
-    film, _ = written(phantom.image, "12.03.2019", (4, 4), GREY)
-    assert find_marks(film.image) and find_marks(mask_text(film.image)) == []
 
 
 def test_boxes_are_filled_from_their_surroundings():
