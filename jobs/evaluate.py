@@ -52,11 +52,6 @@ def output(run: Run, row: str, shard: int) -> Path:
     return score_shard(run, (row, shard))
 
 
-def pending(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
-    """The items that are not evaluated yet."""
-    return [item for item in items(run, rows) if not output(run, *item).is_file()]
-
-
 def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
     """Evaluates sample shards in one process; returns how many were done now.
 

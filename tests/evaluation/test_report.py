@@ -26,7 +26,7 @@ from jobs import report as report_job
 
 def test_a_shard_is_measured_in_patient_sides_and_only_once(tmp_path, stubs, monkeypatch, capsys):
     run = make_run(tmp_path / "run")
-    assert evaluate.pending(run) == [("reference", 0), ("ruler", 0), ("ruler", 1)]
+    assert evaluate.items(run) == [("reference", 0), ("ruler", 0), ("ruler", 1)]
     assert evaluate.evaluate_items(run, evaluate.items(run)) == 3
     table = pd.read_parquet(run.path("evaluation", "ruler", "shard-00000.parquet"))
     assert table["measured_left"].iloc[1] == asked(1)[0] + 1
