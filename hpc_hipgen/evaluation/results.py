@@ -22,6 +22,7 @@ from hpc_hipgen.evaluation.faithfulness import (
     paired_bootstrap,
     permutation_null,
 )
+from hpc_hipgen.json_lines import read_lines
 from hpc_hipgen.pipeline import row_data, sample_shard, score_shard, shard_counts
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW, row_model
@@ -111,12 +112,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     After a resume the same image count can stand twice: the later line is the one that counts.
     """
     lines: dict[float, dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("images"), int | float):
+    for line in read_lines(path):
+        if isinstance(line.get("images"), int | float):
             lines[line["images"]] = {**lines.get(line["images"], {}), **line}
     return [lines[images] for images in sorted(lines)]
 
