@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -160,5 +159,8 @@ def _kernels() -> Iterator[None]:
     def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
         return _ATTENTION(q, k, v)[0]
 
-    with mock.patch.object(F, "scaled_dot_product_attention", attention):
+    usual, F.scaled_dot_product_attention = F.scaled_dot_product_attention, attention
+    try:
         yield
+    finally:
+        F.scaled_dot_product_attention = usual
