@@ -183,7 +183,7 @@ def drawn(run: Run, pipeline: Any, specs: list[dict[str, Any]]) -> Iterator[np.n
     from hpc_hipgen.generators import dall_e, sampling, unclip
 
     names: tuple[str, ...] = ("steps", "guidance", "solver", "eta")
-    if isinstance(pipeline, dall_e.Parts):
+    if isinstance(pipeline, dall_e.DallEParts):
         draw, names = dall_e.draw, tuple(TokenSampling.model_fields)
     elif isinstance(pipeline, StableUnCLIPPipeline):
         draw = partial(unclip.draw, resolution=run.config.data.resolution)

@@ -1,4 +1,4 @@
-"""Reading of sample shards and of the tables that evaluation makes from them.
+"""Reading of sample shards and of stored features.
 
 A sample shard is a webdataset tar: <key>.png the image, <key>.txt the prompt, <key>.json what was
 asked for. Side names ``left`` and ``right`` are the patient's.

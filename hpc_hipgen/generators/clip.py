@@ -32,7 +32,7 @@ from hpc_hipgen.training.task import FilmTask, parameter_count
 
 
 @dataclass
-class Parts:
+class CLIPParts:
     """A CLIP with the tokenizer of its captions."""
 
     model: CLIPModel
@@ -43,13 +43,13 @@ class Parts:
         """Elements of an embedding."""
         return self.model.config.projection_dim
 
-    def to(self, device: torch.device) -> Parts:
+    def to(self, device: torch.device) -> CLIPParts:
         """Moves the model."""
         self.model.to(device)
         return self
 
 
-def load_parts(folder: Path) -> Parts:
+def load_parts(folder: Path) -> CLIPParts:
     """Reads a transformers folder of a CLIPModel (safetensors only, no network).
 
     Raises:
@@ -57,7 +57,7 @@ def load_parts(folder: Path) -> Parts:
             takes both through one layer's shape.
     """
     model = CLIPModel.from_pretrained(folder, **text.WEIGHTS).requires_grad_(False).eval()
-    parts = Parts(model, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
+    parts = CLIPParts(model, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
     if (states := model.config.text_config.hidden_size) != parts.width:
         raise ValueError(
             f"{folder}: text states of width {states} and embeddings of {parts.width}; a prior "
@@ -66,7 +66,7 @@ def load_parts(folder: Path) -> Parts:
     return parts
 
 
-def build_parts(section: CLIP, resolution: int) -> Parts:
+def build_parts(section: CLIP, resolution: int) -> CLIPParts:
     """A small CLIP with random weights for views of `resolution` pixels."""
     tokenizer = text.build_tokenizer(section.text)
     shape = section.vision
@@ -91,7 +91,7 @@ def build_parts(section: CLIP, resolution: int) -> Parts:
     if section.conditioning == "measurement":
         text.install_measurements(model.text_model, tokenizer)
         text.attend_to_measurements(model.text_model)
-    return Parts(model, tokenizer)
+    return CLIPParts(model, tokenizer)
 
 
 def clip_pixels(images: np.ndarray, size: int) -> Tensor:
@@ -134,7 +134,7 @@ class Captions:
 
 
 @torch.no_grad()
-def encode_captions(parts: Parts, captions: list[str], batch: int = 64) -> Captions:
+def encode_captions(parts: CLIPParts, captions: list[str], batch: int = 64) -> Captions:
     """Each caption as the stock pipeline hands it to the prior.
 
     Raises:

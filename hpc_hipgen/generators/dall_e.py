@@ -45,7 +45,7 @@ CODE_TOKEN = "<|image{}|>"
 
 
 @dataclass
-class Parts:
+class DallEParts:
     """What draws images from captions."""
 
     transformer: GPT2LMHeadModel
@@ -69,7 +69,7 @@ class Parts:
         self.vae.save_pretrained(folder / "vae", safe_serialization=True)
 
 
-def load_parts(folder: Path, precision: str = "fp32") -> Parts:
+def load_parts(folder: Path, precision: str = "fp32") -> DallEParts:
     """Loads an export on this machine's device; safetensors only, no network.
 
     Raises:
@@ -82,14 +82,14 @@ def load_parts(folder: Path, precision: str = "fp32") -> Parts:
         "use_safetensors": True,
         "dtype": torch.bfloat16 if precision == "bf16" else torch.float32,
     }
-    return Parts(
+    return DallEParts(
         GPT2LMHeadModel.from_pretrained(folder / "transformer", **local).eval().to(device()),
         CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         DiscreteAutoencoder.from_pretrained(folder / "vae", **local).eval().to(device()),
     )
 
 
-def build_parts(section: DallE, vae: DiscreteAutoencoder, grid: int) -> Parts:
+def build_parts(section: DallE, vae: DiscreteAutoencoder, grid: int) -> DallEParts:
     """A transformer with random weights for captions and images of `grid`^2 tokens."""
     tokenizer = text.build_tokenizer(Text())
     tokenizer.model_max_length = section.text_length
@@ -122,7 +122,7 @@ def build_parts(section: DallE, vae: DiscreteAutoencoder, grid: int) -> Parts:
         attend_to_measurements(transformer)
     if section.gradient_checkpointing:
         transformer.gradient_checkpointing_enable()
-    return Parts(transformer, tokenizer, vae)
+    return DallEParts(transformer, tokenizer, vae)
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def attend_to_measurements(transformer: GPT2LMHeadModel, logit: float = 8.0) -> 
 class TokenLoss(nn.Module):
     """The transformer with the loss of its next tokens."""
 
-    def __init__(self, parts: Parts, text_weight: float) -> None:
+    def __init__(self, parts: DallEParts, text_weight: float) -> None:
         """`text_weight`: share of the text in the loss, 1/8 in DALL-E."""
         super().__init__()
         self.transformer = parts.transformer
@@ -221,7 +221,7 @@ class DallETask(FilmTask):
         """Writes the averaged transformer, the tokenizer and the VAE."""
         transformer = self.averages["export"].module.float().cpu()
         text.bake_measurements(transformer)
-        Parts(transformer, self.parts.tokenizer, self.parts.vae.float().cpu()).save(folder)
+        DallEParts(transformer, self.parts.tokenizer, self.parts.vae.float().cpu()).save(folder)
         return {"parameters": parameter_count(transformer)}
 
 
@@ -250,7 +250,7 @@ def pick(logits: Tensor, uniform: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw_codes(
-    parts: Parts,
+    parts: DallEParts,
     prompts: list[str],
     seeds: list[int],
     *,
@@ -289,7 +289,7 @@ def draw_codes(
 
 
 def draw(
-    parts: Parts, prompts: list[str], seeds: list[int], **settings: float | None
+    parts: DallEParts, prompts: list[str], seeds: list[int], **settings: float | None
 ) -> np.ndarray:
     """Grey images (b, n, n) uint8; settings as of `draw_codes`."""
     return decode_images(parts.vae, draw_codes(parts, prompts, seeds, **settings))

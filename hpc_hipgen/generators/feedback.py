@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment, Feedback
 from hpc_hipgen.diffusion.schedule import scaled_linear_alphas_cumprod, to_x0
@@ -28,8 +27,8 @@ from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import stride
 from hpc_hipgen.generators.frozen import freeze
-from hpc_hipgen.generators.probe import HALF_LINEAR
-from hpc_hipgen.generators.stable_diffusion import Parts, ddim_scheduler, load_parts
+from hpc_hipgen.generators.probe import angle_losses
+from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts, ddim_scheduler, load_parts
 from hpc_hipgen.radiograph.captions import parse_caption
 from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films
@@ -136,7 +135,7 @@ class FeedbackLoss(nn.Module):
         with torch.no_grad():
             before = self.predict(self.frozen["reference"], z, t, states)
         off = self.reward.angles(found) - asked
-        wrong = F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HALF_LINEAR)
+        wrong = angle_losses(off)
         change = (found - before).square().flatten(1).mean(1)
         abar = self.alphas_cumprod[t]
         weight = (abar / (1 - abar)).clamp(max=SNR_LIMIT).to(change)
@@ -158,7 +157,7 @@ class FeedbackTask(FilmTask):
         assert config.feedback
         self.section = section = config.feedback
         super().__init__(films)
-        self.parts: Parts = load_parts(base)
+        self.parts: StableDiffusionParts = load_parts(base)
         self.parts.draw_at(config.data.resolution)
         self.latent_size = config.data.resolution // stride(self.parts.autoencoder)
         encoder = self.parts.text_encoder

@@ -37,7 +37,7 @@ from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.generators.other_captions import OtherCaptions
 from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
-from hpc_hipgen.generators.stable_diffusion import Parts, load_parts
+from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts, load_parts
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -145,7 +145,7 @@ class DistillationTask(FilmTask):
         self.section = section
         self.resolution = config.data.resolution
         torch.manual_seed(config.seed)
-        self.parts: Parts = load_parts(teacher)
+        self.parts: StableDiffusionParts = load_parts(teacher)
         self.parts.draw_at(self.resolution)
         self.latents = cached_latents(self.parts.autoencoder, films, cache)
         tokenizer, encoder = self.parts.tokenizer, self.parts.text_encoder

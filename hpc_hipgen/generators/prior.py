@@ -35,7 +35,7 @@ def prior_scheduler() -> DDIMScheduler:
     )
 
 
-def build_prior(section: Prior, parts: clip.Parts, embeddings: Tensor) -> PriorTransformer:
+def build_prior(section: Prior, parts: clip.CLIPParts, embeddings: Tensor) -> PriorTransformer:
     """A prior with random weights for the captions of a CLIP.
 
     `embeddings` (n, d) are those of the training views: the prior works on standardised ones, and
@@ -102,7 +102,7 @@ class PriorLoss(nn.Module):
 class PriorTask(FilmTask):
     """The prior for the training loop."""
 
-    def __init__(self, config: Experiment, films: Films, parts: clip.Parts) -> None:
+    def __init__(self, config: Experiment, films: Films, parts: clip.CLIPParts) -> None:
         """`films`: the training split; `parts`: the CLIP of captions and embeddings."""
         super().__init__(films)
         self.section = section = config.prior

@@ -31,8 +31,8 @@ from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.task import FilmTask
 
-HALF_LINEAR = 2.0
-"""Degrees of error from which on the loss grows linearly."""
+HUBER_BETA = 2.0
+"""Degrees of error from which on `angle_losses` grow linearly."""
 
 HIDDEN = 128
 """Width of the layer that sees all places of the latents at once."""
@@ -176,6 +176,12 @@ def move_to_angles(probe: ProbeNetwork, latents: Tensor, asked: Tensor) -> Tenso
     return latents.detach() + step.to(latents.dtype)
 
 
+def angle_losses(off: Tensor) -> Tensor:
+    """The loss of every error in degrees, in its shape: half its square over `HUBER_BETA`, and
+    from there on its size less half of that."""
+    return F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HUBER_BETA)
+
+
 class MeasurementLoss:
     """How far predicted latents are from the angles that were asked for."""
 
@@ -198,7 +204,7 @@ class MeasurementLoss:
         nothing = asked.isnan()
         off = self.probe.angles(x0) - asked.nan_to_num()
         off = off.masked_fill(nothing, 0.0)
-        losses = F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HALF_LINEAR)
+        losses = angle_losses(off)
         weights = weights.to(off)
         said = (~nothing).all(1) * weights
         degrees = (off.abs().mean(1) * said).sum() / said.sum().clamp_min(1e-6)

@@ -177,13 +177,20 @@ def build_text_encoder(config: Text, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(text_config(config, tokenizer))
 
 
-def install_measurements(encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
-    """Gives tokenizer and encoder the measurement tokens."""
+def install_measurements(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, name: str = "text encoder"
+) -> None:
+    """Gives tokenizer and encoder the measurement tokens.
+
+    Raises:
+        ValueError: the encoder, called `name`, has other rows of its table than tokens.
+    """
     words = encoder.get_input_embeddings()
     first = add_measurement_tokens(tokenizer)
     if words.num_embeddings != first:  # a checkpoint whose table was padded or cut
         raise ValueError(
-            f"text encoder has {words.num_embeddings} embeddings, its tokenizer {first} tokens"
+            f"{name} has {words.num_embeddings} embeddings, its tokenizer {first} tokens, so that "
+            "no token can be added; conditioning=caption adds none"
         )
     encoder.set_input_embeddings(MeasurementEmbedding(words, first))
 

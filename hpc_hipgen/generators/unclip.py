@@ -41,7 +41,7 @@ from hpc_hipgen.training.task import parameter_count
 
 
 @dataclass
-class Parts:
+class UnCLIPParts:
     """The parts of the pipeline, in memory."""
 
     autoencoder: AutoencoderKL
@@ -147,7 +147,7 @@ class UnCLIPTask(DenoisingTask):
     """The decoder for the training loop; its export holds the whole pipeline."""
 
     section: UnCLIP
-    parts: Parts
+    parts: UnCLIPParts
 
     def __init__(
         self, config: Experiment, films: Films, autoencoder: AutoencoderKL, clip_folder: Path,
@@ -167,7 +167,7 @@ class UnCLIPTask(DenoisingTask):
         if section.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         use_best_attention(unet)
-        parts = Parts(
+        parts = UnCLIPParts(
             autoencoder,
             unet,
             prior,

@@ -28,7 +28,7 @@ from hpc_hipgen.config import LLCM, Experiment, Text, load_experiment
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.llcm import DistillationLoss, build_student
-from hpc_hipgen.generators.stable_diffusion import Parts
+from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts
 from hpc_hipgen.performance.hardware import peak_tflops
 from hpc_hipgen.performance.plan import GIB, LEVELS_1_5, TEXT_1_5, make_plan, unet_shape
 from hpc_hipgen.performance.recipe import DiffusersRecipe
@@ -189,10 +189,10 @@ def against_diffusers(
     return speeds | {"ratio": ratio(turns["diffusers'"], turns["ours"])}
 
 
-def _parts(config: Experiment, task: FullSize) -> Parts:
+def _parts(config: Experiment, task: FullSize) -> StableDiffusionParts:
     """A Stable Diffusion of random weights around the task's architecture."""
     tokenizer = text.build_tokenizer(TEXT)
-    return Parts(
+    return StableDiffusionParts(
         AutoencoderKL(**VAE, sample_size=config.data.resolution),
         _random(task.shape.build),
         tokenizer,

@@ -428,17 +428,17 @@ def mirrored_line(films: Sequence[str]) -> list[str]:
     ]
 
 
-Task = tuple[Path, Film, int, ViewSettings]
+FilmToMake = tuple[Path, Film, int, ViewSettings]
 
 
-def _tasks(folder: Path, films: Sequence[Film], settings: ViewSettings) -> Iterator[Task]:
+def _tasks(folder: Path, films: Sequence[Film], settings: ViewSettings) -> Iterator[FilmToMake]:
     for split in SPLITS:
         chosen = sorted((f for f in films if f.split == split), key=lambda film: film.name)
         for number, film in enumerate(chosen):
             yield folder, film, number, settings
 
 
-def _make_film(task: Task) -> Made:
+def _make_film(task: FilmToMake) -> Made:
     """Write the views of one film."""
     folder, film, number, settings = task
     loaded = film.load()

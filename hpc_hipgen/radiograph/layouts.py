@@ -27,7 +27,7 @@ from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Landmarks
 from hpc_hipgen.radiograph.landmark_table import SPLITS
 from hpc_hipgen.radiograph.pictures import Pictures, Places
-from hpc_hipgen.radiograph.shard_index import ANGLES, index_shards
+from hpc_hipgen.radiograph.shard_index import ANGLE_COLUMNS, index_shards
 
 COLUMNS = (
     *"id film dog split view flipped file width height".split(),
@@ -247,7 +247,7 @@ def read_shards(folder: Path, split: str) -> Films:
         ValueError: no shard of that split, or one that is cut off or damaged; names it.
     """
     index = index_shards(folder, split)
-    angles = index.numbers(*ANGLES)
+    angles = index.numbers(*ANGLE_COLUMNS)
     return Films(
         ids=index.words("id"),
         images=Pictures(index.places()),

@@ -177,7 +177,7 @@ def sample_anatomy(rng: np.random.Generator, angles: Angles | None = None) -> An
 
 
 def spline(points: np.ndarray, closed: bool = False, samples: int = 8) -> np.ndarray:
-    """Centripetal-free Catmull-Rom curve through `points` (n, 2): (m, 2), ends included."""
+    """Uniform Catmull-Rom curve through `points` (n, 2): (m, 2), ends included."""
     points = np.asarray(points, dtype=np.float64)
     if closed:
         padded = np.vstack([points[-1], points, points[:2]])
