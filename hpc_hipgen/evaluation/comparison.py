@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hpc_hipgen.evaluation.figures import number
 from hpc_hipgen.evaluation.results import REAL_ROWS, Results, training_seconds
 from hpc_hipgen.pipeline import trained_before
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.rows import row_model
 from hpc_hipgen.run import Run
+from hpc_hipgen.tables import markdown_table, number
 
 COLUMNS = (
     "row", "name", "parameters", "training_images", "training_seconds", "seconds_with_bases",
@@ -75,7 +75,7 @@ def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
         "r left / right", "MAE left / right", "failed", "Fréchet distance (floor)",
         "copies of training films", "seconds an image", "evaluations an image",
     )  # fmt: skip
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for x in lines:
         minutes = [
             None if x[key] is None else x[key] / 60
@@ -96,7 +96,7 @@ def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
                 number(x["evaluations_per_image"], 0),
             )
         )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown_table(head, rows) + "\n"
 
 
 def _count(value: float | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -20,6 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hpc_hipgen.evaluation.samples import SYNTHETIC
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
+from hpc_hipgen.tables import number
 from hpc_hipgen.utility import ALONE, ANGLES, ARM_LABELS, GENERATED
 
 COLOURS = {"left": "#1f6fb4", "right": "#d9731a"}
@@ -71,13 +73,6 @@ def _saved(figure: Figure, **settings: Any) -> bytes:
             figure.set_layout_engine("none")
         figure.savefig(buffer, **settings)
     return buffer.getvalue()
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number for a label, with a true minus sign; a dash for None."""
-    if value is None:
-        return "–"
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no minus zero
 
 
 def angle_limits(tables: Sequence[Any]) -> tuple[float, float]:
@@ -251,13 +246,9 @@ def _floor(values: Sequence[float]) -> float:
 
 def smooth(values: np.ndarray, span: float) -> np.ndarray:
     """Exponential average over about ``span`` entries, without the bias of its first ones."""
-    keep, total, weight = np.exp(-1.0 / max(span, 1e-9)), 0.0, 0.0
-    result = np.empty(len(values))
-    for i, value in enumerate(values):
-        if np.isfinite(value):
-            total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        result[i] = total / weight if weight else np.nan
-    return result
+    known = pd.Series(np.where(np.isfinite(values), values, np.nan))
+    alpha = 1 - np.exp(-1 / max(span, 1e-9))
+    return known.ewm(alpha=alpha, ignore_na=True).mean().to_numpy()
 
 
 class _Films:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.run import Run
-from hpc_hipgen.tables import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,11 +85,6 @@ def summary(
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def to_csv(lines: Iterable[Mapping[str, Any]]) -> str:
-    """The text of films.csv."""
-    return csv_text(lines, COLUMNS)
 
 
 def film_lines(run: Run) -> list[str]:

@@ -25,7 +25,7 @@ from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, PATIENT_SIDES
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.rows import FILMS_ROW
 from hpc_hipgen.run import Run
-from hpc_hipgen.tables import csv_text
+from hpc_hipgen.tables import csv_text, number
 from hpc_hipgen.utility import ARM_LABELS
 
 GRID_FILMS = 6
@@ -57,7 +57,7 @@ def write_report(run: Run) -> Path:
             write_atomic(folder / "comparison.csv", csv_text(compared, comparison.COLUMNS))
             write_atomic(folder / "comparison.md", comparison.markdown(compared))
         if results.metrics["films"]:
-            text = real_films.to_csv(results.metrics["films"]["hips"])
+            text = csv_text(results.metrics["films"]["hips"], real_films.COLUMNS)
             write_atomic(folder / real_films.FILE, text)
         write_atomic(folder / "report.html", _render(run, results, labels, grid, drawn, table))
         # last: whoever finds metrics.json finds the rest
@@ -330,7 +330,7 @@ def _signed(value: float | None, digits: int = 1) -> str:
     """A number with its sign, for biases and errors; a dash for None."""
     if value is None:
         return "–"
-    text = figures.number(value, digits)
+    text = number(value, digits)
     return text if text.startswith("−") else f"+{text}"
 
 

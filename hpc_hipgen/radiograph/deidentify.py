@@ -122,11 +122,6 @@ def fill(image: np.ndarray, boxes: Iterable[Box]) -> np.ndarray:
     return filled
 
 
-def to_csv(lines: Iterable[dict[str, object]]) -> str:
-    """The text of the report."""
-    return csv_text(lines, COLUMNS)
-
-
 def summary(lines: Sequence[dict[str, object]], films: int) -> list[str]:
     """What was done to so many films, for people; films to look at by name."""
 
@@ -225,7 +220,7 @@ class Masking:
         if not self._films:
             return []
         lines = sorted(self._lines, key=lambda line: str(line["film"]))
-        (folder / "deidentified.csv").write_text(to_csv(lines), encoding="utf-8")
+        (folder / "deidentified.csv").write_text(csv_text(lines, COLUMNS), encoding="utf-8")
         sheet = contact_sheet([film.thumbnail for film in self._shown])
         (folder / "deidentified.png").write_bytes(sheet)
         text = summary(lines, self._films)

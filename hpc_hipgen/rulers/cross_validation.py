@@ -19,7 +19,7 @@ from hpc_hipgen.evaluation.faithfulness import paired_bootstrap
 from hpc_hipgen.evaluation.real_films import NOTE_ON_ANNOTATORS
 from hpc_hipgen.pipeline import fold_measurements, folds
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES, Angles, Landmarks
-from hpc_hipgen.tables import csv_text
+from hpc_hipgen.tables import markdown_table
 
 if TYPE_CHECKING:
     from hpc_hipgen.radiograph.lab_films import LabFilm
@@ -167,11 +167,6 @@ def _dogs(hips: Sequence[Hip]) -> list[str]:
     return [hip["dog"] for hip in hips[::2]]
 
 
-def to_csv(hips: Sequence[Hip]) -> str:
-    """A line a hip."""
-    return csv_text(hips, COLUMNS)
-
-
 def to_markdown(hips: Sequence[Hip], figures: Mapping[str, Any]) -> str:
     """The report for people, as a page of Markdown."""
     rows = [
@@ -183,15 +178,15 @@ def to_markdown(hips: Sequence[Hip], figures: Mapping[str, Any]) -> str:
         "# Errors on films of dogs that the ruler had not seen",
         f"{figures['after']['films']} films of {figures['after']['dogs']} dogs, degrees, "
         "measured - annotated. In brackets 95 % intervals of a bootstrap over dogs.",
-        "| | ruler | films | refused | MAE | bias | limits of agreement | worst hip |\n"
-        "|---|---|---|---|---|---|---|---|",
     ]
     names = {"before": "drawings alone", "after": "and other dogs' films"}
-    for label, row, chosen in rows:
-        for turn in TURNS:
-            cells = [label, names[turn], *_cells(row[turn]), _worst(chosen, turn)]
-            lines[-1] += "\n| " + " | ".join(cells) + " |"
-    lines += _remarks(hips, figures)
+    head = ("", "ruler", "films", "refused", "MAE", "bias", "limits of agreement", "worst hip")
+    cells = [
+        [label, names[turn], *_cells(row[turn]), _worst(chosen, turn)]
+        for label, row, chosen in rows
+        for turn in TURNS
+    ]
+    lines += [markdown_table(head, cells), *_remarks(hips, figures)]
     return "\n\n".join([*lines, NOTE_ON_ANNOTATORS]) + "\n"
 
 

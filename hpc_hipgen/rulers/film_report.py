@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from hpc_hipgen.radiograph.films import SpacedFilm
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, PATIENT_SIDES, Landmarks, fci_grade
 from hpc_hipgen.rulers.film_ruler import FilmMeasurement
-from hpc_hipgen.tables import csv_text
 
 MEASURED, UNCERTAIN, REFUSED, UNREADABLE = "measured", "uncertain", "refused", "unreadable"
 
@@ -72,11 +71,6 @@ def film_line(name: str, film: SpacedFilm, found: FilmMeasurement) -> dict[str, 
 def unreadable_line(name: str, reason: str) -> dict[str, Any]:
     """The line of a file that could not be read."""
     return dict.fromkeys(COLUMNS) | {"film": name, "status": UNREADABLE, "reason": reason}
-
-
-def to_csv(lines: Iterable[Mapping[str, Any]]) -> str:
-    """The text of measurements.csv."""
-    return csv_text(lines, COLUMNS)
 
 
 def caveat(lab_films: int) -> str:

@@ -292,8 +292,19 @@ def test_the_last_panel_of_each_column_has_the_labels_of_its_axis():
 def test_smoothing_starts_without_bias_and_skips_holes():
     got = figures.smooth(np.array([2.0, 2.0, np.nan, 2.0]), 3)
     assert got == pytest.approx([2, 2, 2, 2])
-    assert figures.number(-0.001, 1) == "0.0" and figures.number(-1.5, 1) == "−1.5"
-    assert figures.number(None) == "–"
+    assert np.isnan(figures.smooth(np.array([np.nan, np.inf]), 3)).all()
+
+
+@pytest.mark.parametrize("span", [0.0, 0.3, 5.0, 400.0])
+def test_smoothing_is_the_recursion_of_an_exponential_average(span):
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(300) < 0.2, np.nan, rng.standard_normal(300))
+    keep, total, weight, expected = np.exp(-1 / max(span, 1e-9)), 0.0, 0.0, []
+    for value in values:
+        if np.isfinite(value):
+            total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        expected.append(total / weight if weight else np.nan)
+    assert figures.smooth(values, span) == pytest.approx(expected, abs=1e-13, nan_ok=True)
 
 
 def test_a_log_that_was_resumed_keeps_the_later_line(tmp_path):

@@ -17,10 +17,10 @@ from hpc_hipgen.radiograph.deidentify import (
     fill,
     mask_film,
     thumbnail,
-    to_csv,
 )
 from hpc_hipgen.radiograph.films import SpacedFilm
 from hpc_hipgen.radiograph.phantom import draw_phantom
+from hpc_hipgen.tables import csv_text
 
 WHITE, GREY, RED, BLUE = (255, 255, 255), (150, 150, 150), (220, 0, 0), (60, 60, 255)
 
@@ -112,7 +112,7 @@ def test_boxes_are_filled_from_their_surroundings():
 
 def test_the_report_is_a_table_and_a_picture(phantom):
     finding = Finding("text", "masked", (1, 2, 30, 14))
-    lines = list(csv.DictReader(io.StringIO(to_csv([finding.line("a.png")]))))
+    lines = list(csv.DictReader(io.StringIO(csv_text([finding.line("a.png")], COLUMNS))))
     assert tuple(lines[0]) == COLUMNS and lines[0]["right"] == "30"
     small = thumbnail(phantom.image, [finding])
     sheet = Image.open(io.BytesIO(contact_sheet([small] * 7)))
