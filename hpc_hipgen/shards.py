@@ -12,7 +12,8 @@ _NAME = re.compile(r"shard-(\d{5,})\.(\w+)")
 
 
 def shard_name(number: int, suffix: str) -> str:
-    """File name of a shard: "tar" of samples, "parquet" of measurements, "npz" of features."""
+    """File name of a shard: "tar" of samples, "json" of what they cost, "parquet" of measurements,
+    "npz" of features."""
     return f"shard-{number:05d}.{suffix}"
 
 

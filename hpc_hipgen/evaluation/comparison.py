@@ -11,6 +11,7 @@ from hpc_hipgen.pipeline import trained_before
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.rows import row_model
 from hpc_hipgen.run import Run
+from hpc_hipgen.shards import shard_name, shard_numbers
 from hpc_hipgen.tables import markdown_table, number
 
 COLUMNS = (
@@ -60,7 +61,9 @@ def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[
 
 def _cost(run: Run, row: str) -> dict[str, float | None]:
     """Seconds and evaluations an image, by what the sampling noted beside each shard."""
-    notes = [json.loads(p.read_text()) for p in run.path("samples", row).glob("shard-*.json")]
+    folder = run.path("samples", row)
+    names = (shard_name(number, "json") for number in shard_numbers(folder, "json"))
+    notes = [json.loads((folder / name).read_text()) for name in names]
     images = sum(note["images"] for note in notes)
     return {
         f"{key}_per_image": sum(note[key] for note in notes) / images if images else None
