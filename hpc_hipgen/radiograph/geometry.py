@@ -54,8 +54,9 @@ def swap_sides(pairs: _Pairs) -> _Pairs:
     """What is said of a film's two hips, by side of the image -> by side of the patient, and back.
 
     `pairs`: (..., 2), an array or a tensor, in the order of `IMAGE_SIDES` or `PATIENT_SIDES`.
+    Returns a copy, which torch takes too.
     """
-    return pairs[..., ::-1] if isinstance(pairs, np.ndarray) else pairs.flip(-1)
+    return pairs[..., ::-1].copy() if isinstance(pairs, np.ndarray) else pairs.flip(-1)
 
 
 def fci_grade(angle: float) -> str:

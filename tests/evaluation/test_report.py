@@ -304,7 +304,7 @@ def test_smoothing_is_the_recursion_of_an_exponential_average(span):
         if np.isfinite(value):
             total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
         expected.append(total / weight if weight else np.nan)
-    assert figures.smooth(values, span) == pytest.approx(expected, abs=1e-13, nan_ok=True)
+    assert figures.smooth(values, span) == pytest.approx(expected, abs=1e-14, nan_ok=True)
 
 
 def test_a_log_that_was_resumed_keeps_the_later_line(tmp_path):

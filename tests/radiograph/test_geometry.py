@@ -126,6 +126,7 @@ def test_sides_swap_as_angles_do_and_back(pairs):
     for by_image in (np.array(pairs), torch.tensor(pairs, dtype=torch.float64)):
         assert swap_sides(by_image).tolist() == list(map(list, of_patients))
         assert swap_sides(swap_sides(by_image)).tolist() == by_image.tolist()
+        assert torch.as_tensor(swap_sides(by_image)).shape == by_image.shape, "no negative strides"
     assert [Angles.of_patient(*pair) for pair in of_patients] == films
 
 
