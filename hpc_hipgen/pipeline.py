@@ -20,6 +20,7 @@ from hpc_hipgen.config import NEEDS, Experiment
 from hpc_hipgen.models import RULERS
 from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW
 from hpc_hipgen.run import Run
+from hpc_hipgen.shards import shard_name
 
 Item = tuple[str, int]
 
@@ -220,11 +221,11 @@ def count_films(manifest: Path, split: str) -> int:
 def sample_shard(run: Run, item: Item) -> Path:
     """Where the samples of an item lie (webdataset)."""
     row, shard = item
-    return run.path("samples", row, f"shard-{shard:05d}.tar")
+    return run.path("samples", row, shard_name(shard, "tar"))
 
 
 def score_shard(run: Run, item: Item) -> Path:
     """The last file that the evaluation of an item writes: measurements, or features alone."""
     row, shard = item
     suffix = "npz" if row in FEATURE_ROWS else "parquet"
-    return run.path("evaluation", row, f"shard-{shard:05d}.{suffix}")
+    return run.path("evaluation", row, shard_name(shard, suffix))

@@ -8,7 +8,6 @@ file or in the site file; so is whatever a changed settings file or script gives
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -16,15 +15,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from hpc_hipgen import ROOT
 from hpc_hipgen.files import write_atomic
+from hpc_hipgen.json_lines import add_line, last_line
 from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def record_launch(run: Run, command: list[str], site: Site | None = None) -> Non
         "python": sys.version.split()[0],
         "host": platform.node(),
     }
-    _add_line(folder / LAUNCHES, line)
+    add_line(folder / LAUNCHES, line)
 
 
 def record_start(run: Run, stage: str) -> None:
@@ -101,8 +100,8 @@ def record_start(run: Run, stage: str) -> None:
         "host": platform.node(),
         **code,
     }
-    _add_line(folder / "jobs.jsonl", line)
-    launched = _last_line(folder / LAUNCHES)
+    add_line(folder / "jobs.jsonl", line)
+    launched = last_line(folder / LAUNCHES)
     known = launched.get("commit")
     if known and not code["commit"]:
         said = f"warning: no git here, so it is not known with which code {stage} works"
@@ -115,23 +114,6 @@ def record_start(run: Run, stage: str) -> None:
             file=sys.stderr,
             flush=True,
         )
-
-
-def _add_line(path: Path, line: dict[str, Any]) -> None:
-    """Adds a line of JSON; one before it that a full disk has cut short stays by itself."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-        torn = file.read(1) not in (b"", b"\n")
-        file.write(("\n" * torn + json.dumps(line) + "\n").encode())
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of JSON; empty where there is none."""
-    for line in reversed(path.read_text().splitlines()):
-        with suppress(ValueError):
-            return json.loads(line)
-    return {}
 
 
 def _code(folder: Path, variables: Mapping[str, str]) -> dict[str, str | None]:

@@ -35,6 +35,7 @@ from hpc_hipgen.models import SWEPT
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.rows import model_rows, row_settings
 from hpc_hipgen.run import Run
+from hpc_hipgen.training.checkpoint_files import COMPLETE, checkpoint_path
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
@@ -206,7 +207,7 @@ def _scales(run: Run, grid: Grid, model: str, notes: list[str]) -> list[float]:
 
 def checkpoint_folder(run: Run, model: str, checkpoint: str) -> Path:
     """Where the checkpoint of so many images lies."""
-    return run.path(model, "checkpoints", f"{int(checkpoint):010d}")
+    return checkpoint_path(run.path(model, "checkpoints"), int(checkpoint))
 
 
 def check_there(run: Run, model: str, checkpoint: str) -> None:
@@ -218,8 +219,8 @@ def check_there(run: Run, model: str, checkpoint: str) -> None:
     if checkpoint == EXPORT:
         return
     folder = checkpoint_folder(run, model, checkpoint)
-    if not (folder / "complete.json").is_file():
-        kept = sorted(int(p.parent.name) for p in folder.parent.glob("[0-9]*/complete.json"))
+    if not (folder / COMPLETE).is_file():
+        kept = sorted(int(p.parent.name) for p in folder.parent.glob(f"[0-9]*/{COMPLETE}"))
         raise ConfigError(
             f"{folder}: no such checkpoint; {model} has those at "
             f"{', '.join(map(str, kept)) or 'no number of'} images"

@@ -23,6 +23,7 @@ from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.rows import MEASURED_ROWS, row_model
 from hpc_hipgen.run import Run
+from hpc_hipgen.shards import shard_name
 
 ALONE, GENERATED, ANGLES = ARMS = ("alone", "generated", "angles")
 ARM_LABELS = {
@@ -129,7 +130,7 @@ def cell_result(run: Run, item: Item, name: str) -> Path:
 
 def sample_shard(run: Run, item: Item, name: str) -> Path:
     """Where generated films lie (webdataset)."""
-    return utility_folder(run, name) / "samples" / f"shard-{item[1]:05d}.tar"
+    return utility_folder(run, name) / "samples" / shard_name(item[1], "tar")
 
 
 def save(run: Run, name: str, settings: Settings) -> None:

@@ -30,6 +30,7 @@ from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.performance.workspace import shrunk
+from hpc_hipgen.tables import markdown_table
 
 EXPERIMENTS = ("llcm", "lora", "dreambooth", "dall_e")
 ROWS = ("training", "loader", "sampling", "evaluation", "checkpoints", "imports", "scale")
@@ -147,8 +148,7 @@ def markdown(content: dict[str, Any]) -> str:
         keys = list(dict.fromkeys(key for line in lines for key in line))
         rows = [[_shown(key, line.get(key)) for key in keys] for line in lines]
         parts.append(f"## {name}\n\n`{table['command']}`, {table['date']}")
-        cells = [keys, ["---"] * len(keys), *rows]
-        parts.append("\n".join("| " + " | ".join(row) + " |" for row in cells))
+        parts.append(markdown_table(keys, rows))
     return "\n\n".join(parts) + "\n"
 
 

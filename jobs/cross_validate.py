@@ -23,6 +23,7 @@ from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import Item, fold_measurements, folds
 from hpc_hipgen.run import Run
+from hpc_hipgen.tables import csv_text
 
 
 def measure_folds(run: Run, items: Sequence[Item]) -> None:
@@ -56,7 +57,7 @@ def report(run: Run) -> dict[str, Any]:
     hips = cross_validation.measured_hips(run)
     figures = cross_validation.figures_of(run, hips)
     folder, text = run.path("report"), cross_validation.to_markdown(hips, figures)
-    write_atomic(folder / "hips.csv", cross_validation.to_csv(hips))
+    write_atomic(folder / "hips.csv", csv_text(hips, cross_validation.COLUMNS))
     write_atomic(folder / "cross_validation.json", json.dumps(figures, indent=1, allow_nan=False))
     write_atomic(folder / "cross_validation.md", text)
     print(text, end="", flush=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def items(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
     """(row, shard) of all sample shards that exist, features of films alone first."""
-    from hpc_hipgen.evaluation.samples import shard_numbers
+    from hpc_hipgen.shards import shard_numbers
 
     rows = [*feature_rows(run), *run.rows()] if rows is None else list(rows)
     found: list[Item] = []
@@ -44,11 +44,6 @@ def items(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
 def output(run: Run, row: str, shard: int) -> Path:
     """The file that marks a shard as evaluated."""
     return score_shard(run, (row, shard))
-
-
-def pending(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
-    """The items that are not evaluated yet."""
-    return [item for item in items(run, rows) if not output(run, *item).is_file()]
 
 
 def evaluate_items(run: Run, todo: Sequence[Item]) -> int:

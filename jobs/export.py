@@ -20,9 +20,10 @@ from pathlib import Path
 
 from hpc_hipgen.arguments import check_row, documented_parser, status_of
 from hpc_hipgen.files import atomic_folder, write_atomic
-from hpc_hipgen.pipeline import shard_counts
+from hpc_hipgen.pipeline import sample_shard, shard_counts
 from hpc_hipgen.rows import MEASURED_ROWS
 from hpc_hipgen.run import Run
+from hpc_hipgen.shards import shard_numbers
 
 
 def export_row(run: Run, row: str) -> Path:
@@ -32,7 +33,7 @@ def export_row(run: Run, row: str) -> Path:
         ValueError: the row holds films, or was not sampled, or a shard cannot be read.
     """
     from hpc_hipgen.evaluation.results import row_label
-    from hpc_hipgen.evaluation.samples import read_samples, shard_numbers
+    from hpc_hipgen.evaluation.samples import read_samples
     from hpc_hipgen.radiograph.dicom import DrawnFilm, write_dicom
 
     if row in MEASURED_ROWS:
@@ -46,7 +47,7 @@ def export_row(run: Run, row: str) -> Path:
     measured, identity = _measured(run, row), _identity(run)
     with atomic_folder(run.path("dicom", row)) as folder:
         for number in numbers:
-            for sample in read_samples(run.path("samples", row, f"shard-{number:05d}.tar")):
+            for sample in read_samples(sample_shard(run, (row, number))):
                 asked = {name: sample.info[name] for name in ("asked_left", "asked_right")}
                 film = DrawnFilm(
                     sample.image,
@@ -76,8 +77,6 @@ def drawn_rows(run: Run) -> list[str]:
     Raises:
         ValueError: when there is none.
     """
-    from hpc_hipgen.evaluation.samples import shard_numbers
-
     rows = [row for row in run.rows() if row not in MEASURED_ROWS]
     drawn = [row for row in rows if shard_numbers(run.path("samples", row), "tar")]
     if not drawn:

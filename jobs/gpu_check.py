@@ -72,22 +72,19 @@ def zero_stages() -> str:
     from hpc_hipgen.training import engine
 
     engine.init_distributed()
-    chosen, found = engine.zero_stage, {}
-    engine.zero_stage = lambda training: training.zero_stage  # one rank alone would use none
-    try:
-        for stage in (0, 1, 2, 3):
-            torch.manual_seed(0)
-            settings = Training(images=80, batch=8, lr=1e-2, zero_stage=stage)
-            built = engine.build_engine(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1)), settings)
-            x = torch.randn(8, 8, device="cuda")
-            for _ in range(10):
-                loss = (built(x).float() - x[:, :1]).square().mean()
-                built.backward(loss)
-                assert engine.step(built, settings)
-            found[stage] = loss.item()
-            built.destroy()
-    finally:
-        engine.zero_stage = chosen
+    found = {}
+    for stage in (0, 1, 2, 3):
+        torch.manual_seed(0)
+        settings = Training(images=80, batch=8, lr=1e-2, zero_stage=stage)
+        network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
+        built = engine.build_engine(network, settings, stage)  # one rank alone would use none
+        x = torch.randn(8, 8, device="cuda")
+        for _ in range(10):
+            loss = (built(x).float() - x[:, :1]).square().mean()
+            built.backward(loss)
+            assert engine.step(built, settings)
+        found[stage] = loss.item()
+        built.destroy()
     assert max(found.values()) - min(found.values()) < 1e-3, str(found)
     return ", ".join(f"stage {stage}: loss {loss:.5f}" for stage, loss in found.items())
 

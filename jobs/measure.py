@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.rulers.film_measuring import OVERLAYS, SHIPPED_RULER, find_films, measure_files
-from hpc_hipgen.tables import printable
+from hpc_hipgen.tables import csv_text, printable
 from hpc_hipgen.training.interruption import terminable
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _finish(
     text: list[str] = []
     if known:
         text, about["against_landmarks"] = film_report.compare(lines, known)
-    write_atomic(given.out / "measurements.csv", film_report.to_csv(lines))
+    write_atomic(given.out / "measurements.csv", csv_text(lines, film_report.COLUMNS))
     write_atomic(given.out / "measurements.json", film_report.to_json(lines, lab_films, **about))
     count = Counter(line["status"] for line in lines)
     for line in lines:

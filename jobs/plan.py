@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.config import ConfigError, Experiment, load_experiment
+from hpc_hipgen.performance import PLANNED
 
 if TYPE_CHECKING:
     from hpc_hipgen.performance.plan import Plan
@@ -44,7 +45,7 @@ def _plan(options: argparse.Namespace) -> int:
     if min(rates) <= 0:
         raise ConfigError("--memory, --tflops and --images-per-second must be above 0")
     if not models:
-        raise ConfigError(f"{options.config}: trains neither stable_diffusion nor llcm")
+        raise ConfigError(f"{options.config}: trains neither {' nor '.join(PLANNED)}")
     for model in [options.model] if options.model else models:
         print(report(config, model, options))
     return 0
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = documented_parser("plan", __doc__)
     parser.add_argument("config", help="a file of configs/")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changed settings")
-    parser.add_argument("--model", choices=("stable_diffusion", "llcm"), help="default: both")
+    parser.add_argument("--model", choices=PLANNED, help="default: both")
     parser.add_argument("--gpus", type=int, default=8, help="of the whole run (8)")
     parser.add_argument("--memory", type=float, default=80.0, help="GB of one of them (80)")
     parser.add_argument("--tflops", type=float, default=312.0, help="peak of one, bf16 (312: A100)")
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plannable(config: Experiment) -> list[str]:
-    return [m for m in ("stable_diffusion", "llcm") if getattr(config, m)]
+    return [m for m in PLANNED if getattr(config, m)]
 
 
 def report(config: Experiment, model: str, options: argparse.Namespace) -> str:

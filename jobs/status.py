@@ -12,7 +12,6 @@ queue and of which nothing else is known.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.accounting import FINE, GOOD, Job, look_up
 from hpc_hipgen.cluster.site import Site, load_site
 from hpc_hipgen.config import ConfigError
+from hpc_hipgen.json_lines import last_line
 from hpc_hipgen.pipeline import Stage, stages
 from hpc_hipgen.run import Run
 
@@ -130,21 +130,6 @@ def _last_words(submission: Mapping[str, Any]) -> str:
     return telling[-1][:160] if telling else ""
 
 
-def last_metrics(path: Path) -> dict[str, Any]:
-    """The last complete line of a metrics.jsonl; empty when there is none."""
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65_536))
-        lines = file.read().split(b"\n")
-    for line in reversed(lines[:-1]):  # what follows the last line end is still being written
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue
-    return {}
-
-
 def _progress(run: Run, stage: Stage) -> str:
     """Images seen, speed, time left and loss of a training stage; shards of an array stage."""
     if stage.items:
@@ -153,7 +138,7 @@ def _progress(run: Run, stage: Stage) -> str:
         return f"{len(items) - len(missing or [])} of {len(items)} shards" if items else ""
     if not (model := stage.model):
         return ""
-    last = last_metrics(run.path(model, "metrics.jsonl"))
+    last = last_line(run.path(model, "metrics.jsonl"))
     if not last:
         return ""
     total, seen = getattr(run.config, model).training.images, int(last.get("images", 0))

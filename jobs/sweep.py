@@ -151,15 +151,17 @@ def merge(run: Run, name: str) -> dict[str, Any]:
 def _scores(cell: Cell, table: pd.DataFrame) -> dict[str, Any]:
     """One line of the table; `mae` and `r` are the means of both sides."""
     from hpc_hipgen.evaluation.faithfulness import faithfulness
+    from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 
-    sides = ("left", "right")
-    found = {s: faithfulness(table[f"asked_{s}"], table[f"measured_{s}"]) for s in sides}
-    refused = table[[f"measured_{s}" for s in sides]].isna().any(axis=1)
+    found = {s: faithfulness(table[f"asked_{s}"], table[f"measured_{s}"]) for s in PATIENT_SIDES}
+    refused = table[[f"measured_{s}" for s in PATIENT_SIDES]].isna().any(axis=1)
     line: dict[str, Any] = vars(cell) | {"images": len(table), "refused": int(refused.sum())}
     for key in ("mae", "r"):
-        values = [found[s][key] for s in sides]
+        values = [found[s][key] for s in PATIENT_SIDES]
         line[key] = None if None in values else sum(values) / len(values)
-    return line | {f"{key}_{s}": found[s][key] for key in ("mae", "r", "bias") for s in sides}
+    return line | {
+        f"{key}_{s}": found[s][key] for key in ("mae", "r", "bias") for s in PATIENT_SIDES
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:

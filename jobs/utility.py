@@ -48,8 +48,8 @@ from hpc_hipgen.sweep import check_name
 from hpc_hipgen.utility import ALONE, ANGLES, GENERATED, Cell, Settings
 
 if TYPE_CHECKING:
-    from hpc_hipgen.evaluation.utility import AngleFilms
     from hpc_hipgen.radiograph.layouts import Films
+    from hpc_hipgen.rulers.few_films import AngleFilms
 
 
 def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
@@ -104,7 +104,8 @@ def _generated(run: Run, name: str, settings: Settings) -> AngleFilms:
     import numpy as np
 
     from hpc_hipgen.evaluation.samples import read_samples
-    from hpc_hipgen.evaluation.utility import AngleFilms
+    from hpc_hipgen.radiograph.geometry import swap_sides
+    from hpc_hipgen.rulers.few_films import AngleFilms
 
     items = utility.sample_items(run, name) or []
     found = [s for item in items for s in read_samples(utility.sample_shard(run, item, name))]
@@ -113,9 +114,8 @@ def _generated(run: Run, name: str, settings: Settings) -> AngleFilms:
             f"{utility.utility_folder(run, name) / 'samples'}: {len(found)} films, "
             f"{settings.generated} were asked for; remove the folder"
         )
-    # the patient's right hip is at the image's left
-    angles = [(s.info["asked_right"], s.info["asked_left"]) for s in found]
-    return AngleFilms(np.stack([s.image for s in found]), np.array(angles))
+    asked = np.array([(s.info["asked_left"], s.info["asked_right"]) for s in found])
+    return AngleFilms(np.stack([s.image for s in found]), swap_sides(asked))
 
 
 def _train_and_measure(
@@ -124,25 +124,25 @@ def _train_and_measure(
     """One cell; returns its mean absolute error in degrees."""
     import numpy as np
 
-    from hpc_hipgen.evaluation import utility as rulers
+    from hpc_hipgen.rulers import few_films
     from hpc_hipgen.training import loop
 
     settings, seed = _saved(run, name), run.config.seed + 1 + cell.seed
-    few, others = rulers.chosen_films(films, cell.films, seed)
+    few, others = few_films.chosen_films(films, cell.films, seed)
     more = {
         ALONE: None,
         GENERATED: generated,
-        ANGLES: rulers.angles_alone(others, settings.generated),
+        ANGLES: few_films.angles_alone(others, settings.generated),
     }[cell.arm]
     assert run.config.ruler and run.config.ruler.training
     training = run.config.ruler.training
     warmup = min(training.warmup_images, settings.images // 10)
     changed = {"images": settings.images, "warmup_images": warmup}
     training = training.model_copy(update=changed)
-    task = rulers.UtilityTask(run.config, training, few, more, settings.weight, seed)
+    task = few_films.FewFilmsTask(run.config, training, few, more, settings.weight, seed)
     folder, began = utility.cell_folder(run, name, cell.name), time.monotonic()
     loop.train(task, training, folder, seed=seed, title=cell.name)
-    found = rulers.held_out_errors(task.ruler(), test)
+    found = few_films.held_out_errors(task.ruler(), test)
     result = {"arm": cell.arm, "number": cell.films, "seed": cell.seed, **found}
     result["seconds"] = round(time.monotonic() - began, 1)
     path = utility.cell_result(run, (cell.name, 0), name)

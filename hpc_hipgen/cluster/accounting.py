@@ -28,7 +28,6 @@ class Job:
     states: dict[str, str] = field(default_factory=dict)  # by array index; "" for a plain job
     elapsed: str = ""
     reason: str = ""  # why it waits
-    exit_code: str = ""
 
     @property
     def state(self) -> str:
@@ -63,7 +62,7 @@ def look_up(ids: Iterable[str]) -> tuple[dict[str, Job], bool]:
     wanted = sorted(set(ids))
     if not wanted:
         return {}, False
-    format_ = "JobID,State,Elapsed,ExitCode"
+    format_ = "JobID,State,Elapsed"
     queue, accounts = _ask(
         squeue(wanted, "-r", "-o", "%F|%K|%T|%M|%r"),
         ["sacct", "-X", "-n", "-P", "-j", ",".join(wanted), "-o", format_],
@@ -116,14 +115,14 @@ def _ask(*commands: list[str]) -> list[str | None]:
 
 def _read_account(jobs: dict[str, Job], line: str) -> None:
     """A line of sacct: 17|COMPLETED|..., 18_3|CANCELLED by 1000|..., 18_[4-7%2]|PENDING|..."""
-    name, state, elapsed, code = (*line.split("|"), "", "", "")[:4]
+    name, state, elapsed = (*line.split("|"), "", "")[:3]
     number, _, index = name.partition("_")
     if not state:
         return
     job = jobs.setdefault(number, Job())
     for task in _indices(index):
         job.states[task] = state.split()[0].rstrip("+")
-    job.elapsed, job.exit_code = elapsed, code
+    job.elapsed = elapsed
 
 
 def _read_queue(jobs: dict[str, Job], line: str) -> None:

@@ -8,17 +8,21 @@ from torch import Tensor
 
 from hpc_hipgen.diffusion.schedule import broadcast, compute_dtype, to_x0
 
+GUIDANCE_WIDTH = 256
+"""time_cond_proj_dim of students: width of the guidance embedding (LCM, arXiv 2310.04378)."""
 
-def boundary_scalings(
-    t: Tensor, timestep_scaling: float = 10.0, sigma_data: float = 0.5
-) -> tuple[Tensor, Tensor]:
+TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5
+"""Of diffusers' LCMScheduler."""
+
+
+def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
     """(c_skip, c_out) of timesteps t, float64, same shape; (1, 0) at t = 0.
 
     The same as diffusers' LCMScheduler uses, so that an exported student samples there.
     """
-    scaled = torch.as_tensor(t).to(torch.float64) * timestep_scaling
-    total = scaled**2 + sigma_data**2
-    return sigma_data**2 / total, scaled / total**0.5
+    scaled = torch.as_tensor(t).to(torch.float64) * TIMESTEP_SCALING
+    total = scaled**2 + SIGMA_DATA**2
+    return SIGMA_DATA**2 / total, scaled / total**0.5
 
 
 def consistency_function(
@@ -79,13 +83,13 @@ def guided_epsilon(conditional: Tensor, null: Tensor, w: Tensor | float) -> Tens
 
 
 @functools.cache
-def _frequencies(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _frequencies(count: int, device: torch.device) -> Tensor:
     """From 1 to 1/10000. Kept: whenever something is sent to a GPU, the host waits for it."""
     step = torch.tensor(math.log(10000.0)) / (count - 1)
-    return torch.exp(torch.arange(count, dtype=dtype) * -step).to(device)
+    return torch.exp(torch.arange(count, dtype=torch.float32) * -step).to(device)
 
 
-def guidance_embedding(w: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def guidance_embedding(w: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of guidance weights w (b,) -> (b, dim), sines then cosines.
 
     The network's `timestep_cond`; the same numbers as
@@ -94,6 +98,6 @@ def guidance_embedding(w: Tensor, dim: int, dtype: torch.dtype = torch.float32) 
     """
     if dim < 4:
         raise ValueError(f"guidance_embedding: dim must be at least 4, not {dim}")
-    phase = (w * 1000.0).to(dtype)[:, None] * _frequencies(dim // 2, dtype, w.device)
+    phase = (w * 1000.0).float()[:, None] * _frequencies(dim // 2, w.device)
     embedding = torch.cat([phase.sin(), phase.cos()], dim=1)
     return torch.nn.functional.pad(embedding, (0, dim % 2))

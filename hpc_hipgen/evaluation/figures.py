@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -19,9 +20,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hpc_hipgen.evaluation.samples import SYNTHETIC
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
+from hpc_hipgen.tables import number
 from hpc_hipgen.utility import ALONE, ANGLES, ARM_LABELS, GENERATED
 
-SIDES = ("left", "right")
 COLOURS = {"left": "#1f6fb4", "right": "#d9731a"}
 MARKERS = {"left": "o", "right": "s"}
 INK, FAINT = "#23303d", "#9aa5b1"
@@ -73,17 +75,12 @@ def _saved(figure: Figure, **settings: Any) -> bytes:
     return buffer.getvalue()
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A number for a label, with a true minus sign; a dash for None."""
-    if value is None:
-        return "–"
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no minus zero
-
-
 def angle_limits(tables: Sequence[Any]) -> tuple[float, float]:
     """Common axis limits in degrees: all requests, and measurements at most 12 degrees beyond."""
-    asked = np.concatenate([t[f"asked_{s}"].to_numpy(float) for t in tables for s in SIDES])
-    drawn = np.concatenate([t[f"measured_{s}"].to_numpy(float) for t in tables for s in SIDES])
+    asked = np.concatenate([t[f"asked_{s}"].to_numpy(float) for t in tables for s in PATIENT_SIDES])
+    drawn = np.concatenate(
+        [t[f"measured_{s}"].to_numpy(float) for t in tables for s in PATIENT_SIDES]
+    )
     low, high = float(asked.min()), float(asked.max())
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn):
@@ -124,7 +121,7 @@ def dot_plot(
     """Left and right of one row side by side, with the identity line and the fitted one."""
     with mpl.rc_context(STYLE):
         figure = _figure(5.6, 3.05, "compressed")  # panels of fixed aspect
-        for side, axes in zip(SIDES, figure.subplots(1, 2, sharey=True), strict=True):
+        for side, axes in zip(PATIENT_SIDES, figure.subplots(1, 2, sharey=True), strict=True):
             _dots(axes, table, side, scores[side], limits)
             axes.set_xlabel(f"{side}, asked (°)")
             if side == "left":
@@ -148,7 +145,7 @@ def dot_plots(
             axes.set_visible(False)
         for i, (row, table) in enumerate(tables.items()):
             band, column = divmod(i, columns)
-            for k, side in enumerate(SIDES):
+            for k, side in enumerate(PATIENT_SIDES):
                 axes = grid[2 * band + k, column]
                 axes.set_visible(True)
                 _dots(axes, table, side, scores[row][side], limits)
@@ -177,7 +174,7 @@ def bland_altman(
         for i, (row, table) in enumerate(tables.items()):
             axes = grid.flat[i]
             axes.set_visible(True)
-            for side in SIDES:
+            for side in PATIENT_SIDES:
                 asked = table[f"asked_{side}"].to_numpy(float)
                 error = table[f"measured_{side}"].to_numpy(float) - asked
                 style = {"color": COLOURS[side], "alpha": 0.55, "linewidths": 0}
@@ -207,7 +204,7 @@ def chain(
     with mpl.rc_context(STYLE):
         figure = _figure(8.2, 1.15 + 0.42 * len(rows))
         errors, correlations = figure.subplots(1, 2, sharey=True)
-        for k, side in enumerate(SIDES):
+        for k, side in enumerate(PATIENT_SIDES):
             y = np.arange(len(rows)) + (k - 0.5) * 0.26
             style = {"color": COLOURS[side], "marker": MARKERS[side], "ls": "", "ms": 5}
             mae = [_float(scores[row][side]["mae"]) for row in rows]
@@ -227,7 +224,7 @@ def chain(
         errors.set_yticks(range(len(rows)), [labels[row] for row in rows])
         errors.set(xlabel="mean absolute error (°)", ylim=(len(rows) - 0.4, -0.8))
         errors.set_xlim(left=0)
-        sides = [scores[row][side] for row in rows for side in SIDES]
+        sides = [scores[row][side] for row in rows for side in PATIENT_SIDES]
         # few dogs have an r without an interval
         lowest = [_float(score[key]) for score in sides for key in ("r", "r_low")]
         correlations.set(xlabel="r, asked against measured", xlim=(_floor(lowest), 1.03))
@@ -249,13 +246,9 @@ def _floor(values: Sequence[float]) -> float:
 
 def smooth(values: np.ndarray, span: float) -> np.ndarray:
     """Exponential average over about ``span`` entries, without the bias of its first ones."""
-    keep, total, weight = np.exp(-1.0 / max(span, 1e-9)), 0.0, 0.0
-    result = np.empty(len(values))
-    for i, value in enumerate(values):
-        if np.isfinite(value):
-            total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        result[i] = total / weight if weight else np.nan
-    return result
+    known = pd.Series(np.where(np.isfinite(values), values, np.nan))
+    alpha = 1 - np.exp(-1 / max(span, 1e-9))
+    return known.ewm(alpha=alpha, ignore_na=True).mean().to_numpy()
 
 
 class _Films:

@@ -186,9 +186,11 @@ def _results(run: Run, scores: list[dict[str, Any]]) -> Iterator[Any]:
     """The scores as the hub's tables take them."""
     from huggingface_hub import EvalResult
 
+    from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
+
     films = "drawn phantoms" if run.config.data.source == "phantom" else "radiographs"
     for row in scores:
-        for side in ("left", "right"):
+        for side in PATIENT_SIDES:
             for metric, name in (("pearsonr", "r"), ("mae", "mae")):
                 if row[side][name] is not None:
                     yield EvalResult(

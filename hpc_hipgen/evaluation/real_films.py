@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.run import Run
-from hpc_hipgen.tables import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,9 +32,11 @@ def hips(table: pd.DataFrame) -> list[dict[str, Any]]:
 
     Degrees, to two decimals; ``confidence`` is that of the whole film.
     """
+    from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
+
     lines = []
     for row in table.sort_values("film", kind="stable").to_dict("records"):
-        for side in ("left", "right"):
+        for side in PATIENT_SIDES:
             measured, annotated = float(row[f"measured_{side}"]), float(row[f"asked_{side}"])
             known = math.isfinite(measured)
             lines.append(
@@ -84,11 +85,6 @@ def summary(
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def to_csv(lines: Iterable[Mapping[str, Any]]) -> str:
-    """The text of films.csv."""
-    return csv_text(lines, COLUMNS)
 
 
 def film_lines(run: Run) -> list[str]:

@@ -17,15 +17,15 @@ from PIL import Image, PngImagePlugin
 
 from hpc_hipgen.evaluation import comparison, figures, real_films, samples
 from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
-from hpc_hipgen.evaluation.results import CONTROL, REAL_ROWS, SIDES, Results, collect, row_label
+from hpc_hipgen.evaluation.results import CONTROL, REAL_ROWS, Results, collect, row_label
 from hpc_hipgen.files import atomic_folder, write_atomic
 from hpc_hipgen.pipeline import row_data
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
-from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS
+from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, PATIENT_SIDES
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.rows import FILMS_ROW
 from hpc_hipgen.run import Run
-from hpc_hipgen.tables import csv_text
+from hpc_hipgen.tables import csv_text, number
 from hpc_hipgen.utility import ARM_LABELS
 
 GRID_FILMS = 6
@@ -57,7 +57,7 @@ def write_report(run: Run) -> Path:
             write_atomic(folder / "comparison.csv", csv_text(compared, comparison.COLUMNS))
             write_atomic(folder / "comparison.md", comparison.markdown(compared))
         if results.metrics["films"]:
-            text = real_films.to_csv(results.metrics["films"]["hips"])
+            text = csv_text(results.metrics["films"]["hips"], real_films.COLUMNS)
             write_atomic(folder / real_films.FILE, text)
         write_atomic(folder / "report.html", _render(run, results, labels, grid, drawn, table))
         # last: whoever finds metrics.json finds the rest
@@ -72,10 +72,10 @@ def table_1(results: Results, labels: Mapping[str, str]) -> list[dict[str, Any]]
     lines = [
         {"row": row, "name": labels[row], "source": "this run", "side": side, **sides[side]}
         for row, sides in results.metrics["faithfulness"].items()
-        for side in SIDES
+        for side in PATIENT_SIDES
     ]
     for paper in PAPER_TABLE_1:
-        for side in SIDES:
+        for side in PATIENT_SIDES:
             r = getattr(paper, side)
             low, high = fisher_interval(r, PAPER_TEST_FILMS)
             line: dict[str, Any] = dict.fromkeys(TABLE_1_COLUMNS)
@@ -104,7 +104,7 @@ def choose_grid(run: Run, results: Results) -> list[dict[str, Any]]:
         {
             "film": film,
             "prompt_class": int(order.loc[film, "prompt_class"]),
-            "asked": {side: float(order.loc[film, f"asked_{side}"]) for side in SIDES},
+            "asked": {side: float(order.loc[film, f"asked_{side}"]) for side in PATIENT_SIDES},
             "cells": {},
         }
         for film in order.index[picks]
@@ -127,7 +127,7 @@ def _cell(line: pd.Series | None, images: Mapping[str, np.ndarray]) -> dict[str,
     if line is None or line["key"] not in images:
         return None
     cell: dict[str, Any] = {"image": images[line["key"]], "reason": line["reason"]}
-    for side in SIDES:
+    for side in PATIENT_SIDES:
         measured = float(line[f"measured_{side}"])
         known = np.isfinite(measured)
         cell[side] = measured if known else None
@@ -150,7 +150,7 @@ def _figures(
     """Draws and saves every figure; returns those of the page as SVG by name."""
     scores, tables = results.metrics["faithfulness"], results.tables
     baseline = results.metrics["baseline"]
-    maes = [baseline[side]["mae"] for side in SIDES] if baseline else []
+    maes = [baseline[side]["mae"] for side in PATIENT_SIDES] if baseline else []
     best = max(abs(value) for p in PAPER_TABLE_1 for value in (p.left, p.right))
     limits = figures.angle_limits(list(tables.values()))
     files = {
@@ -246,11 +246,11 @@ def film_panels(run: Run, results: Results) -> list[dict[str, Any]]:
         cell = _cell(line, images)
         if cell is None:
             continue
-        errors = [abs(cell[f"{side}_error"] or 0.0) for side in SIDES]
+        errors = [abs(cell[f"{side}_error"] or 0.0) for side in PATIENT_SIDES]
         panels.append(
             {
                 "film": film,
-                "asked": {side: float(line[f"asked_{side}"]) for side in SIDES},
+                "asked": {side: float(line[f"asked_{side}"]) for side in PATIENT_SIDES},
                 "picture": _picture(cell, generated=False),
                 "annotated": _overlay(landmarks[film]),
                 "worst": float("inf") if cell["reason"] else max(errors),
@@ -330,7 +330,7 @@ def _signed(value: float | None, digits: int = 1) -> str:
     """A number with its sign, for biases and errors; a dash for None."""
     if value is None:
         return "–"
-    text = figures.number(value, digits)
+    text = number(value, digits)
     return text if text.startswith("−") else f"+{text}"
 
 

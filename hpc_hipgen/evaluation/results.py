@@ -22,13 +22,15 @@ from hpc_hipgen.evaluation.faithfulness import (
     paired_bootstrap,
     permutation_null,
 )
+from hpc_hipgen.json_lines import read_lines
 from hpc_hipgen.models import MODELS
-from hpc_hipgen.pipeline import row_data, shard_counts
-from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, row_model
+from hpc_hipgen.pipeline import row_data, sample_shard, score_shard, shard_counts
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
+from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW, row_model
 from hpc_hipgen.run import Run
+from hpc_hipgen.shards import shard_name, shard_numbers
 from hpc_hipgen.utility import summaries
 
-SIDES = ("left", "right")
 REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
 TEACHER = "stable_diffusion"
 CONTROL = "stable_diffusion_caption"  # digits only: what the others are to be better than
@@ -75,18 +77,18 @@ def read_table(run: Run, row: str) -> pd.DataFrame:
     Raises ValueError naming the first sample shard that was not evaluated, or a duplicated image.
     """
     folder = run.path("evaluation", row)
-    numbers = samples.shard_numbers(run.path("samples", row), "tar")
-    there = samples.shard_numbers(folder, "parquet")
+    numbers = shard_numbers(run.path("samples", row), "tar")
+    there = shard_numbers(folder, "parquet")
     absent = sorted(set(numbers) - set(there))
     if absent:
-        shard = run.path("samples", row, samples.SHARD.format(absent[0]))
+        shard = sample_shard(run, (row, absent[0]))
         raise ValueError(
-            f"{shard}.tar is not evaluated; run "
+            f"{shard} is not evaluated; run "
             f"python -m jobs.evaluate --run {run.folder} --row {row} --shard {absent[0]}"
         )
     parts = []
     for number in there:
-        path = folder / f"{samples.SHARD.format(number)}.parquet"
+        path = folder / shard_name(number, "parquet")
         parts.append(pd.read_parquet(path).assign(shard=number))
     table = pd.concat(parts).sort_values("index", kind="stable").reset_index(drop=True)
     twice = table["key"][table["key"].duplicated()]
@@ -101,12 +103,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     After a resume the same image count can stand twice: the later line is the one that counts.
     """
     lines: dict[float, dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("images"), int | float):
+    for line in read_lines(path):
+        if isinstance(line.get("images"), int | float):
             lines[line["images"]] = {**lines.get(line["images"], {}), **line}
     return [lines[images] for images in sorted(lines)]
 
@@ -136,8 +134,8 @@ def collect(run: Run) -> Results:
     found = {
         row: read_table(run, row)
         for row in run.rows()
-        if samples.shard_numbers(run.path("samples", row), "tar")
-        or samples.shard_numbers(run.path("evaluation", row), "parquet")
+        if shard_numbers(run.path("samples", row), "tar")
+        or shard_numbers(run.path("evaluation", row), "parquet")
     }
     if not found:
         raise ValueError(f"{run.path('evaluation')}: nothing evaluated yet")
@@ -145,7 +143,7 @@ def collect(run: Run) -> Results:
     logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
     dogs, theirs = _dogs(manifest), _dogs(_manifest(run, FILMS_ROW))
     baseline = _baseline(found, manifest)
-    means = {side: baseline[side]["mean"] for side in SIDES} if baseline else None
+    means = {side: baseline[side]["mean"] for side in PATIENT_SIDES} if baseline else None
     scores = {
         row: _sides(table, run, theirs if row == FILMS_ROW else dogs, means)
         for row, table in found.items()
@@ -196,7 +194,7 @@ def _sides(
     """
     result = {}
     names = [str(dogs.get(film, film)) for film in table["film"]]
-    for side in SIDES:
+    for side in PATIENT_SIDES:
         asked, measured = table[f"asked_{side}"], table[f"measured_{side}"]
         result[side] = faithfulness(asked, measured, names)
         result[side] |= bootstrap_intervals(asked, measured, names, seed=run.config.seed)
@@ -229,7 +227,7 @@ def _baseline(
     table = tables[drawn[0]]
     train = manifest[(manifest["split"] == "train") & (manifest["view"] == 0)]
     result: dict[str, Any] = {}
-    for side in SIDES:
+    for side in PATIENT_SIDES:
         mean = float(train[f"patient_{side}"].mean())
         if not np.isfinite(mean):
             return None
@@ -249,7 +247,7 @@ def _comparisons(
             continue
         both = table.merge(tables[TEACHER], on=["index", "film"], suffixes=("", "_teacher"))
         asked, first, second = (
-            both[[f"{name}_{side}{end}" for side in SIDES]].to_numpy(float)
+            both[[f"{name}_{side}{end}" for side in PATIENT_SIDES]].to_numpy(float)
             for name, end in (("asked", ""), ("measured", ""), ("measured", "_teacher"))
         )
         names = [str(dogs.get(film, film)) for film in both["film"]]
@@ -267,11 +265,11 @@ def _ruler(
     if "ruler" not in scores:
         return None
     result: dict[str, Any] = {"split": "test"}
-    for side in SIDES:
+    for side in PATIENT_SIDES:
         score, sd = scores["ruler"][side], float(tables["ruler"][f"asked_{side}"].std())
         result[side] = {k: score[k] for k in ("mae", "bias", "r", "n", "failed")}
         result[side] |= {"population_sd": sd if np.isfinite(sd) else None}
-    maes = [result[side]["mae"] for side in SIDES if result[side]["mae"] is not None]
+    maes = [result[side]["mae"] for side in PATIENT_SIDES if result[side]["mae"] is not None]
     result["mae"] = float(np.mean(maes)) if maes else None
     return result
 
@@ -281,7 +279,7 @@ def _row_features(run: Run, row: str, table: pd.DataFrame) -> tuple[np.ndarray, 
     by_key: dict[str, np.ndarray] = {}
     names = set()
     for number in sorted(set(table["shard"])):
-        path = run.path("evaluation", row, f"{samples.SHARD.format(number)}.npz")
+        path = run.path("evaluation", row, shard_name(number, "npz"))
         keys, features, name = samples.read_features(path)
         by_key |= dict(zip(keys, features, strict=True))
         names.add(name)
@@ -302,7 +300,7 @@ class Features:
 
 def _read_features(run: Run, tables: Mapping[str, pd.DataFrame]) -> Features | None:
     """The stored features of all rows; None without those of the training films."""
-    path = run.path("evaluation", "reference", "shard-00000.npz")
+    path = score_shard(run, (REFERENCE_ROW, 0))
     if not path.is_file():
         return None
     _, reference, backbone = samples.read_features(path)

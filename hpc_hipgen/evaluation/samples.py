@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import sys
 import tarfile
 from collections import Counter
@@ -20,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from hpc_hipgen.pipeline import sample_shard
 from hpc_hipgen.radiograph.shard_index import check_whole
+from hpc_hipgen.shards import image_seed
 
 if TYPE_CHECKING:
     from hpc_hipgen.radiograph.layouts import Films
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 SYNTHETIC = ("synthetic", "hpc_hipgen")
 """PNG text chunk, key and value, that marks an image which is no film."""
 
-SHARD = "shard-{:05d}"
-_SHARD_NAME = re.compile(r"shard-(\d{5,})\.(tar|parquet)")
 UNREADABLE = (tarfile.TarError, OSError, SyntaxError)  # PIL calls a broken PNG a syntax error
 REQUIRED = ("row", "index", "seed", "film", "prompt_class", "asked_left", "asked_right")
 NOT_KEPT = ("prompt", "view")  # of what is asked for, in the JSON of a sample
@@ -70,7 +69,7 @@ def image_specs(
         spec = {
             "row": row,
             "index": index,
-            "seed": seed * 1_000_003 + index,
+            "seed": image_seed(seed, index),
             "film": films.film[i],
             "prompt": films.captions[i],
             "prompt_class": int(films.prompt_class[i]),
@@ -121,14 +120,6 @@ def png(image: np.ndarray, synthetic: bool) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", pnginfo=text)
     return buffer.getvalue()
-
-
-def shard_numbers(folder: Path, suffix: str) -> list[int]:
-    """Numbers of the shards ``shard-NNNNN.<suffix>`` in a folder, in order; empty without it."""
-    if not folder.is_dir():
-        return []
-    found = (_SHARD_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return sorted(int(m[1]) for m in found if m and m[2] == suffix)
 
 
 def _members(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -199,7 +190,7 @@ def read_images(run: Run, row: str, wanted: Iterable[tuple[str, int]]) -> dict[s
         shards.setdefault(int(shard), set()).add(str(key))
     found: dict[str, np.ndarray] = {}
     for shard, keys in sorted(shards.items()):
-        path = run.path("samples", row, f"{SHARD.format(shard)}.tar")
+        path = sample_shard(run, (row, shard))
         if path.is_file():
             found |= {s.key: s.image for s in read_samples(path) if s.key in keys}
     return found

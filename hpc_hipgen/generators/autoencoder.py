@@ -15,6 +15,7 @@ from hpc_hipgen.generators.focus import hip_focus, hip_windows
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.task import FilmTask
 
 
 def build_autoencoder(config: Autoencoder, resolution: int) -> AutoencoderKL:
@@ -73,18 +74,19 @@ class AutoencoderLoss(nn.Module):
         return losses, {"mse": error.mean(), "kl": divergence.mean()}
 
 
-class AutoencoderTask:
+class AutoencoderTask(FilmTask):
     """The autoencoder for the training loop."""
+
+    reads_views = True
 
     def __init__(self, config: Experiment, films: Films) -> None:
         """`films`: the training split."""
-        self.films = films
+        super().__init__(films)
         self.section = config.autoencoder
         resolution = config.data.resolution
         torch.manual_seed(config.seed)
         self.autoencoder = build_autoencoder(self.section, resolution)
         self.module = AutoencoderLoss(self.autoencoder, self.section.kl_weight)
-        self.size = len(films.ids)
         average = WeightAverage.for_export(self.autoencoder, self.section.training)
         self.averages = {"export": average}
         size = (self.section.window or resolution) // stride(self.autoencoder)
@@ -95,14 +97,6 @@ class AutoencoderTask:
         pixels, weight = training_windows(self.films, self.section, indices, random)
         noise = random.normal("posterior", *self.latent_shape)
         return {"pixels": pixels, "noise": noise, "weight": weight}
-
-    def ahead(self, indices: np.ndarray) -> None:
-        """Begins to decode the views of the next batch."""
-        self.films.ahead(indices)
-
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
 
     def export(self, folder: Path) -> dict[str, float]:
         """Writes a diffusers folder whose latents have mean 0 and variance 1 in each channel."""

@@ -28,10 +28,11 @@ from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import micro_batch
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 
 @dataclass
-class Parts:
+class CLIPParts:
     """A CLIP with the tokenizer of its captions."""
 
     model: CLIPModel
@@ -42,13 +43,13 @@ class Parts:
         """Elements of an embedding."""
         return self.model.config.projection_dim
 
-    def to(self, device: torch.device) -> Parts:
+    def to(self, device: torch.device) -> CLIPParts:
         """Moves the model."""
         self.model.to(device)
         return self
 
 
-def load_parts(folder: Path) -> Parts:
+def load_parts(folder: Path) -> CLIPParts:
     """Reads a transformers folder of a CLIPModel (safetensors only, no network).
 
     Raises:
@@ -56,7 +57,7 @@ def load_parts(folder: Path) -> Parts:
             takes both through one layer's shape.
     """
     model = CLIPModel.from_pretrained(folder, **text.WEIGHTS).requires_grad_(False).eval()
-    parts = Parts(model, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
+    parts = CLIPParts(model, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
     if (states := model.config.text_config.hidden_size) != parts.width:
         raise ValueError(
             f"{folder}: text states of width {states} and embeddings of {parts.width}; a prior "
@@ -65,7 +66,7 @@ def load_parts(folder: Path) -> Parts:
     return parts
 
 
-def build_parts(section: CLIP, resolution: int) -> Parts:
+def build_parts(section: CLIP, resolution: int) -> CLIPParts:
     """A small CLIP with random weights for views of `resolution` pixels."""
     tokenizer = text.build_tokenizer(section.text)
     shape = section.vision
@@ -90,7 +91,7 @@ def build_parts(section: CLIP, resolution: int) -> Parts:
     if section.conditioning == "measurement":
         text.install_measurements(model.text_model, tokenizer)
         text.attend_to_measurements(model.text_model)
-    return Parts(model, tokenizer)
+    return CLIPParts(model, tokenizer)
 
 
 def clip_pixels(images: np.ndarray, size: int) -> Tensor:
@@ -133,7 +134,7 @@ class Captions:
 
 
 @torch.no_grad()
-def encode_captions(parts: Parts, captions: list[str], batch: int = 64) -> Captions:
+def encode_captions(parts: CLIPParts, captions: list[str], batch: int = 64) -> Captions:
     """Each caption as the stock pipeline hands it to the prior.
 
     Raises:
@@ -202,8 +203,10 @@ def read_angles(networks: nn.ModuleDict, embeddings: Tensor) -> Tensor:
     return networks["angles"](unit)
 
 
-class CLIPTask:
+class CLIPTask(FilmTask):
     """A small CLIP for the training loop."""
+
+    reads_views = True
 
     def __init__(self, config: Experiment, films: Films, validation: Films) -> None:
         """`films`: the training split; `validation` is only looked at for the record.
@@ -211,10 +214,9 @@ class CLIPTask:
         Raises:
             ValueError: a rank holds pairs that do not divide into groups.
         """
-        self.films = films
+        super().__init__(films)
         self.validation = validation
         self.section = section = config.clip
-        self.size = len(films.ids)
         if micro_batch(section.training) % section.contrast:
             raise ValueError(
                 f"clip.contrast: groups of {section.contrast} do not divide the "
@@ -241,14 +243,6 @@ class CLIPTask:
             "angles": self.angles[indices],
         }
 
-    def ahead(self, indices: np.ndarray) -> None:
-        """Begins to decode the views of the next batch."""
-        self.films.ahead(indices)
-
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
-
     def export(self, folder: Path) -> dict[str, float]:
         """Writes a folder that a stock CLIPModel and its halves load.
 
@@ -268,6 +262,6 @@ class CLIPTask:
         model.save_pretrained(folder, safe_serialization=True)
         self.parts.tokenizer.save_pretrained(folder)
         return {
-            "parameters": float(sum(p.numel() for p in model.parameters())),
+            "parameters": parameter_count(model),
             "validation_angle_mae": float(error),
         }

@@ -39,13 +39,14 @@ from hpc_hipgen.run import Run
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 CODE_TOKEN = "<|image{}|>"
 """Token of an entry of the codebook in the tokenizer."""
 
 
 @dataclass
-class Parts:
+class DallEParts:
     """What draws images from captions."""
 
     transformer: GPT2LMHeadModel
@@ -69,7 +70,7 @@ class Parts:
         self.vae.save_pretrained(folder / "vae", safe_serialization=True)
 
 
-def load_parts(folder: Path, precision: str = "fp32") -> Parts:
+def load_parts(folder: Path, precision: str = "fp32") -> DallEParts:
     """Loads an export on this machine's device; safetensors only, no network.
 
     Raises:
@@ -82,14 +83,14 @@ def load_parts(folder: Path, precision: str = "fp32") -> Parts:
         "use_safetensors": True,
         "dtype": torch.bfloat16 if precision == "bf16" else torch.float32,
     }
-    return Parts(
+    return DallEParts(
         GPT2LMHeadModel.from_pretrained(folder / "transformer", **local).eval().to(device()),
         CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         DiscreteAutoencoder.from_pretrained(folder / "vae", **local).eval().to(device()),
     )
 
 
-def build_parts(section: DallE, vae: DiscreteAutoencoder, grid: int) -> Parts:
+def build_parts(section: DallE, vae: DiscreteAutoencoder, grid: int) -> DallEParts:
     """A transformer with random weights for captions and images of `grid`^2 tokens."""
     tokenizer = text.build_tokenizer(Text())
     tokenizer.model_max_length = section.text_length
@@ -122,7 +123,7 @@ def build_parts(section: DallE, vae: DiscreteAutoencoder, grid: int) -> Parts:
         attend_to_measurements(transformer)
     if section.gradient_checkpointing:
         transformer.gradient_checkpointing_enable()
-    return Parts(transformer, tokenizer, vae)
+    return DallEParts(transformer, tokenizer, vae)
 
 
 @torch.no_grad()
@@ -157,7 +158,7 @@ def attend_to_measurements(transformer: GPT2LMHeadModel, logit: float = 8.0) -> 
 class TokenLoss(nn.Module):
     """The transformer with the loss of its next tokens."""
 
-    def __init__(self, parts: Parts, text_weight: float) -> None:
+    def __init__(self, parts: DallEParts, text_weight: float) -> None:
         """`text_weight`: share of the text in the loss, 1/8 in DALL-E."""
         super().__init__()
         self.transformer = parts.transformer
@@ -188,15 +189,14 @@ class TokenLoss(nn.Module):
         return losses, {"text": text_loss.mean(), "image": places.mean(), "hips": image_loss.mean()}
 
 
-class DallETask:
+class DallETask(FilmTask):
     """The transformer for the training loop."""
 
     def __init__(self, config: Experiment, films: Films, vae: DiscreteAutoencoder) -> None:
         """`films`: pairs of image and caption with their landmarks."""
-        self.films = films
+        super().__init__(films)
         self.section = section = config.dall_e
         self.resolution = config.data.resolution
-        self.size = len(films.ids)
         self.codes = encode_codes(vae.to(device()).eval(), films.images)
         torch.manual_seed(config.seed)
         self.parts = build_parts(section, vae, self.codes.shape[-1])
@@ -218,16 +218,12 @@ class DallETask:
             "weight": weight.flatten(1),
         }
 
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
-
     def export(self, folder: Path) -> dict[str, float]:
         """Writes the averaged transformer, the tokenizer and the VAE."""
         transformer = self.averages["export"].module.float().cpu()
         text.bake_measurements(transformer)
-        Parts(transformer, self.parts.tokenizer, self.parts.vae.float().cpu()).save(folder)
-        return {"parameters": float(sum(p.numel() for p in transformer.parameters()))}
+        DallEParts(transformer, self.parts.tokenizer, self.parts.vae.float().cpu()).save(folder)
+        return {"parameters": parameter_count(transformer)}
 
 
 def warpers(temperature: float, top_k: int | None, top_p: float) -> LogitsProcessorList:
@@ -255,7 +251,7 @@ def pick(logits: Tensor, uniform: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw_codes(
-    parts: Parts,
+    parts: DallEParts,
     prompts: list[str],
     seeds: list[int],
     *,
@@ -294,7 +290,7 @@ def draw_codes(
 
 
 def draw(
-    parts: Parts, prompts: list[str], seeds: list[int], **settings: float | None
+    parts: DallEParts, prompts: list[str], seeds: list[int], **settings: float | None
 ) -> np.ndarray:
     """Grey images (b, n, n) uint8; settings as of `draw_codes`."""
     return decode_images(parts.vae, draw_codes(parts, prompts, seeds, **settings))
@@ -304,7 +300,7 @@ def draw(
 class DallEDrawer:
     """Draws with a transformer; the size of its images is that of the discrete VAE's."""
 
-    parts: Parts
+    parts: DallEParts
 
     @property
     def network(self) -> nn.Module:

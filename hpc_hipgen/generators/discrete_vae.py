@@ -30,6 +30,7 @@ from hpc_hipgen.generators.autoencoder import to_images, to_pixels, training_win
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 USAGE_IMAGES = 500
 """Images over which the use of the codebook is counted in training."""
@@ -168,19 +169,20 @@ class DiscreteLoss(nn.Module):
         return {"codes_used": used, "code_perplexity": perplexity(self.counts)}
 
 
-class DiscreteVAETask:
+class DiscreteVAETask(FilmTask):
     """The discrete autoencoder for the training loop."""
+
+    reads_views = True
 
     def __init__(self, config: Experiment, films: Films) -> None:
         """`films`: the training split, as pairs of image and text; the texts are not used."""
-        self.films = films
+        super().__init__(films)
         self.section = section = config.discrete_vae
         torch.manual_seed(config.seed)
         self.autoencoder = DiscreteAutoencoder(
             section.block_out_channels, section.layers_per_block, section.codes, section.code_width
         )
         self.module = DiscreteLoss(self.autoencoder, section.kl_weight)
-        self.size = len(films.ids)
         average = WeightAverage.for_export(self.autoencoder, section.training)
         self.averages = {"export": average}
         size = (section.window or config.data.resolution) // self.autoencoder.stride
@@ -204,14 +206,6 @@ class DiscreteVAETask:
             return torch.zeros(len(random.clock), 1, 1, 1)
         return self.section.noise * gumbel_noise(random.uniform("gumbel", *self.shape))
 
-    def ahead(self, indices: np.ndarray) -> None:
-        """Begins to decode the views of the next batch."""
-        self.films.ahead(indices)
-
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
-
     def export(self, folder: Path) -> dict[str, float]:
         """Writes config.json and safetensors; the figures say how the codebook is used."""
         autoencoder = self.averages["export"].module.float().cpu()
@@ -222,7 +216,7 @@ class DiscreteVAETask:
             "codes": float(self.section.codes),
             "codes_used": float((counts > 0).sum()),
             "code_perplexity": float(perplexity(counts)),
-            "parameters": float(sum(p.numel() for p in autoencoder.parameters())),
+            "parameters": parameter_count(autoencoder),
         }
 
 

@@ -32,6 +32,7 @@ from hpc_hipgen.generators.stable_diffusion import (
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.rows import row_settings
+from hpc_hipgen.shards import image_seed
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.rank_zero import only_rank_0
@@ -91,7 +92,7 @@ def draw_prior(
             images = draw(
                 pipeline,
                 part,
-                [config.seed * 1_000_003 + FIRST_SEED + i for i in numbers],
+                [image_seed(config.seed, FIRST_SEED + i) for i in numbers],
                 resolution=config.data.resolution,
                 **settings,
             )

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment, Feedback
 from hpc_hipgen.diffusion.schedule import scaled_linear_alphas_cumprod, to_x0
@@ -28,15 +27,17 @@ from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import stride
 from hpc_hipgen.generators.frozen import freeze
-from hpc_hipgen.generators.probe import HALF_LINEAR
-from hpc_hipgen.generators.stable_diffusion import Parts, ddim_scheduler, load_parts
+from hpc_hipgen.generators.probe import angle_losses
+from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts, ddim_scheduler, load_parts
 from hpc_hipgen.radiograph.captions import parse_caption
+from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.rulers.ruler import RulerNetwork, load_ruler, read_points, standardise
 from hpc_hipgen.rulers.ruler_training import norberg_angles
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import uses_bf16
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 SNR_LIMIT = 5.0
 """The change to what is predicted is weighed by the signal-to-noise ratio, up to this (Min-SNR)."""
@@ -62,7 +63,7 @@ class Reward:
         # In bf16 a point would be read to a pixel and not to a fraction of one.
         with torch.autocast(latents.device.type, enabled=False):
             points, _, _ = read_points(*self.network(standardise(views)))
-            return norberg_angles(points).flip(1)  # image left is the patient's right
+            return swap_sides(norberg_angles(points))
 
 
 class FeedbackLoss(nn.Module):
@@ -134,7 +135,7 @@ class FeedbackLoss(nn.Module):
         with torch.no_grad():
             before = self.predict(self.frozen["reference"], z, t, states)
         off = self.reward.angles(found) - asked
-        wrong = F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HALF_LINEAR)
+        wrong = angle_losses(off)
         change = (found - before).square().flatten(1).mean(1)
         abar = self.alphas_cumprod[t]
         weight = (abar / (1 - abar)).clamp(max=SNR_LIMIT).to(change)
@@ -147,7 +148,7 @@ class FeedbackLoss(nn.Module):
         return self.scheduler.timesteps.to(stops.device)[stops]
 
 
-class FeedbackTask:
+class FeedbackTask(FilmTask):
     """Feedback for the training loop; one image of the clock is one drawing."""
 
     def __init__(self, config: Experiment, films: Films, base: Path, reward_model: Path) -> None:
@@ -155,8 +156,8 @@ class FeedbackTask:
         folder of Stable Diffusion; `reward_model`: folder of a ruler."""
         assert config.feedback
         self.section = section = config.feedback
-        self.films, self.size = films, len(films.ids)
-        self.parts: Parts = load_parts(base)
+        super().__init__(films)
+        self.parts: StableDiffusionParts = load_parts(base)
         self.parts.draw_at(config.data.resolution)
         self.latent_size = config.data.resolution // stride(self.parts.autoencoder)
         encoder = self.parts.text_encoder
@@ -185,15 +186,11 @@ class FeedbackTask:
             "asked": self.asked[indices],
         }
 
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views whose captions are drawn."""
-        return [self.films.ids[i] for i in indices]
-
     def export(self, folder: Path) -> dict[str, float]:
         """Writes a diffusers folder with the averaged weights."""
         self.parts.unet = self.averages["export"].module.float().cpu()
         self.parts.save(folder, ddim_scheduler(self.parts.prediction))
-        return {"parameters": float(sum(p.numel() for p in self.parts.unet.parameters()))}
+        return {"parameters": parameter_count(self.parts.unet)}
 
 
 def _said(caption: str) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hpc_hipgen.config import LLCM, SCHEDULE, TIMESTEPS, Distillation, Experiment
 from hpc_hipgen.diffusion.consistency import (
+    GUIDANCE_WIDTH,
     consistency_function,
     guidance_embedding,
     guided_epsilon,
@@ -36,14 +37,12 @@ from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.generators.other_captions import OtherCaptions
 from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
-from hpc_hipgen.generators.stable_diffusion import Parts, load_parts
+from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts, load_parts
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import uses_bf16
-
-GUIDANCE_WIDTH = 256
-"""time_cond_proj_dim: width of the guidance embedding (LCM, arXiv 2310.04378)."""
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 
 def lcm_scheduler(prediction: str, skip: int) -> LCMScheduler:
@@ -135,19 +134,18 @@ class DistillationLoss(nn.Module):
         return losses, scalars
 
 
-class DistillationTask:
+class DistillationTask(FilmTask):
     """Distillation of a Stable Diffusion for the training loop; a subclass makes the student."""
 
     def __init__(
         self, section: Distillation, config: Experiment, films: Films, teacher: Path, cache: Path
     ) -> None:
         """`films`: the training split; `teacher`: a diffusers folder of Stable Diffusion."""
-        self.films = films
+        super().__init__(films)
         self.section = section
         self.resolution = config.data.resolution
-        self.size = len(films.ids)
         torch.manual_seed(config.seed)
-        self.parts: Parts = load_parts(teacher)
+        self.parts: StableDiffusionParts = load_parts(teacher)
         self.parts.draw_at(self.resolution)
         self.latents = cached_latents(self.parts.autoencoder, films, cache)
         tokenizer, encoder = self.parts.tokenizer, self.parts.text_encoder
@@ -197,10 +195,6 @@ class DistillationTask:
             inputs["asked"] = self.asked[asked_for]
         return inputs
 
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
-
 
 class LLCMTask(DistillationTask):
     """The LLCM for the training loop."""
@@ -222,4 +216,4 @@ class LLCMTask(DistillationTask):
         average = self.averages.get("export", self.averages["target"])
         self.parts.unet = average.module.float().cpu()
         self.parts.save(folder, lcm_scheduler(self.parts.prediction, self.section.skip))
-        return {"parameters": float(sum(p.numel() for p in self.parts.unet.parameters()))}
+        return {"parameters": parameter_count(self.parts.unet)}

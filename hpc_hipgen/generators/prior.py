@@ -22,6 +22,7 @@ from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 
 def prior_scheduler() -> DDIMScheduler:
@@ -34,7 +35,7 @@ def prior_scheduler() -> DDIMScheduler:
     )
 
 
-def build_prior(section: Prior, parts: clip.Parts, embeddings: Tensor) -> PriorTransformer:
+def build_prior(section: Prior, parts: clip.CLIPParts, embeddings: Tensor) -> PriorTransformer:
     """A prior with random weights for the captions of a CLIP.
 
     `embeddings` (n, d) are those of the training views: the prior works on standardised ones, and
@@ -98,14 +99,13 @@ class PriorLoss(nn.Module):
         return losses, {"mse": losses.mean()}
 
 
-class PriorTask:
+class PriorTask(FilmTask):
     """The prior for the training loop."""
 
-    def __init__(self, config: Experiment, films: Films, parts: clip.Parts) -> None:
+    def __init__(self, config: Experiment, films: Films, parts: clip.CLIPParts) -> None:
         """`films`: the training split; `parts`: the CLIP of captions and embeddings."""
-        self.films = films
+        super().__init__(films)
         self.section = section = config.prior
-        self.size = len(films.ids)
         parts = parts.to(device())
         embeddings = clip.image_embeddings(parts.model, films.images)
         distinct, rows = np.unique(np.array(films.captions), return_inverse=True)
@@ -129,12 +129,8 @@ class PriorTask:
             **self.captions.take(torch.where(dropped, self.null, self.rows[indices])),
         }
 
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
-
     def export(self, folder: Path) -> dict[str, float]:
         """Writes a folder that a stock PriorTransformer loads."""
         prior = self.averages["export"].module.float().cpu()
         prior.save_pretrained(folder, safe_serialization=True)
-        return {"parameters": float(sum(p.numel() for p in prior.parameters()))}
+        return {"parameters": parameter_count(prior)}

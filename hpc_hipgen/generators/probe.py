@@ -23,14 +23,16 @@ from hpc_hipgen.config import Experiment
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.generators.autoencoder import encode
 from hpc_hipgen.generators.latents import cached_latents
+from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.rulers.ruler_training import norberg_angles
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.task import FilmTask
 
-HALF_LINEAR = 2.0
-"""Degrees of error from which on the loss grows linearly."""
+HUBER_BETA = 2.0
+"""Degrees of error from which on `angle_losses` grow linearly."""
 
 HIDDEN = 128
 """Width of the layer that sees all places of the latents at once."""
@@ -64,7 +66,7 @@ class ProbeNetwork(nn.Module):
     def angles(self, latents: Tensor) -> Tensor:
         """Norberg angles (b, 2) in degrees, of the patient's left and right hip."""
         with torch.autocast(latents.device.type, enabled=False):  # in bf16 it reads less exactly
-            return norberg_angles(self(latents)).flip(1)  # image left is the patient's right
+            return swap_sides(norberg_angles(self(latents)))
 
 
 class ProbeLoss(nn.Module):
@@ -84,16 +86,16 @@ class ProbeLoss(nn.Module):
         return losses, {"pixels": distance.mean(), "degrees": off.mean()}
 
 
-class ProbeTask:
+class ProbeTask(FilmTask):
     """The probe for the training loop."""
 
     def __init__(
         self, config: Experiment, films: Films, held_out: Films, autoencoder: nn.Module, cache: Path
     ) -> None:
         """`films`, `held_out`: training and validation split; `cache`: folder of the latents."""
-        self.films, self.held_out, self.autoencoder = films, held_out, autoencoder
+        super().__init__(films)
+        self.held_out, self.autoencoder = held_out, autoencoder
         self.section = config.probe
-        self.size = len(films.ids)
         self.latents = cached_latents(autoencoder, films, cache)
         self.landmarks = torch.from_numpy(films.landmarks).float()
         torch.manual_seed(config.seed)
@@ -108,10 +110,6 @@ class ProbeTask:
         strength = self.section.noise * random.uniform("strength")[:, None, None, None]
         noise = strength * random.normal("noise", *latents.shape[1:])
         return {"latents": latents + noise, "points": _points(self.landmarks[indices])}
-
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
 
     @torch.no_grad()
     def export(self, folder: Path) -> Mapping[str, float | None]:
@@ -178,6 +176,12 @@ def move_to_angles(probe: ProbeNetwork, latents: Tensor, asked: Tensor) -> Tenso
     return latents.detach() + step.to(latents.dtype)
 
 
+def angle_losses(off: Tensor) -> Tensor:
+    """The loss of every error in degrees, in its shape: half its square over `HUBER_BETA`, and
+    from there on its size less half of that."""
+    return F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HUBER_BETA)
+
+
 class MeasurementLoss:
     """How far predicted latents are from the angles that were asked for."""
 
@@ -200,7 +204,7 @@ class MeasurementLoss:
         nothing = asked.isnan()
         off = self.probe.angles(x0) - asked.nan_to_num()
         off = off.masked_fill(nothing, 0.0)
-        losses = F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none", beta=HALF_LINEAR)
+        losses = angle_losses(off)
         weights = weights.to(off)
         said = (~nothing).all(1) * weights
         degrees = (off.abs().mean(1) * said).sum() / said.sum().clamp_min(1e-6)

@@ -29,6 +29,7 @@ from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.lora import ADAPTER, adapter_parameters
+from hpc_hipgen.training.checkpoint_files import AVERAGES
 from hpc_hipgen.training.engine import device
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def load_average(pipeline: StableDiffusionPipeline, checkpoint: Path) -> None:
 
     The average is the one that the export would have held had training ended there.
     """
-    averages = torch.load(checkpoint / "averages.pt", weights_only=True, map_location="cpu")
+    averages = torch.load(checkpoint / AVERAGES, weights_only=True, map_location="cpu")
     weights = averages.get("export", averages.get("target"))["module"]
     if all(name.isdecimal() for name in weights):  # a LoRA averages the list of its adapters
         loaded = adapter_parameters(pipeline.unet)

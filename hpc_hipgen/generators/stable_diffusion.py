@@ -38,10 +38,11 @@ from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_ang
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.task import FilmTask, parameter_count
 
 
 @dataclass
-class Parts:
+class StableDiffusionParts:
     """The parts of a Stable Diffusion pipeline, in memory."""
 
     autoencoder: AutoencoderKL
@@ -81,12 +82,12 @@ def ddim_scheduler(prediction: str) -> DDIMScheduler:
     return DDIMScheduler(**SCHEDULE, **DDIM, prediction_type=prediction)
 
 
-def load_parts(folder: Path) -> Parts:
+def load_parts(folder: Path) -> StableDiffusionParts:
     """Reads a diffusers folder of Stable Diffusion (safetensors only, no network)."""
     local = {"local_files_only": True, "use_safetensors": True}
     tokenizer, encoder = text.load_text(folder)
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    return Parts(
+    return StableDiffusionParts(
         AutoencoderKL.from_pretrained(folder / "vae", **local),
         UNet2DConditionModel.from_pretrained(folder / "unet", **local),
         tokenizer,
@@ -121,7 +122,9 @@ def build_unet(config: Diffusion, channels: int, latent: int) -> UNet2DCondition
     )
 
 
-def build_parts(config: Diffusion, autoencoder: AutoencoderKL, resolution: int) -> Parts:
+def build_parts(
+    config: Diffusion, autoencoder: AutoencoderKL, resolution: int
+) -> StableDiffusionParts:
     """The parts that a run starts from: a pretrained folder's, or new ones."""
     if config.pretrained:
         parts = load_parts(config.pretrained)
@@ -142,9 +145,10 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, resolution: int) 
         encoder = text.build_text_encoder(config.text, tokenizer)
         latent = resolution // stride(autoencoder)
         unet = build_unet(config, autoencoder.config.latent_channels, latent)
-        parts = Parts(autoencoder, unet, tokenizer, encoder, config.prediction)
+        parts = StableDiffusionParts(autoencoder, unet, tokenizer, encoder, config.prediction)
     if config.conditioning == "measurement":
-        text.install_measurements(parts.text_encoder, parts.tokenizer)
+        name = f"{config.pretrained}: text encoder" if config.pretrained else "text encoder"
+        text.install_measurements(parts.text_encoder, parts.tokenizer, name)
         if not config.pretrained:
             text.attend_to_measurements(parts.text_encoder)
     if not config.train_text:
@@ -157,7 +161,7 @@ def build_parts(config: Diffusion, autoencoder: AutoencoderKL, resolution: int) 
 
 def adapted_parts(
     base: Path, section: Denoising, resolution: int, train_text: bool = False
-) -> Parts:
+) -> StableDiffusionParts:
     """The parts of a Stable Diffusion folder, ready to be trained on views of `resolution`."""
     parts = load_parts(base)
     parts.draw_at(resolution)
@@ -171,7 +175,9 @@ def adapted_parts(
 class DenoiserLoss(nn.Module):
     """The networks that are trained, with the denoising loss."""
 
-    def __init__(self, parts: Parts, train_text: bool, min_snr_gamma: float | None) -> None:
+    def __init__(
+        self, parts: StableDiffusionParts, train_text: bool, min_snr_gamma: float | None
+    ) -> None:
         """`min_snr_gamma`: see `schedule.min_snr_weight`; None weighs all timesteps alike."""
         super().__init__()
         self.networks = nn.ModuleDict({"unet": parts.unet})
@@ -243,18 +249,17 @@ def denoising_inputs(
     }
 
 
-class DenoisingTask:
+class DenoisingTask(FilmTask):
     """Parts of a Stable Diffusion that are trained with the denoising loss."""
 
     def __init__(
-        self, section: Denoising, config: Experiment, films: Films, parts: Parts, cache: Path,
-        train_text: bool = False,
+        self, section: Denoising, config: Experiment, films: Films, parts: StableDiffusionParts,
+        cache: Path, train_text: bool = False,
     ) -> None:  # fmt: skip
         """`films`: what is trained on; `parts`: ready for it; `cache`: folder of the latents."""
-        self.films = films
+        super().__init__(films)
         self.section = section
         self.resolution = config.data.resolution
-        self.size = len(films.ids)
         self.parts = parts
         self.train_text = train_text
         self.latents = cached_latents(parts.autoencoder, films, cache)
@@ -311,23 +316,19 @@ class DenoisingTask:
         """The views whose captions the images `indices` (b,) get: here, their own."""
         return indices
 
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
-
     def export(self, folder: Path) -> dict[str, float]:
         """Writes a diffusers folder with the averaged weights."""
         networks = self.averages["export"].module.float().cpu()
         encoder = networks["text_encoder"] if self.train_text else self.parts.text_encoder
         text.bake_measurements(encoder)
-        Parts(
+        StableDiffusionParts(
             self.parts.autoencoder.float().cpu(),
             networks["unet"],
             self.parts.tokenizer,
             encoder.float().cpu(),
             self.parts.prediction,
         ).save(folder, ddim_scheduler(self.parts.prediction))
-        return {"parameters": float(sum(p.numel() for p in networks.parameters()))}
+        return {"parameters": parameter_count(networks)}
 
 
 class StableDiffusionTask(DenoisingTask):

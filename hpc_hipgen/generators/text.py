@@ -25,10 +25,9 @@ from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPToken
 
 from hpc_hipgen.config import Text
 from hpc_hipgen.radiograph.captions import ANGLE_MAX, ANGLE_MIN, ANGLE_STEP, PROMPT_CLASSES, caption
-from hpc_hipgen.radiograph.geometry import Angles
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES, Angles
 from hpc_hipgen.training.engine import device
 
-SIDES = ("left", "right")
 FREQUENCIES = (0.5, 1.0, 2.0, 4.0)
 """Of the Fourier features, in periods over the range of angles: the fastest has 17.5 degrees."""
 
@@ -45,7 +44,7 @@ def measurement_phrases() -> list[tuple[str, float, int]]:
     """
     angles = np.arange(ANGLE_MIN, ANGLE_MAX + ANGLE_STEP / 2, ANGLE_STEP)
     phrases = []
-    for side, name in enumerate(SIDES):
+    for side, name in enumerate(PATIENT_SIDES):
         phrases += [(f"{name} {a:.1f} degrees", float(a), side) for a in angles]
         phrases += [(f"{name} {a:.0f} degrees", float(a), side) for a in angles if a == int(a)]
     return phrases
@@ -145,7 +144,7 @@ class MeasurementEmbedding(nn.Module):
         x = (values - (ANGLE_MIN + ANGLE_MAX) / 2) / (ANGLE_MAX - ANGLE_MIN)
         phase = 2 * math.pi * x[:, None] * torch.tensor(FREQUENCIES)
         wave = torch.cat([2 * x[:, None], phase.sin(), phase.cos()], 1)
-        own = F.one_hot(sides, len(SIDES)).float()
+        own = F.one_hot(sides, len(PATIENT_SIDES)).float()
         return (own[:, :, None] * wave[:, None, :]).flatten(1)
 
     def table(self) -> Tensor:
@@ -178,13 +177,20 @@ def build_text_encoder(config: Text, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(text_config(config, tokenizer))
 
 
-def install_measurements(encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
-    """Gives tokenizer and encoder the measurement tokens."""
+def install_measurements(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, name: str = "text encoder"
+) -> None:
+    """Gives tokenizer and encoder the measurement tokens.
+
+    Raises:
+        ValueError: the encoder, called `name`, has other rows of its table than tokens.
+    """
     words = encoder.get_input_embeddings()
     first = add_measurement_tokens(tokenizer)
     if words.num_embeddings != first:  # a checkpoint whose table was padded or cut
         raise ValueError(
-            f"text encoder has {words.num_embeddings} embeddings, its tokenizer {first} tokens"
+            f"{name} has {words.num_embeddings} embeddings, its tokenizer {first} tokens, so that "
+            "no token can be added; conditioning=caption adds none"
         )
     encoder.set_input_embeddings(MeasurementEmbedding(words, first))
 

@@ -38,10 +38,11 @@ from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.run import Run
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.task import parameter_count
 
 
 @dataclass
-class Parts:
+class UnCLIPParts:
     """The parts of the pipeline, in memory."""
 
     autoencoder: AutoencoderKL
@@ -147,7 +148,7 @@ class UnCLIPTask(DenoisingTask):
     """The decoder for the training loop; its export holds the whole pipeline."""
 
     section: UnCLIP
-    parts: Parts
+    parts: UnCLIPParts
 
     def __init__(
         self, config: Experiment, films: Films, autoencoder: AutoencoderKL, clip_folder: Path,
@@ -167,7 +168,7 @@ class UnCLIPTask(DenoisingTask):
         if section.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         use_best_attention(unet)
-        parts = Parts(
+        parts = UnCLIPParts(
             autoencoder,
             unet,
             prior,
@@ -198,7 +199,7 @@ class UnCLIPTask(DenoisingTask):
         self.parts.autoencoder.float().cpu()
         self.parts.unet = self.averages["export"].module["unet"].float().cpu()
         self.parts.save(folder)
-        return {"parameters": float(sum(p.numel() for p in self.parts.unet.parameters()))}
+        return {"parameters": parameter_count(self.parts.unet)}
 
 
 def draw(

@@ -28,9 +28,9 @@ from hpc_hipgen.config import LLCM, Experiment, Text, load_experiment
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.llcm import DistillationLoss, build_student
-from hpc_hipgen.generators.stable_diffusion import Parts
+from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts
 from hpc_hipgen.performance.hardware import peak_tflops
-from hpc_hipgen.performance.plan import GIB, make_plan, unet_shape
+from hpc_hipgen.performance.plan import GIB, LEVELS_1_5, TEXT_1_5, make_plan, unet_shape
 from hpc_hipgen.performance.recipe import DiffusersRecipe
 from hpc_hipgen.performance.timing import profile_of, ratio, seconds_of, turn_by_turn
 from hpc_hipgen.training.average import WeightAverage
@@ -38,13 +38,14 @@ from hpc_hipgen.training.batches import Batches
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import build_engine, init_distributed, place, uses_bf16
 from hpc_hipgen.training.loop import optimizer_step
+from hpc_hipgen.training.task import Task
 
 CONFIG = ROOT / "configs" / "llcm_a100.yaml"
 TOLERANCE = 0.15
 
 
 VAE = {
-    "block_out_channels": (128, 256, 512, 512),
+    "block_out_channels": LEVELS_1_5,
     "layers_per_block": 2,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -52,11 +53,16 @@ VAE = {
 }
 """Of Stable Diffusion 1.5, where it differs from the defaults of diffusers' AutoencoderKL."""
 
-TEXT = Text(hidden_size=768, layers=12, heads=12, max_length=77)
+TEXT = Text(
+    hidden_size=TEXT_1_5["hidden_size"],
+    layers=TEXT_1_5["num_hidden_layers"],
+    heads=TEXT_1_5["num_attention_heads"],
+    max_length=77,
+)
 """Of the same, but for the vocabulary, of which nothing is computed."""
 
 
-class FullSize:
+class FullSize(Task):
     """The task of an LLCM on made-up latents; nothing of it is exported."""
 
     def __init__(self, config: Experiment) -> None:
@@ -183,10 +189,10 @@ def against_diffusers(
     return speeds | {"ratio": ratio(turns["diffusers'"], turns["ours"])}
 
 
-def _parts(config: Experiment, task: FullSize) -> Parts:
+def _parts(config: Experiment, task: FullSize) -> StableDiffusionParts:
     """A Stable Diffusion of random weights around the task's architecture."""
     tokenizer = text.build_tokenizer(TEXT)
-    return Parts(
+    return StableDiffusionParts(
         AutoencoderKL(**VAE, sample_size=config.data.resolution),
         _random(task.shape.build),
         tokenizer,

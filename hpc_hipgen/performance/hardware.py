@@ -8,23 +8,23 @@ import re
 from pathlib import Path
 
 GPUS = {
-    # name in torch's device name: (dense bf16 TFLOP/s, memory in GiB), from NVIDIA's data sheets
-    "H200": (989.0, 141.0),
-    "H100 PCIe": (756.0, 80.0),
-    "H100 NVL": (835.0, 94.0),
-    "H100": (989.0, 80.0),
-    "A100-SXM4-80GB": (312.0, 80.0),
-    "A100-SXM4-40GB": (312.0, 40.0),
-    "A100": (312.0, 80.0),
-    "L40S": (362.0, 48.0),
-    "A40": (150.0, 48.0),
-    "V100": (125.0, 32.0),  # fp16: it has no bf16
+    # name in torch's device name: dense bf16 TFLOP/s, from NVIDIA's data sheets
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "A100-SXM4-80GB": 312.0,
+    "A100-SXM4-40GB": 312.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "A40": 150.0,
+    "V100": 125.0,  # fp16: it has no bf16
 }
 
 
 def peak_tflops(name: str) -> float | None:
     """Dense bf16 TFLOP/s of a GPU by its device name; None for one that is not listed."""
-    named = (peak for known, (peak, _) in GPUS.items() if re.search(rf"\b{known}\b", name))
+    named = (peak for known, peak in GPUS.items() if re.search(rf"\b{known}\b", name))
     return next(named, None)
 
 

@@ -22,7 +22,7 @@ from hpc_hipgen.run import Run
 
 Line = dict[str, Any]
 
-JOBS = ("launch", "status", "prepare", "train", "sample", "evaluate", "report", "sweep", "plan")
+JOBS = tuple(sorted(path.stem for path in (ROOT / "jobs").glob("[!_]*.py")))
 SAMPLED = (("stable_diffusion", "ddim", (10, 20)), ("llcm", "lcm", (1, 2, 4)))
 """Models with their solvers and numbers of steps."""
 

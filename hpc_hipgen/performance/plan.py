@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from hpc_hipgen.config import Experiment, Training, autoencoder_config
+from hpc_hipgen.diffusion.consistency import GUIDANCE_WIDTH
+from hpc_hipgen.diffusion.solvers import JUMP_EVALUATIONS
+from hpc_hipgen.performance import PLANNED
 from hpc_hipgen.performance.simulation import Cost, simulate
 from hpc_hipgen.training.engine import BUCKET
 
 GIB = 2**30
 BUCKET_WITHOUT_ZERO = 500_000_000
 """Gradients that DeepSpeed adds up at once where it shares nothing out, in elements."""
-
-PLANNED = ("stable_diffusion", "llcm")
-"""Sections that can be planned."""
 
 STABLE_DIFFUSION_1_5 = {
     "sample_size": 64,
@@ -207,7 +207,7 @@ def make_plan(config: Experiment, model: str) -> Plan:
         def make() -> tuple[tuple, dict]:
             arguments = {"return_dict": False}
             if guided:
-                arguments["timestep_cond"] = torch.randn(images, 256)
+                arguments["timestep_cond"] = torch.randn(images, GUIDANCE_WIDTH)
             z, t = torch.randn(images, *shape.latent), torch.ones(images, dtype=torch.int64)
             tokens, width = shape.text
             ids, states = torch.ones(images, tokens, dtype=torch.int64), (images, tokens, width)
@@ -229,7 +229,7 @@ def make_plan(config: Experiment, model: str) -> Plan:
     forward = {n: run(False, rows * n, False) for n in (1, 2)} if student else {}
     flops = {"network, forward and backward": float(costs[1].flops)}
     if student:
-        calls = 2 if section.solver == "leapfrog" else 1
+        calls = JUMP_EVALUATIONS[section.solver]
         teacher = "teacher" if rows == 1 else "teacher, with and without the caption"
         flops[teacher] = float(calls * forward[1].flops)
         flops["target network"] = forward[1].flops / rows
@@ -298,7 +298,7 @@ def _folder_shape(config: Experiment, folder: Path, whole: bool, text_too: bool)
     text = CLIPTextConfig.from_dict(_read(folder / "text_encoder" / "config.json", TEXT_1_5))
 
     def build(student: bool) -> Any:
-        more = {"time_cond_proj_dim": 256} if student else {}
+        more = {"time_cond_proj_dim": GUIDANCE_WIDTH} if student else {}
         return UNet2DConditionModel.from_config(settings | more)
 
     _, *size = _latent(config, folder if whole else config.autoencoder.pretrained)
@@ -324,7 +324,7 @@ def _own_shape(config: Experiment, text_too: bool) -> Shape:
         unet = build_unet(section, channels, size)
         if not student:
             return unet
-        return UNet2DConditionModel.from_config(unet.config, time_cond_proj_dim=256)
+        return UNet2DConditionModel.from_config(unet.config, time_cond_proj_dim=GUIDANCE_WIDTH)
 
     states = (section.text.max_length, section.text.hidden_size)
     encoder = partial(build_text_encoder, section.text, build_tokenizer(section.text))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hpc_hipgen.config import LLCM
 from hpc_hipgen.diffusion.consistency import (
+    GUIDANCE_WIDTH,
     boundary_scalings,
     guidance_embedding,
     guided_epsilon,
@@ -31,8 +32,8 @@ from hpc_hipgen.diffusion.schedule import (
     to_epsilon,
     to_x0,
 )
-from hpc_hipgen.generators.llcm import GUIDANCE_WIDTH, build_student
-from hpc_hipgen.generators.stable_diffusion import Parts
+from hpc_hipgen.generators.llcm import build_student
+from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts
 from hpc_hipgen.training.engine import device, uses_bf16
 
 VAE_BATCH = 32
@@ -42,7 +43,7 @@ VAE_BATCH = 32
 class DiffusersRecipe:
     """Student, teacher, target and optimizer of the documented step."""
 
-    def __init__(self, parts: Parts, section: LLCM) -> None:
+    def __init__(self, parts: StableDiffusionParts, section: LLCM) -> None:
         """`parts`: the teacher's; `section`: the settings of the run that is compared."""
         self.section = section
         self.parts = parts

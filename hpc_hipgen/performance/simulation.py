@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +38,10 @@ class Cost:
     Attributes:
         flops: multiplications and additions of the matrix products and convolutions; a
             multiply-add counts two.
-        kept: bytes beside the weights that are live after the forward pass: what the backward pass
-            needs, and the weights that autocast has cast.
         peak: bytes beside weights and gradients at the worst moment.
     """
 
     flops: int
-    kept: int
     peak: int
 
 
@@ -105,12 +101,11 @@ def simulate(
                 output = network(*args, **kwargs)
                 loss = output[0].float().square().mean()
                 del output
-            kept = memory.live
             if backward:
                 hooks = [_gradient_hook(p, memory) for p in network.parameters()]
                 loss.backward()
                 del hooks
-        return Cost(counter.get_total_flops(), kept, memory.peak)
+        return Cost(counter.get_total_flops(), memory.peak)
 
 
 def flop_counter() -> FlopCounterMode:
@@ -164,5 +159,8 @@ def _kernels() -> Iterator[None]:
     def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
         return _ATTENTION(q, k, v)[0]
 
-    with mock.patch.object(F, "scaled_dot_product_attention", attention):
+    usual, F.scaled_dot_product_attention = F.scaled_dot_product_attention, attention
+    try:
         yield
+    finally:
+        F.scaled_dot_product_attention = usual

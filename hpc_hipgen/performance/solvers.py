@@ -32,6 +32,7 @@ from hpc_hipgen.generators.autoencoder import to_images
 from hpc_hipgen.generators.sampling import sampling_cost
 from hpc_hipgen.performance.economics import STUDENT, Cell
 from hpc_hipgen.progress import progress
+from hpc_hipgen.radiograph.geometry import swap_sides
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """network(z, t () whole or fractional) -> its output, of the configured prediction type."""
@@ -165,5 +166,5 @@ def _angles(vae: Any, latents: Sequence[Tensor], ruler: Any) -> np.ndarray:
     scale = vae.config.scaling_factor
     images = [to_images(vae.decode(z.to(vae.device) / scale).sample) for z in latents]
     measured = ruler.measure(np.concatenate(images))
-    # the patient's left is at the image's right
-    return np.array([[m.image_right, m.image_left] for m in measured], dtype=np.float64)
+    found = [[m.image_left, m.image_right] for m in measured]
+    return swap_sides(np.array(found, dtype=np.float64))

@@ -9,9 +9,9 @@ A caption names both Norberg angles of a ventrodorsal (VD) film and one of four 
 film the dog lies on its back and faces the reader, so the patient's left hip is drawn at the
 image's **right**, as two people face each other across a table. Landmark files and `Landmarks`
 store `image_left` and `image_right`, which anybody can check by looking; the patient's sides are
-derived from them in one place, `geometry.Angles`. (Annotation tools differ: one prints "left" for
-the hip at the image's left. That is the patient's right.) Where a prompt class speaks of a place
-on the film ("upper right corner") the words "of the image" go with it.
+derived from them by `geometry.Angles` and `geometry.swap_sides`. (Annotation tools differ: one
+prints "left" for the hip at the image's left. That is the patient's right.) Where a prompt class
+speaks of a place on the film ("upper right corner") the words "of the image" go with it.
 
 Angles are rounded to half a degree and always have one decimal, so that "left 102.5 degrees" is an
 exact, searchable part of the text that a tokenizer can replace by one measurement token.
@@ -19,7 +19,7 @@ exact, searchable part of the text that a tokenizer can replace by one measureme
 
 import re
 
-from hpc_hipgen.radiograph.geometry import Angles
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES, Angles
 
 ANGLE_MIN, ANGLE_MAX, ANGLE_STEP = 55.0, 125.0, 0.5
 """Range and step in degrees of the angles that a caption can ask for; breeds reach 55 to 124."""
@@ -43,7 +43,7 @@ DATE_CLASSES: frozenset[int] = frozenset({1, 2, 3})
 """Classes whose caption names a date on the film."""
 
 _PREFIX = "ventrodorsal radiograph of a dog's hips, norberg angle"
-_SIDE = {side: re.compile(rf"\b{side} (\d+(?:\.\d+)?) degrees\b") for side in ("left", "right")}
+_SIDE = {side: re.compile(rf"\b{side} (\d+(?:\.\d+)?) degrees\b") for side in PATIENT_SIDES}
 
 
 def caption(angles: Angles, prompt_class: int) -> str:
@@ -74,7 +74,7 @@ def caption(angles: Angles, prompt_class: int) -> str:
 
 def parse_caption(text: str) -> Angles | None:
     """Return the angles that a prompt asks for, or None when it does not name both."""
-    left, right = (_SIDE[side].search(text.lower()) for side in ("left", "right"))
+    left, right = (_SIDE[side].search(text.lower()) for side in PATIENT_SIDES)
     if left is None or right is None:
         return None
     return Angles.of_patient(left=float(left[1]), right=float(right[1]))

@@ -30,7 +30,7 @@ from hpc_hipgen.radiograph.films import (
     is_flat,
     read_spaced_film,
 )
-from hpc_hipgen.radiograph.geometry import SIDES, Angles, Landmarks
+from hpc_hipgen.radiograph.geometry import IMAGE_SIDES, Angles, Landmarks
 from hpc_hipgen.radiograph.landmark_table import (
     DEFAULT_CLASS,
     SPLITS,
@@ -320,7 +320,7 @@ def _image_problems(entry: Entry, film: SpacedFilm) -> list[str]:
             f"{entry.where}: {entry.film}: the landmarks are for {stated} pixels, the film has "
             f"{width} x {height}"
         ]
-    for side, where in zip(SIDES, entry.sides_where, strict=True):
+    for side, where in zip(IMAGE_SIDES, entry.sides_where, strict=True):
         hip = getattr(entry.landmarks, side)
         for point in ("head", "rim"):
             x, y = getattr(hip, f"{point}_x"), getattr(hip, f"{point}_y")
@@ -428,17 +428,17 @@ def mirrored_line(films: Sequence[str]) -> list[str]:
     ]
 
 
-Task = tuple[Path, Film, int, ViewSettings]
+FilmToMake = tuple[Path, Film, int, ViewSettings]
 
 
-def _tasks(folder: Path, films: Sequence[Film], settings: ViewSettings) -> Iterator[Task]:
+def _tasks(folder: Path, films: Sequence[Film], settings: ViewSettings) -> Iterator[FilmToMake]:
     for split in SPLITS:
         chosen = sorted((f for f in films if f.split == split), key=lambda film: film.name)
         for number, film in enumerate(chosen):
             yield folder, film, number, settings
 
 
-def _make_film(task: Task) -> Made:
+def _make_film(task: FilmToMake) -> Made:
     """Write the views of one film."""
     folder, film, number, settings = task
     loaded = film.load()

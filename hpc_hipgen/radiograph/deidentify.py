@@ -54,16 +54,6 @@ class Finding:
         return dict(zip(COLUMNS, (film, self.what, self.action, *box), strict=True))
 
 
-def mask_text(image: np.ndarray) -> np.ndarray:
-    """A grey film or view (h, w) uint8 with its text filled; markers stay.
-
-    For views whose landmarks nobody knows, such as drawn ones: nothing is protected, so this is for
-    comparing images (a date is the same in all films of a day), not for training.
-    """
-    marks = [mark for mark in find_marks(image) if mark.what != "marker"]
-    return fill(image, [mark.box for mark in marks])
-
-
 def mask_film(
     film: SpacedFilm, landmarks: Landmarks | None = None, keep_markers: bool = True
 ) -> tuple[np.ndarray, list[Finding]]:
@@ -130,11 +120,6 @@ def fill(image: np.ndarray, boxes: Iterable[Box]) -> np.ndarray:
         else:
             filled[y0:y1, x0:x1] = 0
     return filled
-
-
-def to_csv(lines: Iterable[dict[str, object]]) -> str:
-    """The text of the report."""
-    return csv_text(lines, COLUMNS)
 
 
 def summary(lines: Sequence[dict[str, object]], films: int) -> list[str]:
@@ -235,7 +220,7 @@ class Masking:
         if not self._films:
             return []
         lines = sorted(self._lines, key=lambda line: str(line["film"]))
-        (folder / "deidentified.csv").write_text(to_csv(lines), encoding="utf-8")
+        (folder / "deidentified.csv").write_text(csv_text(lines, COLUMNS), encoding="utf-8")
         sheet = contact_sheet([film.thumbnail for film in self._shown])
         (folder / "deidentified.png").write_bytes(sheet)
         text = summary(lines, self._films)

@@ -2,18 +2,25 @@
 
 Pixel centres are at integer coordinates, the centre of the top-left pixel is (0, 0), x runs to
 the right and y downwards. A ventrodorsal film shows the patient's left at the image's right;
-everything is stored by side of the *image*, and `Angles` is the one place that turns image sides
-into the patient's.
+landmarks are stored by side of the *image*, angles that are asked for or reported by the
+*patient's*, and `Angles` (of one film) and `swap_sides` (of many) turn one into the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-SIDES = ("image_left", "image_right")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_Pairs = TypeVar("_Pairs", np.ndarray, "Tensor")
+
+IMAGE_SIDES = ("image_left", "image_right")
+PATIENT_SIDES = ("left", "right")
 
 # Lower bounds of the bands A to D, in degrees: midway between the band means of Comhaire &
 # Schoonjans 2011 (n = 4372), where a band's mean is that of its two sub-grades
@@ -41,6 +48,15 @@ def norberg_angle(head: np.ndarray, other_head: np.ndarray, rim: np.ndarray) -> 
     angle = np.degrees(np.arctan2(np.abs(cross), dot))
     no_arm = (np.abs(to_other).max(axis=-1) == 0) | (np.abs(to_rim).max(axis=-1) == 0)
     return np.where(no_arm, np.nan, angle)
+
+
+def swap_sides(pairs: _Pairs) -> _Pairs:
+    """What is said of a film's two hips, by side of the image -> by side of the patient, and back.
+
+    `pairs`: (..., 2), an array or a tensor, in the order of `IMAGE_SIDES` or `PATIENT_SIDES`.
+    Returns a copy, which torch takes too.
+    """
+    return pairs[..., ::-1].copy() if isinstance(pairs, np.ndarray) else pairs.flip(-1)
 
 
 def fci_grade(angle: float) -> str:
@@ -157,8 +173,10 @@ class Landmarks:
         return Landmarks.from_array(points)
 
     def to_array(self) -> np.ndarray:
-        """(2, 5) float64: rows in the order of `SIDES`, columns head x, y, radius, rim x, y."""
-        rows = [[getattr(getattr(self, side), name) for name in _HIP_FIELDS] for side in SIDES]
+        """(2, 5) float64: rows as in `IMAGE_SIDES`, columns head x, y, radius, rim x, y."""
+        rows = [
+            [getattr(getattr(self, side), name) for name in _HIP_FIELDS] for side in IMAGE_SIDES
+        ]
         return np.array(rows, dtype=np.float64)
 
     @classmethod
@@ -174,7 +192,7 @@ class Landmarks:
         """The ten columns of a manifest, image_left_head_x ... image_right_rim_y, in pixels."""
         return {
             f"{side}_{name}": float(getattr(getattr(self, side), name))
-            for side in SIDES
+            for side in IMAGE_SIDES
             for name in _HIP_FIELDS
         }
 
@@ -185,7 +203,7 @@ class Landmarks:
         Raises ValueError naming the column that is missing or not a number.
         """
         hips = []
-        for side in SIDES:
+        for side in IMAGE_SIDES:
             values = []
             for name in _HIP_FIELDS:
                 column = f"{side}_{name}"
@@ -200,4 +218,4 @@ class Landmarks:
         return cls(*hips)
 
 
-LANDMARK_COLUMNS = tuple(f"{side}_{name}" for side in SIDES for name in _HIP_FIELDS)
+LANDMARK_COLUMNS = tuple(f"{side}_{name}" for side in IMAGE_SIDES for name in _HIP_FIELDS)

@@ -34,7 +34,7 @@ from typing import Any
 
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.films import FILM_SUFFIXES, pixel_aspect
-from hpc_hipgen.radiograph.geometry import SIDES, Hip, Landmarks
+from hpc_hipgen.radiograph.geometry import IMAGE_SIDES, Hip, Landmarks
 from hpc_hipgen.tables import shortlist
 
 SPLITS = ("train", "validation", "test")
@@ -136,7 +136,7 @@ def _read_csv(path: Path, text: str, folder: Path) -> Table:
         faults = _row_faults(row, film, side)
         if not faults and side in films[film]:
             faults = [f"{film} {side} is there twice, first in {films[film][side][0]}"]
-        if film and side in SIDES:
+        if film and side in IMAGE_SIDES:
             # A faulty row still counts as this side's, lest it be called missing as well.
             hip = None if faults else Hip(*(float(row[name]) for name in _NUMBERS))
             films[film].setdefault(side, (where, hip, row))
@@ -155,8 +155,8 @@ def _row_faults(row: Mapping[str, Any], film: str, side: str) -> list[str]:
     if None in row:
         return ["it has more values than there are columns"]
     faults = [] if film else ["the image is missing"]
-    if side not in SIDES:
-        faults.append(f"side {side!r} is not {' or '.join(SIDES)}")
+    if side not in IMAGE_SIDES:
+        faults.append(f"side {side!r} is not {' or '.join(IMAGE_SIDES)}")
     for name in _NUMBERS:
         if _number(row[name]) is None:
             faults.append(f"{name} {row[name] or ''!r} is not a number")
@@ -203,13 +203,13 @@ def _join_sides(
 ) -> tuple[Entry | None, list[str]]:
     """Make one film of its two rows, or say what keeps them apart."""
     where = next(iter(sides.values()))[0]
-    missing = [side for side in SIDES if side not in sides]
+    missing = [side for side in IMAGE_SIDES if side not in sides]
     if missing:
         return None, [f"{where}: {film} has no row for {missing[0]}"]
-    if any(sides[side][1] is None for side in SIDES):
+    if any(sides[side][1] is None for side in IMAGE_SIDES):
         return None, []  # reported with its row
-    rows = [sides[side][2] for side in SIDES]
-    landmarks = Landmarks(*(sides[side][1] for side in SIDES))
+    rows = [sides[side][2] for side in IMAGE_SIDES]
+    landmarks = Landmarks(*(sides[side][1] for side in IMAGE_SIDES))
     faults = [
         f"{where}: {film} has two different values of {name}"
         for name in _FILM_COLUMNS
@@ -217,11 +217,11 @@ def _join_sides(
     ]
     faults += [f"{where}: {fault}" for fault in landmark_faults(film, landmarks)]
     if not faults:
-        stated = [(sides[side][0], sides[side][2]) for side in SIDES]
+        stated = [(sides[side][0], sides[side][2]) for side in IMAGE_SIDES]
         faults = _angle_faults(folder / film, landmarks, stated)
     if any(_film_faults(row) for row in rows):
         return None, faults
-    where_sides = (sides[SIDES[0]][0], sides[SIDES[1]][0])
+    where_sides = (sides[IMAGE_SIDES[0]][0], sides[IMAGE_SIDES[1]][0])
     return _entry(film, landmarks, rows[0], where, where_sides), faults
 
 
@@ -268,13 +268,15 @@ def landmark_faults(film: str, landmarks: Landmarks) -> list[str]:
             f"{film}: the head of image_left (x {left.head_x}) is not to the left of that of"
             f" image_right (x {right.head_x}); sides are the image's, not the patient's"
         )
-    for side, hip in zip(SIDES, (left, right), strict=True):
+    for side, hip in zip(IMAGE_SIDES, (left, right), strict=True):
         if (hip.head_x, hip.head_y) == (hip.rim_x, hip.rim_y):
             faults.append(f"{film}: rim point and head centre of {side} are the same point")
     if faults:
         return faults
     upright = "y runs downwards, and films are upright, the dog's head up"
-    below = [side for side, hip in zip(SIDES, (left, right), strict=True) if _below(hip, landmarks)]
+    below = [
+        side for side, hip in zip(IMAGE_SIDES, (left, right), strict=True) if _below(hip, landmarks)
+    ]
     if len(below) == 2:
         faults.append(f"{film}: both rim points lie below the line between the heads; {upright}")
     elif below and getattr(landmarks.norberg_angles(), below[0]) > 90:
@@ -297,12 +299,12 @@ def _below(hip: Hip, landmarks: Landmarks) -> bool:
 def _angle_faults(
     path: Path, landmarks: Landmarks, rows: list[tuple[str, dict[str, str]]]
 ) -> list[str]:
-    """Stated angles that are not those of the landmarks; `rows` in the order of SIDES."""
+    """Stated angles that are not those of the landmarks; `rows` in the order of IMAGE_SIDES."""
     if not any(row.get("norberg_angle") for _, row in rows):
         return []
     faults = []
     angles = landmarks.stretch(pixel_aspect(path)).norberg_angles()
-    for side, (where, row) in zip(SIDES, rows, strict=True):
+    for side, (where, row) in zip(IMAGE_SIDES, rows, strict=True):
         stated, computed = _number(row.get("norberg_angle")), getattr(angles, side)
         if stated is not None and abs(stated - computed) > ANGLE_TOLERANCE:
             faults.append(
@@ -426,12 +428,12 @@ def _coco_landmarks(keypoints: Any, names: list[str]) -> tuple[Landmarks | None,
         x, y, visible = (_number(value) for value in keypoints[3 * place : 3 * place + 3])
         if x is not None and y is not None and visible:  # visibility 0: not labelled
             found[name] = (x, y)
-    needed = [f"{side}_{part}" for side in SIDES for part in ("head", "head_edge", "rim")]
+    needed = [f"{side}_{part}" for side in IMAGE_SIDES for part in ("head", "head_edge", "rim")]
     missing = [name for name in needed if name not in found]
     if missing:
         return None, [f"keypoint {', '.join(missing)} is not labelled"]
     hips = []
-    for side in SIDES:
+    for side in IMAGE_SIDES:
         head, edge, rim = (found[f"{side}_{part}"] for part in ("head", "head_edge", "rim"))
         radius = math.dist(head, edge)
         if radius == 0:

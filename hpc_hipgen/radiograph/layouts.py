@@ -27,7 +27,8 @@ from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Landmarks
 from hpc_hipgen.radiograph.landmark_table import SPLITS
 from hpc_hipgen.radiograph.pictures import Pictures, Places
-from hpc_hipgen.radiograph.shard_index import ANGLES, index_shards
+from hpc_hipgen.radiograph.shard_index import ANGLE_COLUMNS, index_shards
+from hpc_hipgen.tables import csv_text
 
 COLUMNS = (
     *"id film dog split view flipped file width height".split(),
@@ -145,10 +146,9 @@ def _write_shards(data_folder: Path, folder: Path, split: str, rows: Sequence[Ro
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    """What else rows have is left out."""
+    lines = ({name: row.get(name) for name in columns} for row in rows)
+    path.write_text(csv_text(lines, columns), encoding="utf-8")
 
 
 def _link(source: Path, target: Path) -> None:
@@ -247,7 +247,7 @@ def read_shards(folder: Path, split: str) -> Films:
         ValueError: no shard of that split, or one that is cut off or damaged; names it.
     """
     index = index_shards(folder, split)
-    angles = index.numbers(*ANGLES)
+    angles = index.numbers(*ANGLE_COLUMNS)
     return Films(
         ids=index.words("id"),
         images=Pictures(index.places()),

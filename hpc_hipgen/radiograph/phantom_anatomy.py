@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpc_hipgen.radiograph.geometry import SIDES, Angles, Hip, Landmarks
+from hpc_hipgen.radiograph.geometry import IMAGE_SIDES, Angles, Hip, Landmarks
 from hpc_hipgen.radiograph.phantom_look import PHANTOM_LOOK, Look
 
 ANGLE_LIMITS = (58.0, 122.0)
@@ -98,7 +98,7 @@ class Anatomy:
     def landmarks(self, matrix: np.ndarray) -> Landmarks:
         """Landmarks in pixels, `matrix` (2, 3) being the similarity from this frame to pixels."""
         hips = []
-        for side, hip in zip(SIDES, (self.left, self.right), strict=True):
+        for side, hip in zip(IMAGE_SIDES, (self.left, self.right), strict=True):
             sign = -1.0 if side == "image_left" else 1.0
             hips.append(Hip(sign * HEAD_X, 0.0, hip.radius, sign * hip.rim[0], hip.rim[1]))
         return Landmarks(*hips).transform(matrix)
@@ -148,7 +148,7 @@ def sample_anatomy(rng: np.random.Generator, angles: Angles | None = None) -> An
     """
     drawn = sample_angles(rng)
     if angles is not None:
-        for side in SIDES:
+        for side in IMAGE_SIDES:
             if not 40.0 <= getattr(angles, side) <= 140.0:
                 value = getattr(angles, side)
                 raise ValueError(f"cannot draw a hip of {value} degrees ({side}): 40 to 140 only")
@@ -157,7 +157,7 @@ def sample_anatomy(rng: np.random.Generator, angles: Angles | None = None) -> An
     abducted = rng.random() < 0.33
     shared = rng.uniform(8.0, 24.0) if abducted else rng.normal(3.0, 2.5)
     hips = []
-    for side in SIDES:
+    for side in IMAGE_SIDES:
         radius = float(np.clip(mean_radius * rng.normal(1.0, 0.018), 0.095, 0.133))
         abduction = float(np.clip(shared + rng.normal(0.0, 4.0 if abducted else 1.8), -4.0, 33.0))
         hips.append(_sample_hip(rng, float(getattr(drawn, side)), radius, abduction))
@@ -177,7 +177,7 @@ def sample_anatomy(rng: np.random.Generator, angles: Angles | None = None) -> An
 
 
 def spline(points: np.ndarray, closed: bool = False, samples: int = 8) -> np.ndarray:
-    """Centripetal-free Catmull-Rom curve through `points` (n, 2): (m, 2), ends included."""
+    """Uniform Catmull-Rom curve through `points` (n, 2): (m, 2), ends included."""
     points = np.asarray(points, dtype=np.float64)
     if closed:
         padded = np.vstack([points[-1], points, points[:2]])

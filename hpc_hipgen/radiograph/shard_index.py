@@ -26,7 +26,7 @@ from hpc_hipgen.radiograph.pictures import BACKUP, Places
 if TYPE_CHECKING:
     import pyarrow
 
-ANGLES = ("patient_left", "patient_right")
+ANGLE_COLUMNS = ("patient_left", "patient_right")
 WORDS = ("id", "film", "caption", "shard")
 _SIZES = b"shards"
 
@@ -106,7 +106,7 @@ def _table(lines: Sequence[dict[str, Any]]) -> pyarrow.Table:
     import pyarrow
 
     types = dict.fromkeys(WORDS, pyarrow.string())
-    types |= dict.fromkeys((*LANDMARK_COLUMNS, *ANGLES), pyarrow.float64())
+    types |= dict.fromkeys((*LANDMARK_COLUMNS, *ANGLE_COLUMNS), pyarrow.float64())
     types |= dict.fromkeys(("prompt_class", "offset", "size"), pyarrow.int64())
     schema = pyarrow.schema(types | {"crc32": pyarrow.uint32()})
     return pyarrow.Table.from_pylist(sorted(lines, key=lambda line: line["id"]), schema)
@@ -146,7 +146,7 @@ def _line(file: io.BufferedReader, shard: str, members: dict[str, tarfile.TarInf
     with Image.open(io.BytesIO(image)) as picture:
         picture.verify()  # against the checksums of its own
     row = json.loads(content("json"))
-    numbers = {name: float(row[name]) for name in (*LANDMARK_COLUMNS, *ANGLES)}
+    numbers = {name: float(row[name]) for name in (*LANDMARK_COLUMNS, *ANGLE_COLUMNS)}
     return {
         **{"id": row["id"], "film": row["film"], "caption": content("txt").decode()},
         **numbers,

@@ -148,20 +148,14 @@ def make_view(
     return resample(image, matrix, resolution, rims), rims.landmarks(placed)
 
 
-def resolution_budget(landmarks: Landmarks, *, head_distance: float | None = None) -> float:
+def resolution_budget(landmarks: Landmarks) -> float:
     """Degrees of Norberg angle that one pixel is worth: degrees(1 / arm length in pixels).
 
-    The arm runs from a head centre to the rim point; the shorter of the two counts.
-
-    Args:
-        landmarks: in the pixels of the image that is judged.
-        head_distance: when given, judge the film as if it were scaled until its head centres are
-            this many pixels apart (a view has head_distance x resolution).
+    The arm runs from a head centre to the rim point; the shorter of the two counts. `landmarks`
+    are in the pixels of the image that is judged.
     """
     arm = min(
         math.hypot(hip.rim_x - hip.head_x, hip.rim_y - hip.head_y)
         for hip in (landmarks.image_left, landmarks.image_right)
     )
-    if head_distance is not None:
-        arm *= head_distance / landmarks.head_distance
     return math.degrees(1 / arm)

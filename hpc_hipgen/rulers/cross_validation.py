@@ -18,8 +18,8 @@ from hpc_hipgen.evaluation.agreement import FIGURES, Agreement, agreement
 from hpc_hipgen.evaluation.faithfulness import paired_bootstrap
 from hpc_hipgen.evaluation.real_films import NOTE_ON_ANNOTATORS
 from hpc_hipgen.pipeline import fold_measurements, folds
-from hpc_hipgen.radiograph.geometry import Angles, Landmarks
-from hpc_hipgen.tables import csv_text
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES, Angles, Landmarks
+from hpc_hipgen.tables import markdown_table
 
 if TYPE_CHECKING:
     from hpc_hipgen.radiograph.lab_films import LabFilm
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from hpc_hipgen.run import Run
 
 Hip = dict[str, Any]
-SIDES = ("left", "right")
 TURNS = ("before", "after")
 COLUMNS = (
     "film", "dog", "fold", "side", "annotated",
@@ -47,7 +46,7 @@ def hips_of(
     hips = []
     for film, *both in zip(films, before, after, strict=True):
         annotated = Landmarks.from_flat(film.landmarks).norberg_angles()
-        for side in SIDES:
+        for side in PATIENT_SIDES:
             hip: Hip = {"film": film.name, "dog": film.dog, "fold": film.fold, "side": side}
             hip["annotated"] = _of_side(annotated, side)
             for turn, found in zip(TURNS, both, strict=True):
@@ -168,11 +167,6 @@ def _dogs(hips: Sequence[Hip]) -> list[str]:
     return [hip["dog"] for hip in hips[::2]]
 
 
-def to_csv(hips: Sequence[Hip]) -> str:
-    """A line a hip."""
-    return csv_text(hips, COLUMNS)
-
-
 def to_markdown(hips: Sequence[Hip], figures: Mapping[str, Any]) -> str:
     """The report for people, as a page of Markdown."""
     rows = [
@@ -184,15 +178,15 @@ def to_markdown(hips: Sequence[Hip], figures: Mapping[str, Any]) -> str:
         "# Errors on films of dogs that the ruler had not seen",
         f"{figures['after']['films']} films of {figures['after']['dogs']} dogs, degrees, "
         "measured - annotated. In brackets 95 % intervals of a bootstrap over dogs.",
-        "| | ruler | films | refused | MAE | bias | limits of agreement | worst hip |\n"
-        "|---|---|---|---|---|---|---|---|",
     ]
     names = {"before": "drawings alone", "after": "and other dogs' films"}
-    for label, row, chosen in rows:
-        for turn in TURNS:
-            cells = [label, names[turn], *_cells(row[turn]), _worst(chosen, turn)]
-            lines[-1] += "\n| " + " | ".join(cells) + " |"
-    lines += _remarks(hips, figures)
+    head = ("", "ruler", "films", "refused", "MAE", "bias", "limits of agreement", "worst hip")
+    cells = [
+        [label, names[turn], *_cells(row[turn]), _worst(chosen, turn)]
+        for label, row, chosen in rows
+        for turn in TURNS
+    ]
+    lines += [markdown_table(head, cells), *_remarks(hips, figures)]
     return "\n\n".join([*lines, NOTE_ON_ANNOTATORS]) + "\n"
 
 

@@ -7,7 +7,6 @@ trained to refuse (`radiograph/non_films.py`), or drawn by the same code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,12 +65,12 @@ def refused_non_films(ruler: FilmRuler) -> dict[str, bool]:
     return {name: bool(m.reason) for name, m in zip(pictures, measured, strict=True)}
 
 
-def verdict(ruler: FilmRuler, phantoms: Sequence[int] = PHANTOMS) -> tuple[list[str], bool]:
+def verdict(ruler: FilmRuler) -> tuple[list[str], bool]:
     """Lines that say how a ruler does, and whether it does as is expected of one."""
     from hpc_hipgen.rulers.film_ruler_training import film_ruler_error
 
     refused = refused_non_films(ruler)
-    error = film_ruler_error(ruler, phantoms)
+    error = film_ruler_error(ruler, PHANTOMS)
     count, films = len(refused), error["films"]
     accepted = [name for name, is_refused in refused.items() if not is_refused]
     assert films and error["refused"] is not None

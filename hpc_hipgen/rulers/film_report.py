@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from hpc_hipgen.radiograph.films import SpacedFilm
-from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Landmarks, fci_grade
+from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, PATIENT_SIDES, Landmarks, fci_grade
 from hpc_hipgen.rulers.film_ruler import FilmMeasurement
-from hpc_hipgen.tables import csv_text
 
 MEASURED, UNCERTAIN, REFUSED, UNREADABLE = "measured", "uncertain", "refused", "unreadable"
 
@@ -74,11 +73,6 @@ def unreadable_line(name: str, reason: str) -> dict[str, Any]:
     return dict.fromkeys(COLUMNS) | {"film": name, "status": UNREADABLE, "reason": reason}
 
 
-def to_csv(lines: Iterable[Mapping[str, Any]]) -> str:
-    """The text of measurements.csv."""
-    return csv_text(lines, COLUMNS)
-
-
 def caveat(lab_films: int) -> str:
     """`CAVEAT` of a ruler that has seen so many films of a lab."""
     if lab_films:
@@ -123,7 +117,7 @@ def overlay(image: np.ndarray, line: Mapping[str, Any], found: FilmMeasurement) 
 
 def _angles(line: Mapping[str, Any]) -> str:
     """Both angles in the order of the image: the patient's right is at its left, or left."""
-    order = ("left", "right") if line["patient_at_right"] == "right" else ("right", "left")
+    order = PATIENT_SIDES[:: 1 if line["patient_at_right"] == "right" else -1]
     parts = [
         f"{side[0].upper()} {line[f'patient_{side}']:.1f} ± {line[f'uncertainty_{side}']:.1f}° "
         f"(band {line[f'fci_{side}']})"
@@ -163,7 +157,7 @@ def compare(
         if line["film"] not in known:
             continue
         angles = known[line["film"]].norberg_angles()
-        for side in ("left", "right"):
+        for side in PATIENT_SIDES:
             at_right = side == (line["patient_at_right"] or "left")  # unknown of unreadable films
             true = angles.image_right if at_right else angles.image_left
             angle = line[f"patient_{side}"]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.radiograph.films import FLAT, is_flat
-from hpc_hipgen.radiograph.geometry import SIDES, Landmarks, norberg_angle
+from hpc_hipgen.radiograph.geometry import IMAGE_SIDES, Landmarks, norberg_angle
 from hpc_hipgen.radiograph.scenes import CLOSE_UP, CLOSE_UP_MARGIN, close_up_matrices
 from hpc_hipgen.radiograph.views import resample
 from hpc_hipgen.rulers.film_networks import (
@@ -72,7 +72,7 @@ _PIXELS_PER_D = SIZE / CLOSE_UP
 class FilmMeasurement:
     """What the film ruler says of one film; angles are NaN when it refuses and says why.
 
-    `landmarks` (2, 5) in pixels of the film, rows in the order of `geometry.SIDES`; NaN where
+    `landmarks` (2, 5) in pixels of the film, rows in the order of `geometry.IMAGE_SIDES`; NaN where
     nothing was found. `uncertainty` (2,): half width in degrees of the 95 % interval of each angle
     on phantoms, told from `features` (2, 2), see `view_features`. `presence` in 0..1, by both
     networks, of the weaker hip. `inverted`: the film's polarity is reversed. `unsure`: it is
@@ -241,13 +241,13 @@ class FilmRuler:
         sure = expit((logit(seen) + logit(presence)) / 2)
         reason, unsure, warning = "", False, ""
         if sure.min() < self.min_presence:
-            reason = f"no hip where one was expected ({SIDES[int(sure.argmin())]})"
+            reason = f"no hip where one was expected ({IMAGE_SIDES[int(sure.argmin())]})"
         elif implausible := _implausible(middle):
             reason = f"the landmarks are not those of two hips ({implausible})"
         elif uncertainty.min() > self.max_uncertainty:
             reason, unsure = f"too uncertain (± {uncertainty.min():.0f} degrees or more)", True
         elif (doubtful := np.flatnonzero(uncertainty > self.doubtful)).size:
-            hips = ", ".join(f"{SIDES[i]} ± {uncertainty[i]:.0f} degrees" for i in doubtful)
+            hips = ", ".join(f"{IMAGE_SIDES[i]} ± {uncertainty[i]:.0f} degrees" for i in doubtful)
             warning = f"look at the landmarks: {hips}"
         angles = Landmarks.from_array(middle).norberg_angles()
         left, right = (np.nan, np.nan) if reason else (angles.image_left, angles.image_right)
@@ -295,7 +295,7 @@ def _missing(presence: np.ndarray, least: float) -> str:
         return ""
     if not seen.any():
         return "no hips found: not a ventrodorsal film of the pelvis, or not upright"
-    return f"one hip missing ({SIDES[int(presence.argmin())]})"
+    return f"one hip missing ({IMAGE_SIDES[int(presence.argmin())]})"
 
 
 def _implausible(rows: np.ndarray) -> str:

@@ -34,6 +34,7 @@ from hpc_hipgen.rulers.ruler import read_points
 from hpc_hipgen.rulers.ruler_training import RADIUS_WEIGHT, expose, heat_loss
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.task import Task
 
 HEAT_WEIGHT, PRESENCE_WEIGHT, TURN_WEIGHT = 1.5, 2.0, 0.1
 """The first is high because points are read at the peaks of heat maps, not from all their mass."""
@@ -110,7 +111,7 @@ def _turn(found: Tensor, points: Tensor) -> Tensor:
     return torch.rad2deg(torch.atan2(cross, (arm * true).sum(-1)))
 
 
-class FilmRulerTask:
+class FilmRulerTask(Task):
     """The film ruler for the training loop; one image of the clock is a film and a close-up."""
 
     def __init__(

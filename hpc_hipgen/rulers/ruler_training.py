@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hpc_hipgen.config import Experiment
 from hpc_hipgen.evaluation.faithfulness import faithfulness
 from hpc_hipgen.radiograph.duplicates import fingerprint, kept_fingerprints
+from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films, read_manifest
 from hpc_hipgen.rulers.ruler import (
     Ruler,
@@ -24,6 +25,7 @@ from hpc_hipgen.rulers.ruler import (
 )
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.task import FilmTask
 
 HEAT_SIGMA = 1.5
 """Width of the target heat maps, in their pixels."""
@@ -91,38 +93,33 @@ def heat_loss(logits: Tensor, points: Tensor) -> Tensor:
     return -(target * logits.flatten(2).float().log_softmax(-1)).sum(-1)
 
 
-class RulerTask:
+def ruler_batch(films: Films, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
+    """The views `indices` (b,) of films with their landmarks, augmented, for a `RulerLoss`."""
+    views = torch.from_numpy(films.images[indices]).float()[:, None] / 255
+    landmarks = torch.from_numpy(films.landmarks[indices]).float()
+    views, points, radii = move(views, landmarks, random)
+    return {"images": standardise(expose(views, random)), "points": points, "radii": radii}
+
+
+class RulerTask(FilmTask):
     """The ruler for the training loop."""
 
-    name = "ruler"
-    """Of the section."""
+    reads_views = True
 
-    def __init__(self, config: Experiment, data: Path, name: str = name) -> None:
+    def __init__(self, config: Experiment, data: Path, name: str = "ruler") -> None:
         """Reads the training split of a prepared data folder; `name`: of the section."""
         self.config, self.data, self.name = config, data, name
         self.section = getattr(config, name)
-        self.films = read_manifest(data, "train")
+        super().__init__(read_manifest(data, "train"))
         self.held_out = read_manifest(data, "validation")
         torch.manual_seed(config.seed + (name != "ruler"))  # the second is another ruler
         self.module = RulerLoss(self.section.channels)
-        self.size = len(self.films.ids)
         self.averages = {"export": WeightAverage.for_export(self.module, self.section.training)}
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Views of the films with their landmarks, augmented, for each ruler in its own way."""
         random = random if self.name == "ruler" else random.fork(self.name)
-        views = torch.from_numpy(self.films.images[indices]).float()[:, None] / 255
-        landmarks = torch.from_numpy(self.films.landmarks[indices]).float()
-        views, points, radii = move(views, landmarks, random)
-        return {"images": standardise(expose(views, random)), "points": points, "radii": radii}
-
-    def ahead(self, indices: np.ndarray) -> None:
-        """Begins to decode the views of the next batch."""
-        self.films.ahead(indices)
-
-    def describe(self, indices: np.ndarray) -> list[str]:
-        """Names of the views."""
-        return [self.films.ids[i] for i in indices]
+        return ruler_batch(self.films, indices, random)
 
     def export(self, folder: Path) -> dict[str, float]:
         """Writes the averaged network, and its error on the validation split."""
@@ -161,8 +158,9 @@ class RulerTask:
 def ruler_error(ruler: Ruler, films: Films) -> dict[str, float]:
     """Mean absolute error in degrees by patient side, on views of known angles."""
     measured = ruler.measure(films.images)
-    left = faithfulness(films.patient_left, np.array([m.image_right for m in measured]))
-    right = faithfulness(films.patient_right, np.array([m.image_left for m in measured]))
+    found = swap_sides(np.array([(m.image_left, m.image_right) for m in measured]))
+    left = faithfulness(films.patient_left, found[:, 0])
+    right = faithfulness(films.patient_right, found[:, 1])
     return {
         "mae_left": left["mae"],
         "mae_right": right["mae"],

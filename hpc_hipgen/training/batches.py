@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from hpc_hipgen.config import Training
 from hpc_hipgen.training.clock import ImageRandom, data_order
 from hpc_hipgen.training.engine import micro_batch, rank, world_size
-from hpc_hipgen.training.task import ReadsAhead, Task
+from hpc_hipgen.training.task import Task
 
 Batch = dict[str, Tensor]
 
@@ -32,8 +32,7 @@ class Batches:
     def at(self, first: int, following: int) -> Batch:
         """The batch whose first image has clock index `first`; then comes that of `following`."""
         batch = self.make(first)
-        if isinstance(self.task, ReadsAhead):  # while the network works on this batch
-            self.task.ahead(self.items(following))
+        self.task.ahead(self.items(following))  # while the network works on this batch
         return batch
 
     def make(self, first: int) -> Batch:

@@ -24,6 +24,13 @@ from hpc_hipgen.files import (
     write_atomic,
 )
 from hpc_hipgen.training import portable
+from hpc_hipgen.training.checkpoint_files import (
+    AVERAGES,
+    COMPLETE,
+    STATE,
+    checkpoint_path,
+    named_checkpoints,
+)
 from hpc_hipgen.training.engine import rank
 from hpc_hipgen.training.outcome import CheckpointError
 from hpc_hipgen.training.record import Window
@@ -31,8 +38,6 @@ from hpc_hipgen.training.schedule import LearningRate
 from hpc_hipgen.training.task import Task
 
 KEEP = 2
-STATE, AVERAGES = "state.pt", "averages.pt"
-_COMPLETE = "complete.json"
 
 
 def save(
@@ -87,18 +92,18 @@ def restore(engine: Any, task: Task, rate: LearningRate, window: Window, folder:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints with all their files, newest first; contents are not read."""
-    return [path for path in _candidates(folder) if damage(path, contents=False) is None]
+    return [path for path in named_checkpoints(folder) if damage(path, contents=False) is None]
 
 
 def damage(path: Path, contents: bool = True) -> str | None:
     """What is wrong with a checkpoint, or None; `contents` also compares every file's hash."""
     try:
-        files = json.loads((path / _COMPLETE).read_text())["files"]
+        files = json.loads((path / COMPLETE).read_text())["files"]
         written = [(path / name, size, digest) for name, (size, digest) in files.items()]
     except FileNotFoundError:
-        return f"{_COMPLETE} is missing"
+        return f"{COMPLETE} is missing"
     except (ValueError, KeyError, TypeError):
-        return f"{_COMPLETE} is damaged"
+        return f"{COMPLETE} is damaged"
     for file, size, digest in written:
         if not file.is_file():
             return f"{file.name} is missing"
@@ -109,14 +114,10 @@ def damage(path: Path, contents: bool = True) -> str | None:
     return None
 
 
-def _candidates(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*"), reverse=True)
-
-
 def _newest_sound(folder: Path) -> str | None:
     """Name of the newest checkpoint that is as it was written; says what it passes over."""
     passed = False
-    for path in _candidates(folder):
+    for path in named_checkpoints(folder):
         problem = damage(path)
         if problem is None:
             if passed:
@@ -130,14 +131,14 @@ def _newest_sound(folder: Path) -> str | None:
 
 
 def _write(folder: Path, images: int, contents: dict[str, Any], keep: int | None = None) -> None:
-    final = folder / f"{images:010d}"
+    final = checkpoint_path(folder, images)
     with atomic_folder(final) as temporary:
         for name, content in contents.items():
             # given a path, torch reports a full disk as a position it did not expect
             with (temporary / name).open("wb") as file:
                 torch.save(content, file)
         files = {n: [(temporary / n).stat().st_size, sha256_of(temporary / n)] for n in contents}
-        write_atomic(temporary / _COMPLETE, json.dumps({"images": images, "files": files}))
+        write_atomic(temporary / COMPLETE, json.dumps({"images": images, "files": files}))
     # a later one than this was damaged, or training would have gone on from it
     complete = [path for path in complete_checkpoints(folder) if path.name <= final.name]
     kept = complete[:KEEP]
@@ -145,7 +146,7 @@ def _write(folder: Path, images: int, contents: dict[str, Any], keep: int | None
         first = {int(path.name) // keep: path for path in complete}  # the newest comes first
         first.pop(0, None)
         kept += first.values()
-    for old in _candidates(folder):
+    for old in named_checkpoints(folder):
         if old not in kept:
             # a file that another process reads can hold its folder on NFS; the next start cleans up
             with suppress(OSError):

@@ -155,10 +155,16 @@ def micro_batch(training: Training) -> int:
     """
     share, rest = divmod(training.batch, world_size())
     if rest:
-        raise ValueError(f"batch {training.batch} does not divide among {world_size()} ranks")
+        raise ValueError(
+            f"training.batch: {training.batch} does not divide among {world_size()} ranks; choose "
+            "a multiple of them, or another number of GPUs"
+        )
     size = min(training.micro_batch or share, share)
     if share % size:
-        raise ValueError(f"{share} images per rank are not a multiple of micro_batch {size}")
+        raise ValueError(
+            f"training.micro_batch: {share} images per rank are not a multiple of {size}; choose "
+            "one of their divisors"
+        )
     return size
 
 
@@ -170,12 +176,13 @@ def zero_stage(training: Training) -> int:
     return training.zero_stage if world_size() > 1 else 0
 
 
-def deepspeed_settings(training: Training) -> dict[str, Any]:
+def deepspeed_settings(training: Training, stage: int | None = None) -> dict[str, Any]:
     """The DeepSpeed configuration of a training run.
 
-    To DeepSpeed all is fp32, at every ZeRO stage; bf16 is `build_engine`'s matter.
+    To DeepSpeed all is fp32, at every ZeRO stage; bf16 is `build_engine`'s matter. `stage`: of
+    ZeRO, by default that of `zero_stage`.
     """
-    stage = zero_stage(training)
+    stage = zero_stage(training) if stage is None else stage
     return {
         "train_batch_size": training.batch,
         "train_micro_batch_size_per_gpu": micro_batch(training),
@@ -193,11 +200,12 @@ def deepspeed_settings(training: Training) -> dict[str, Any]:
     }
 
 
-def build_engine(module: nn.Module, training: Training) -> Any:
+def build_engine(module: nn.Module, training: Training, stage: int | None = None) -> Any:
     """Wraps the module for training; `init_distributed` comes first.
 
     bf16 means torch's autocast over fp32 weights. It stands inside the module: DeepSpeed switches
-    off one around its engine, and its own would round gradients before ranks add them up.
+    off one around its engine, and its own would round gradients before ranks add them up. `stage`:
+    as of `deepspeed_settings`.
     """
     import deepspeed
 
@@ -210,7 +218,7 @@ def build_engine(module: nn.Module, training: Training) -> Any:
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=_optimizer(module, training),
-        config=deepspeed_settings(training),
+        config=deepspeed_settings(training, stage),
         dist_init_required=False,
     )
     # DeepSpeed adds up in a group of its own, which has torch's default: 10 minutes for NCCL

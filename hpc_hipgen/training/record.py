@@ -15,6 +15,7 @@ import torch
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.files import write_atomic
+from hpc_hipgen.json_lines import add_line, read_lines
 
 Listener = Callable[[int, dict[str, float]], None]
 """Takes the images seen and the values of one line."""
@@ -67,9 +68,8 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = [x for x in lines if x.endswith("}") and json.loads(x)["images"] <= images]
-            write_atomic(self.path, "".join(f"{x}\n" for x in kept))
+            kept = [line for line in read_lines(self.path) if line["images"] <= images]
+            write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self.also = also
         self.title = title
         self.training = training
@@ -97,9 +97,8 @@ class Record:
         line = {"images": images, **means, "images_per_second": rate, "memory_gib": memory}
         if torch.cuda.is_available():
             line["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        with self.path.open("a") as file:
-            rounded = {k: v if k == "images" else float(f"{v:.6g}") for k, v in line.items()}
-            file.write(json.dumps(rounded) + "\n")
+        rounded = {k: v if k == "images" else float(f"{v:.6g}") for k, v in line.items()}
+        add_line(self.path, rounded)
         for name, value in line.items():
             if name != "images":
                 self.writer.add_scalar(name, value, images)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
+
+if TYPE_CHECKING:
+    from hpc_hipgen.radiograph.layouts import Films
 
 
 class Task(Protocol):
@@ -37,11 +40,33 @@ class Task(Protocol):
         """Writes the finished model into a new folder; returns figures for the record."""
         ...
 
+    def ahead(self, indices: np.ndarray) -> None:
+        """Begins, in other threads, on the items (b,) that the next `batch` will be of.
 
-@runtime_checkable
-class ReadsAhead(Protocol):
-    """A task whose data take long to read or to decode."""
+        Nothing by default: most data are at hand.
+        """
+
+
+class FilmTask(Task):
+    """A task whose data items are views."""
+
+    reads_views = False
+    """Whether `batch` reads the views' pixels, which may have to be decoded."""
+
+    def __init__(self, films: Films) -> None:
+        """`films`: what is trained on."""
+        self.films, self.size = films, len(films)
+
+    def describe(self, indices: np.ndarray) -> list[str]:
+        """Names of the views."""
+        return [self.films.ids[i] for i in indices]
 
     def ahead(self, indices: np.ndarray) -> None:
-        """Begins, in other threads, on the data items (b,) that the next `batch` will be of."""
-        ...
+        """Begins to decode the views of the next batch."""
+        if self.reads_views:
+            self.films.ahead(indices)
+
+
+def parameter_count(module: nn.Module) -> float:
+    """How many weights a module has, as a figure for the record."""
+    return float(sum(p.numel() for p in module.parameters()))

@@ -2,9 +2,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
 from mixture import six_gaussians
+from oracles import sample_ode
 from tiny import SD, tiny_pipeline
 
-from hpc_hipgen.diffusion.sampling import sample_ode
 from hpc_hipgen.diffusion.schedule import (
     alpha_sigma,
     level_at,

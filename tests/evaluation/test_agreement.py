@@ -5,12 +5,13 @@ import pytest
 
 from hpc_hipgen.evaluation.agreement import agreement
 from hpc_hipgen.rulers.cross_validation import (
+    COLUMNS,
     FEW_HIPS,
     stretch,
     summary,
-    to_csv,
     to_markdown,
 )
+from hpc_hipgen.tables import csv_text
 
 NAN = np.nan
 
@@ -75,7 +76,7 @@ def test_folds_before_and_after():
     assert rows[0].endswith("| +2.0, film-0.png, patient's left |")
     assert rows[1].endswith("| +1.0, film-1.png, patient's left |")
     assert "film-" not in str(found), "figures go into the export, which names no film"
-    assert to_csv(some).count("\n") == 1 + 24
+    assert csv_text(some, COLUMNS).count("\n") == 1 + 24
 
 
 def test_stated_uncertainties_are_stretched_to_hold():

@@ -18,7 +18,7 @@ from report_run import (
 )
 
 from hpc_hipgen.evaluation import figures, report, results, samples
-from hpc_hipgen.evaluation.results import SIDES
+from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.run import Run
 from jobs import evaluate
 from jobs import report as report_job
@@ -26,7 +26,7 @@ from jobs import report as report_job
 
 def test_a_shard_is_measured_in_patient_sides_and_only_once(tmp_path, stubs, monkeypatch, capsys):
     run = make_run(tmp_path / "run")
-    assert evaluate.pending(run) == [("reference", 0), ("ruler", 0), ("ruler", 1)]
+    assert evaluate.items(run) == [("reference", 0), ("ruler", 0), ("ruler", 1)]
     assert evaluate.evaluate_items(run, evaluate.items(run)) == 3
     table = pd.read_parquet(run.path("evaluation", "ruler", "shard-00000.parquet"))
     assert table["measured_left"].iloc[1] == asked(1)[0] + 1
@@ -272,9 +272,11 @@ def test_a_figure_is_the_same_bytes_every_time():
 
 
 def test_the_last_panel_of_each_column_has_the_labels_of_its_axis():
-    table = pd.DataFrame({f"{k}_{s}": [90.0, 100] for k in ("asked", "measured") for s in SIDES})
+    table = pd.DataFrame(
+        {f"{k}_{s}": [90.0, 100] for k in ("asked", "measured") for s in PATIENT_SIDES}
+    )
     rows = [f"row {n}" for n in range(6)]  # four columns, the last two of one panel
-    scores = {row: {side: {} for side in SIDES} for row in rows}
+    scores = {row: {side: {} for side in PATIENT_SIDES} for row in rows}
     figure = figures.bland_altman(dict.fromkeys(rows, table), {row: row for row in rows}, scores)
     figure.canvas.draw()
     shown = {
@@ -290,8 +292,19 @@ def test_the_last_panel_of_each_column_has_the_labels_of_its_axis():
 def test_smoothing_starts_without_bias_and_skips_holes():
     got = figures.smooth(np.array([2.0, 2.0, np.nan, 2.0]), 3)
     assert got == pytest.approx([2, 2, 2, 2])
-    assert figures.number(-0.001, 1) == "0.0" and figures.number(-1.5, 1) == "−1.5"
-    assert figures.number(None) == "–"
+    assert np.isnan(figures.smooth(np.array([np.nan, np.inf]), 3)).all()
+
+
+@pytest.mark.parametrize("span", [0.0, 0.3, 5.0, 400.0])
+def test_smoothing_is_the_recursion_of_an_exponential_average(span):
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(300) < 0.2, np.nan, rng.standard_normal(300))
+    keep, total, weight, expected = np.exp(-1 / max(span, 1e-9)), 0.0, 0.0, []
+    for value in values:
+        if np.isfinite(value):
+            total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        expected.append(total / weight if weight else np.nan)
+    assert figures.smooth(values, span) == pytest.approx(expected, abs=1e-14, nan_ok=True)
 
 
 def test_a_log_that_was_resumed_keeps_the_later_line(tmp_path):

@@ -8,9 +8,9 @@ import torch
 from diffusers import LCMScheduler
 
 from hpc_hipgen.config import Training, parse_experiment
-from hpc_hipgen.diffusion.consistency import guidance_embedding
+from hpc_hipgen.diffusion.consistency import GUIDANCE_WIDTH, guidance_embedding
 from hpc_hipgen.generators.frozen import freeze
-from hpc_hipgen.generators.llcm import GUIDANCE_WIDTH, LLCMTask, build_student, lcm_scheduler
+from hpc_hipgen.generators.llcm import LLCMTask, build_student, lcm_scheduler
 from hpc_hipgen.generators.probe import MeasurementLoss
 from hpc_hipgen.generators.stable_diffusion import load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest

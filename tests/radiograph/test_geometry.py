@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from hpc_hipgen.radiograph.geometry import (
     Landmarks,
     fci_grade,
     norberg_angle,
+    swap_sides,
 )
 
 FEW = settings(max_examples=50, deadline=None)
@@ -114,6 +116,18 @@ def test_patient_sides():
     angles = Angles(image_left=98.0, image_right=102.5)
     assert (angles.patient_left, angles.patient_right) == (102.5, 98.0)
     assert Angles.of_patient(left=102.5, right=98.0) == angles
+
+
+@FEW
+@given(st.lists(st.tuples(angle, angle), min_size=1, max_size=5))
+def test_sides_swap_as_angles_do_and_back(pairs):
+    films = [Angles(*pair) for pair in pairs]
+    of_patients = [(film.patient_left, film.patient_right) for film in films]
+    for by_image in (np.array(pairs), torch.tensor(pairs, dtype=torch.float64)):
+        assert swap_sides(by_image).tolist() == list(map(list, of_patients))
+        assert swap_sides(swap_sides(by_image)).tolist() == by_image.tolist()
+        assert torch.as_tensor(swap_sides(by_image)).shape == by_image.shape, "no negative strides"
+    assert [Angles.of_patient(*pair) for pair in of_patients] == films
 
 
 @FEW

@@ -133,5 +133,3 @@ def test_jitter_can_be_a_share_of_the_full_one():
 def test_the_resolution_budget_is_one_pixel_over_the_shorter_arm():
     arms = [math.hypot(6.2, 24.6), math.hypot(7.9, 28.6)]
     assert resolution_budget(FILM) == pytest.approx(math.degrees(1 / arms[0]))
-    half = resolution_budget(FILM, head_distance=FILM.head_distance / 2)
-    assert half == pytest.approx(2 * resolution_budget(FILM))

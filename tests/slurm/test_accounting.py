@@ -66,7 +66,6 @@ def test_accounts_tell_how_jobs_ended_that_left_the_queue(accounts, ended):
     states = {name: found[job].state for name, job in ended.items()}
     expected = {"good": "COMPLETED", "bad": "FAILED", "cancelled": "CANCELLED", "array": "FAILED"}
     assert states == expected
-    assert found[ended["bad"]].exit_code == "3:0"
     assert found[ended["array"]].counts() == "2 done, 1 failed"
     assert all(job.elapsed for job in found.values())
 

@@ -43,6 +43,7 @@ def test_one_rank_alone_shares_nothing(monkeypatch, every_stage):
     monkeypatch.setattr(engine, "zero_stage", every_stage)
     settings = engine.deepspeed_settings(training(zero_stage=2, clip=0.5))
     assert settings["zero_optimization"]["stage"] == settings["gradient_clipping"] == 0
+    assert engine.deepspeed_settings(training(), stage=3)["zero_optimization"]["stage"] == 3
     monkeypatch.setattr(engine, "world_size", lambda: 2)
     settings = engine.deepspeed_settings(training(zero_stage=2, clip=0.5))
     assert settings["zero_optimization"]["stage"] == 2 and settings["gradient_clipping"] == 0.5

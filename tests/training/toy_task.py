@@ -20,6 +20,7 @@ from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import train
 from hpc_hipgen.training.outcome import NonFiniteLossError
+from hpc_hipgen.training.task import Task
 
 SETTINGS = {
     "images": 96,
@@ -47,7 +48,7 @@ class ToyLoss(nn.Module):
         return error.float() ** 2, {"error": error.mean()}
 
 
-class ToyTask:
+class ToyTask(Task):
     """20 data items: the last batch of an epoch runs over into the next one.
 
     `at` maps a clock time to "stop" (SIGTERM), "crash", or is empty.
