@@ -32,7 +32,7 @@ def status_of(work: Callable[[], int], mistakes: type[Exception] | None = None) 
     Returns 1 where the disk is full, 130 after Ctrl-C.
     """
     from hpc_hipgen.config import ConfigError
-    from hpc_hipgen.files import disk_full, full_disk_advice
+    from hpc_hipgen.files import DamagedError, disk_full, full_disk_advice
 
     wrong = mistakes or ConfigError
     try:
@@ -45,8 +45,12 @@ def status_of(work: Callable[[], int], mistakes: type[Exception] | None = None) 
             "`results` in a site file",
             file=sys.stderr,
         )
+    except DamagedError as error:
+        print(f"error: {error}", file=sys.stderr)
     except NotADirectoryError as error:
         print(f"error: {error.filename}: below a file there is no folder", file=sys.stderr)
+    except FileExistsError as error:
+        print(f"error: {error.filename}: is in the place of a folder", file=sys.stderr)
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -7,6 +7,7 @@ import fcntl
 import functools
 import glob
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -14,6 +15,44 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+
+class DamagedError(ValueError):
+    """A file, or a folder of them, does not hold what was written."""
+
+
+def read_json(path: Path, remedy: str = "remove it and start again") -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        DamagedError: naming the file and the remedy, where it holds none.
+        OSError: where it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:  # UnicodeDecodeError, too
+        found = None
+    if not isinstance(found, dict):
+        raise DamagedError(f"{path}: damaged; {remedy}")
+    return found
+
+
+@contextmanager
+def reading_export(folder: Path) -> Iterator[None]:
+    """Says which folder it is whose files a library cannot read.
+
+    Raises:
+        DamagedError: instead of what the library raised.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedError(f"{folder}: damaged or incomplete ({reason})") from error
 
 
 def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:

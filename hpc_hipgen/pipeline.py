@@ -16,7 +16,7 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
-from hpc_hipgen.config import NEEDS, Experiment
+from hpc_hipgen.config import NEEDS, TAUGHT, Experiment
 from hpc_hipgen.models import RULERS
 from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW
 from hpc_hipgen.run import Run
@@ -149,8 +149,15 @@ def fold_measurements(run: Run, item: Item) -> Path:
 
 def trained_before(config: Experiment, model: str) -> list[str]:
     """Models of this experiment that a model is trained on, and those that they are, each once."""
-    base = getattr(getattr(config, model), "base", None)
-    direct = [] if base else [name for name in NEEDS.get(model, ()) if name in config.trained()]
+    section, trained = getattr(config, model), config.trained()
+    without = set()
+    if getattr(section, "base", None):
+        without |= {"stable_diffusion", "feedback"}
+    if "feedback" in trained and model in TAUGHT:  # from which feedback goes on, or from its base
+        without.add("stable_diffusion")
+    if not getattr(section, "measurement_weight", 0):
+        without.add("probe")
+    direct = [n for n in NEEDS.get(model, ()) if n in trained and n not in without]
     found = [*direct, *(name for near in direct for name in trained_before(config, near))]
     return list(dict.fromkeys(found))
 

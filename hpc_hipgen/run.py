@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.config import ConfigError, Experiment, parse_experiment
 from hpc_hipgen.config.reading import read_yaml
-from hpc_hipgen.files import write_atomic
+from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.rows import report_rows
 
 HOW = re.compile(
@@ -98,9 +99,13 @@ class Run:
         return getattr(self.config, model).pretrained or self.path(model, "export")
 
     def done(self, stage: str) -> dict[str, Any] | None:
-        """What `mark_done` stored for the stage, or None while it is not done."""
+        """What `mark_done` stored for the stage, or None while it is not done.
+
+        Raises:
+            DamagedError: when its marker holds something else.
+        """
         path = self.path("stages", f"{stage}.json")
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def mark_done(self, stage: str, **info: Any) -> None:
         """Marks a stage as complete; to be called after its last artefact is in place."""
@@ -120,8 +125,13 @@ def check_place(folder: Path, config: Experiment) -> None:
     """Sees that a run can have this folder: stages replace what lies where their artefacts go.
 
     Raises:
-        ConfigError: for a folder of somebody's that is no run, or one that holds the films.
+        ConfigError: for a file, a folder of somebody's that is no run, the record of the program,
+            or a folder that holds the films.
     """
+    if folder.resolve() == (ROOT / "results" / "reference").resolve():
+        raise ConfigError(f"{folder}: is a record, no run; name another folder with --run")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; name another folder with --run")
     if folder.is_dir() and not (folder / "config.yaml").is_file():
         if there := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
             raise ConfigError(

@@ -30,7 +30,7 @@ from hpc_hipgen.config import (
     settings_tree,
 )
 from hpc_hipgen.config.base import check_teacher_steps
-from hpc_hipgen.files import write_atomic
+from hpc_hipgen.files import DamagedError, read_json, write_atomic
 from hpc_hipgen.models import SWEPT
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.rows import model_rows, row_settings
@@ -276,8 +276,11 @@ def load(run: Run, name: str) -> Sweep | None:
     path = sweep_folder(run, name) / "sweep.json"
     if not path.is_file():
         return None
-    tree = json.loads(path.read_text())
-    return Sweep(name, tree["split"], tuple(Cell(**cell) for cell in tree["cells"]))
+    tree = read_json(path)
+    try:
+        return Sweep(name, tree["split"], tuple(Cell(**cell) for cell in tree["cells"]))
+    except (KeyError, TypeError):
+        raise DamagedError(f"{path}: damaged; remove it and start again") from None
 
 
 def items(run: Run, name: str) -> list[Item] | None:

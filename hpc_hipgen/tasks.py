@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.config import autoencoder_config
+from hpc_hipgen.files import reading_export
 from hpc_hipgen.models import MODELS
 from hpc_hipgen.named import resolve
 from hpc_hipgen.run import Run
@@ -38,7 +39,8 @@ def load_autoencoder(run: Run) -> Any:
     from diffusers import AutoencoderKL
 
     folder = autoencoder_config(run.first_stage("autoencoder")).parent
-    return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    with reading_export(folder):
+        return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
 def load_discrete_vae(run: Run) -> Any:
@@ -46,7 +48,9 @@ def load_discrete_vae(run: Run) -> Any:
     from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder
 
     folder = run.first_stage("discrete_vae")
-    return DiscreteAutoencoder.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    local = {"local_files_only": True, "use_safetensors": True}
+    with reading_export(folder):
+        return DiscreteAutoencoder.from_pretrained(folder, **local)
 
 
 def _manifest(run: Run, split: str) -> Films:

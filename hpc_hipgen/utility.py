@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from hpc_hipgen.config import ConfigError, Section, parse_settings, settings_tree
-from hpc_hipgen.files import write_atomic
+from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.rows import MEASURED_ROWS, row_model
 from hpc_hipgen.run import Run
@@ -154,7 +154,7 @@ def load(run: Run, name: str) -> Settings | None:
     path = utility_folder(run, name) / "utility.json"
     if not path.is_file():
         return None
-    return parse_settings(Settings, json.loads(path.read_text()), str(path))
+    return parse_settings(Settings, read_json(path), str(path))
 
 
 def cells(settings: Settings) -> list[Cell]:

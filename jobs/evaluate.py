@@ -102,6 +102,8 @@ def _evaluate(given: argparse.Namespace) -> int:
     todo = items(run, rows) if given.shard is None else [(given.row, given.shard)]
     if not todo:
         raise ValueError(f"{run.path('samples', given.row or '')}: no sample shards")
+    if given.row in FEATURE_ROWS and todo != [(given.row, 0)]:
+        raise ValueError(f"--shard: row '{given.row}' has shard 0 alone")
     done = evaluate_items(run, todo)
     print(f"evaluate: {done} done now, {len(todo) - done} were there already")
     return 0

@@ -96,8 +96,8 @@ def _draw_and_measure(
     run: Run, sweep: Sweep, cell: Cell, films: Any, drawer: Drawer, ruler: Any
 ) -> str:
     """One cell: its samples, unless they are there, then their measurements."""
-    from hpc_hipgen.evaluation.measurements import measured, store_table
-    from hpc_hipgen.evaluation.samples import image_specs, read_or_redraw, shard_bytes
+    from hpc_hipgen.evaluation.measurements import measured
+    from hpc_hipgen.evaluation.samples import image_specs, read_or_redraw, shard_bytes, store_table
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
 
@@ -127,6 +127,7 @@ def merge(run: Run, name: str) -> dict[str, Any]:
     import pandas as pd
 
     from hpc_hipgen.evaluation import figures
+    from hpc_hipgen.evaluation.samples import load_table
 
     sweep = _saved(run, name)
     lines, first = [], None
@@ -134,7 +135,7 @@ def merge(run: Run, name: str) -> dict[str, Any]:
         path = sweeps.cell_table(run, (cell.name, 0), name)
         if not path.is_file():
             raise ValueError(f"{path}: missing; start the sweep again")
-        table = pd.read_parquet(path)
+        table = load_table(path)
         keys = list(table["key"])
         first = keys if first is None else first
         if keys != first or set(table["row"]) != {cell.name}:

@@ -40,7 +40,7 @@ from hpc_hipgen import utility
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.launching import dry_run, execute_cells
 from hpc_hipgen.cluster.site import load_site
-from hpc_hipgen.files import remove_folder, write_atomic
+from hpc_hipgen.files import read_json, remove_folder, write_atomic
 from hpc_hipgen.pipeline import Item
 from hpc_hipgen.rows import row_model, row_settings
 from hpc_hipgen.run import Run
@@ -167,7 +167,7 @@ def merge(run: Run, name: str) -> dict[str, Any]:
         path = utility.cell_result(run, item, name)
         if not path.is_file():
             raise ValueError(f"{path}: missing; start it again")
-        found.append(json.loads(path.read_text()))
+        found.append(read_json(path))
         if found[-1]["films"] != found[0]["films"]:
             raise ValueError(f"{path}: measured other films than the first; remove its folder")
     manifest = pd.read_csv(run.path("data", "manifest.csv"), dtype={"film": str, "dog": str})

@@ -26,7 +26,15 @@ from typing import Any
 
 from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
-from hpc_hipgen.files import clean_abandoned, disk_full, full_disk_advice, lock, write_atomic
+from hpc_hipgen.files import (
+    DamagedError,
+    clean_abandoned,
+    disk_full,
+    full_disk_advice,
+    lock,
+    read_json,
+    write_atomic,
+)
 from hpc_hipgen.named import resolve
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.provenance import record_start
@@ -235,19 +243,26 @@ def stage_logs(run: Run, stage: str) -> Path:
 def submitted(run: Run, stage: str) -> dict[str, Any] | None:
     """The last submission of a stage: job id, log folder, time."""
     path = run.path("logs", stage, "submitted.json")
-    record = json.loads(path.read_text()) if path.is_file() else None
+    try:
+        record = read_json(path)
+    except (OSError, DamagedError):  # none, or of no use
+        return None
     # a folder that was copied has the records of jobs that work in the other one
-    ours = record and Path(record["log"]).parent == path.parent.resolve()
+    ours = Path(record.get("log", "")).parent == path.parent.resolve()
     return record if ours else None
+
+
+_NO_FAILURE = {"time": 0.0, "kinds": ["Exception"], "error": "not known"}
 
 
 def failures(run: Run, stage: str, since: float = 0.0) -> list[dict[str, Any]]:
     """What ended jobs of this stage later than `since` (seconds of the epoch)."""
     found = []
     for path in sorted(run.path("logs", stage).glob("failed*.json")):
-        with contextlib.suppress(FileNotFoundError):  # its task has just begun again
-            found.append(json.loads(path.read_text()))
-    return [failure for failure in found if failure.get("time", 0.0) >= since]
+        # its task has just begun again, or somebody has cut it
+        with contextlib.suppress(FileNotFoundError, DamagedError):
+            found.append(_NO_FAILURE | read_json(path))
+    return [failure for failure in found if failure["time"] >= since]
 
 
 def running(run: Run, stage: str) -> list[dict[str, Any]]:

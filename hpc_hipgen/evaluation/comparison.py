@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hpc_hipgen.evaluation.results import REAL_ROWS, Results, training_seconds
+from hpc_hipgen.files import read_json
 from hpc_hipgen.pipeline import trained_before
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.rows import row_model
@@ -63,7 +63,8 @@ def _cost(run: Run, row: str) -> dict[str, float | None]:
     """Seconds and evaluations an image, by what the sampling noted beside each shard."""
     folder = run.path("samples", row)
     names = (shard_name(number, "json") for number in shard_numbers(folder, "json"))
-    notes = [json.loads((folder / name).read_text()) for name in names]
+    unknown = "remove it: what its shard cost is not known then"
+    notes = [read_json(folder / name, unknown) for name in names]
     images = sum(note["images"] for note in notes)
     return {
         f"{key}_per_image": sum(note[key] for note in notes) / images if images else None

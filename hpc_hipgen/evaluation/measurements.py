@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from hpc_hipgen.evaluation.audit import read_controls
-from hpc_hipgen.evaluation.samples import Sample
+from hpc_hipgen.evaluation.samples import Sample, store_table
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import Item, score_shard
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Angles
@@ -69,13 +69,6 @@ def measured(samples: Sequence[Sample], row: str, ruler: Any, batch: int) -> pd.
     found = ruler.measure(np.stack([sample.image for sample in samples]), batch)
     assert len(found) == len(samples), "the ruler answers once per image"
     return pd.DataFrame([_line(row, s, m) for s, m in zip(samples, found, strict=True)])
-
-
-def store_table(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table as parquet, atomically."""
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    write_atomic(path, buffer.getvalue())
 
 
 def _line(row: str, sample: Sample, measurement: Any) -> dict[str, Any]:

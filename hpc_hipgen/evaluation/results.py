@@ -89,7 +89,7 @@ def read_table(run: Run, row: str) -> pd.DataFrame:
     parts = []
     for number in there:
         path = folder / shard_name(number, "parquet")
-        parts.append(pd.read_parquet(path).assign(shard=number))
+        parts.append(samples.load_table(path).assign(shard=number))
     table = pd.concat(parts).sort_values("index", kind="stable").reset_index(drop=True)
     twice = table["key"][table["key"].duplicated()]
     if len(twice):

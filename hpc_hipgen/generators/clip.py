@@ -22,6 +22,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from hpc_hipgen.config import CLIP, Experiment
+from hpc_hipgen.files import reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.probe import asked_angles
 from hpc_hipgen.radiograph.layouts import Films
@@ -56,8 +57,9 @@ def load_parts(folder: Path) -> CLIPParts:
         ValueError: the text states have another width than the embeddings; the prior of diffusers
             takes both through one layer's shape.
     """
-    model = CLIPModel.from_pretrained(folder, **text.WEIGHTS).requires_grad_(False).eval()
-    parts = CLIPParts(model, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
+    with reading_export(folder):
+        model = CLIPModel.from_pretrained(folder, **text.WEIGHTS).requires_grad_(False).eval()
+        parts = CLIPParts(model, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
     if (states := model.config.text_config.hidden_size) != parts.width:
         raise ValueError(
             f"{folder}: text states of width {states} and embeddings of {parts.width}; a prior "

@@ -31,6 +31,7 @@ from transformers import (
 
 from hpc_hipgen.config import DallE, Experiment, Text
 from hpc_hipgen.diffusion.consistency import spatial_mean
+from hpc_hipgen.files import reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder, decode_images, encode_codes
 from hpc_hipgen.generators.focus import hip_focus
@@ -83,11 +84,12 @@ def load_parts(folder: Path, precision: str = "fp32") -> DallEParts:
         "use_safetensors": True,
         "dtype": torch.bfloat16 if precision == "bf16" else torch.float32,
     }
-    return DallEParts(
-        GPT2LMHeadModel.from_pretrained(folder / "transformer", **local).eval().to(device()),
-        CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        DiscreteAutoencoder.from_pretrained(folder / "vae", **local).eval().to(device()),
-    )
+    with reading_export(folder):
+        return DallEParts(
+            GPT2LMHeadModel.from_pretrained(folder / "transformer", **local).eval().to(device()),
+            CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            DiscreteAutoencoder.from_pretrained(folder / "vae", **local).eval().to(device()),
+        )
 
 
 def build_parts(section: DallE, vae: DiscreteAutoencoder, grid: int) -> DallEParts:

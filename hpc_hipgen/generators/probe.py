@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment
-from hpc_hipgen.files import write_atomic
+from hpc_hipgen.files import reading_export, write_atomic
 from hpc_hipgen.generators.autoencoder import encode
 from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.radiograph.geometry import swap_sides
@@ -136,9 +136,10 @@ def _weights(folder: Path) -> Path:
 
 def load_probe(folder: Path) -> ProbeNetwork:
     """Reads what `ProbeTask.export` wrote."""
-    shape = json.loads((folder / "probe.json").read_text())
-    network = ProbeNetwork(shape["channels"], shape["size"], shape["width"])
-    network.load_state_dict(load_file(_weights(folder)))
+    with reading_export(folder):
+        shape = json.loads((folder / "probe.json").read_text())
+        network = ProbeNetwork(shape["channels"], shape["size"], shape["width"])
+        network.load_state_dict(load_file(_weights(folder)))
     return network
 
 

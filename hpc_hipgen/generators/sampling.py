@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from hpc_hipgen.config import DDIM
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
+from hpc_hipgen.files import reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.frozen import freeze
@@ -57,23 +58,25 @@ def load_pipeline(
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder}: holds no diffusers pipeline (model_index.json)")
-    pipeline = DiffusionPipeline.from_pretrained(  # of the class that the folder names
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=torch.float32,
-        **_unchecked(folder),
-    )
+    with reading_export(folder):
+        pipeline = DiffusionPipeline.from_pretrained(  # of the class that the folder names
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            **_unchecked(folder),
+        )
     pipeline.set_progress_bar_config(disable=True)
     use_best_attention(pipeline.unet)
     if adapters:
-        pipeline.load_lora_weights(
-            adapters, adapter_name=ADAPTER, local_files_only=True, use_safetensors=True
-        )
-        if (adapters / "scheduler").is_dir():
-            pipeline.scheduler = LCMScheduler.from_pretrained(
-                adapters / "scheduler", local_files_only=True
+        with reading_export(adapters):
+            pipeline.load_lora_weights(
+                adapters, adapter_name=ADAPTER, local_files_only=True, use_safetensors=True
             )
+            if (adapters / "scheduler").is_dir():
+                pipeline.scheduler = LCMScheduler.from_pretrained(
+                    adapters / "scheduler", local_files_only=True
+                )
     if precision == "bf16":
         _autocast(pipeline.unet, "forward")
         _autocast(pipeline.vae, "decode")

@@ -28,6 +28,7 @@ from hpc_hipgen.diffusion.schedule import (
     to_x0,
     training_target,
 )
+from hpc_hipgen.files import reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import stride
@@ -85,15 +86,16 @@ def ddim_scheduler(prediction: str) -> DDIMScheduler:
 def load_parts(folder: Path) -> StableDiffusionParts:
     """Reads a diffusers folder of Stable Diffusion (safetensors only, no network)."""
     local = {"local_files_only": True, "use_safetensors": True}
-    tokenizer, encoder = text.load_text(folder)
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    return StableDiffusionParts(
-        AutoencoderKL.from_pretrained(folder / "vae", **local),
-        UNet2DConditionModel.from_pretrained(folder / "unet", **local),
-        tokenizer,
-        encoder,
-        scheduler.config.prediction_type,
-    )
+    with reading_export(folder):
+        tokenizer, encoder = text.load_text(folder)
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+        return StableDiffusionParts(
+            AutoencoderKL.from_pretrained(folder / "vae", **local),
+            UNet2DConditionModel.from_pretrained(folder / "unet", **local),
+            tokenizer,
+            encoder,
+            scheduler.config.prediction_type,
+        )
 
 
 def build_unet(config: Diffusion, channels: int, latent: int) -> UNet2DConditionModel:

@@ -40,6 +40,8 @@ def find_films(given: Sequence[str], out: Path) -> list[Path]:
     drawn = (out / OVERLAYS).resolve()
     for name in given:
         path = Path(name)
+        if not name:
+            raise ValueError("an argument is empty; name a file, a folder or a pattern")
         if path.is_dir():
             paths = [p for p in films_below(path) if not p.resolve().is_relative_to(drawn)]
             if not paths:

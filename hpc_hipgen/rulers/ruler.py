@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_hipgen.files import write_atomic
+from hpc_hipgen.files import reading_export, write_atomic
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.run import Run
 
@@ -200,10 +200,11 @@ def load_ruler(folder: Path, min_confidence: float = 0.05) -> Ruler:
     """
     if not (folder / "ruler.json").is_file():
         raise ValueError(f"{folder}: holds no ruler (ruler.json)")
-    settings = json.loads((folder / "ruler.json").read_text())
-    network = RulerNetwork(tuple(settings["channels"]))
-    network.load_state_dict(load_file(folder / "model.safetensors"))
-    return Ruler(network, settings["resolution"], min_confidence)
+    with reading_export(folder):
+        settings = json.loads((folder / "ruler.json").read_text())
+        network = RulerNetwork(tuple(settings["channels"]))
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        return Ruler(network, settings["resolution"], min_confidence)
 
 
 def ruler_of(run: Run, device: str) -> Ruler:

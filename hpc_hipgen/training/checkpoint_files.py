@@ -14,4 +14,5 @@ def checkpoint_path(folder: Path, images: int) -> Path:
 
 def named_checkpoints(folder: Path) -> list[Path]:
     """What is called a checkpoint, newest first."""
-    return sorted(folder.glob("[0-9]*"), reverse=True)
+    found = (path for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
+    return sorted(found, reverse=True)
