@@ -9,6 +9,7 @@ import yaml
 
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.run import (
+    HOW,
     Run,
     atomic_folder,
     clean_abandoned,
@@ -243,3 +244,36 @@ def test_feedback_alone_goes_on_from_another_teacher(tmp_path, tiny_settings):
     assert "stable_diffusion" in run.rows() and "stable_diffusion_untuned" not in run.rows()
     assert run.base("feedback") == Path("/elsewhere")
     assert run.base("llcm") == run.path("feedback", "export")
+
+
+def test_what_a_folder_holds_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    own, target, synced = os.fsync, tmp_path / "export", []
+
+    def note(handle):
+        synced.append((os.fstat(handle).st_ino, target.exists()))
+        own(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with atomic_folder(target) as folder:
+        (folder / "weights").write_text("x")
+        inode = (folder / "weights").stat().st_ino
+    assert (inode, False) in synced and (tmp_path.stat().st_ino, True) in synced
+
+
+def test_how_a_run_is_executed_may_change_and_what_it_makes_may_not():
+    how = ("llcm.training.micro_batch", "sampling.batch", "logging.wandb", "ruler.training.workers")
+    assert all(HOW.search(key) for key in how)
+    what = ("llcm.training.lr", "llcm.training.batch", "llcm.training.images", "seed", "data.views",
+            "evaluation.min_confidence", "sampling.guidance", "sampling.precision")  # fmt: skip
+    assert not [key for key in what if HOW.search(key)]
+
+
+def test_students_are_drawn_in_few_steps_and_an_lcm_lora_without_a_scale(tmp_path, tiny_settings):
+    tiny_settings["lcm_lora"] = {"training": {"images": 8, "batch": 4, "lr": 1e-3}}
+    tiny_settings["sampling"] |= {"guidance": 3.0, "eta": 1, "solver": "ddim"}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    student = {"steps": 2, "guidance": 3.0, "solver": "lcm", "eta": 0.0}
+    assert row_settings(run.config, "llcm_2") == student
+    assert row_settings(run.config, "lcm_lora_2") == student | {"guidance": 1.0}
+    teacher = {"steps": 2, "guidance": 3.0, "solver": "ddim", "eta": 1}
+    assert row_settings(run.config, "stable_diffusion") == teacher
