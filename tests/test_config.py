@@ -542,3 +542,12 @@ def test_eta_needs_a_solver_that_takes_it(tiny_settings):
         parse_experiment(tiny_settings, "x.yaml")
     tiny_settings["sampling"] = {"eta": 0.5}
     assert parse_experiment(tiny_settings, "x.yaml").sampling.eta == 0.5
+
+
+@pytest.mark.parametrize("key, value", [("resolution", 64), ("head_distance", 0.5)])
+def test_a_pretrained_ruler_measures_views_like_its_own(tiny_settings, tmp_path, key, value):
+    made = {"resolution": 32, "head_distance": 0.6, key: value}
+    (tmp_path / "ruler.json").write_text(json.dumps(made))
+    tiny_settings["ruler"] = {"pretrained": str(tmp_path)}
+    with pytest.raises(ConfigError, match=f"was trained on views with {key} {value:g}, but"):
+        check_inputs(parse_experiment(tiny_settings, "x.yaml"), "x.yaml")

@@ -130,3 +130,17 @@ def test_a_folder_is_removed_whole(tmp_path):
     replace_folder(tmp_path / "f", "one")
     remove_folder(tmp_path / "f")
     assert names(tmp_path) == []
+
+
+def test_what_a_folder_holds_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    own, target, synced = os.fsync, tmp_path / "export", []
+
+    def note(handle):
+        synced.append((os.fstat(handle).st_ino, target.exists()))
+        own(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with atomic_folder(target) as folder:
+        (folder / "weights").write_text("x")
+        inode = (folder / "weights").stat().st_ino
+    assert (inode, False) in synced and (tmp_path.stat().st_ino, True) in synced

@@ -68,3 +68,14 @@ def test_feedback_alone_goes_on_from_another_teacher(tmp_path, tiny_settings):
     assert "stable_diffusion" in run.rows() and "stable_diffusion_untuned" not in run.rows()
     assert run.base("feedback") == Path("/elsewhere")
     assert run.base("llcm") == run.path("feedback", "export")
+
+
+def test_students_are_drawn_in_few_steps_and_an_lcm_lora_without_a_scale(tmp_path, tiny_settings):
+    tiny_settings["lcm_lora"] = {"training": {"images": 8, "batch": 4, "lr": 1e-3}}
+    tiny_settings["sampling"] |= {"guidance": 3.0, "eta": 1, "solver": "ddim"}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    student = {"steps": 2, "guidance": 3.0, "solver": "lcm", "eta": 0.0}
+    assert row_settings(run.config, "llcm_2") == student
+    assert row_settings(run.config, "lcm_lora_2") == student | {"guidance": 1.0}
+    teacher = {"steps": 2, "guidance": 3.0, "solver": "ddim", "eta": 1}
+    assert row_settings(run.config, "stable_diffusion") == teacher

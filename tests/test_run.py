@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from hpc_hipgen.config import ConfigError, parse_experiment
-from hpc_hipgen.run import Run
+from hpc_hipgen.run import HOW, Run
 
 
 def test_markers(tmp_path, tiny_settings):
@@ -45,3 +45,11 @@ def test_a_run_takes_no_folder_of_somebodys(tmp_path, tiny_settings):
 def test_no_run_folder_is_said(tmp_path):
     with pytest.raises(ConfigError, match="not a run folder"):
         Run(tmp_path)
+
+
+def test_how_a_run_is_executed_may_change_and_what_it_makes_may_not():
+    how = ("llcm.training.micro_batch", "sampling.batch", "logging.wandb", "ruler.training.workers")
+    assert all(HOW.search(key) for key in how)
+    what = ("llcm.training.lr", "llcm.training.batch", "llcm.training.images", "seed", "data.views",
+            "evaluation.min_confidence", "sampling.guidance", "sampling.precision")  # fmt: skip
+    assert not [key for key in what if HOW.search(key)]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hpc_hipgen.evaluation import samples
+from hpc_hipgen.evaluation.film_pixels import FilmPixels
 from hpc_hipgen.evaluation.memorisation import (
     ALARM,
     LEAST_HELD_OUT,
@@ -25,7 +26,6 @@ from hpc_hipgen.pipeline import score_shard
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films, read_manifest, read_view
 from hpc_hipgen.rows import CONTROLS_ROW, MEASURED_ROWS
-from hpc_hipgen.rulers.film_pixels import FilmPixels
 
 if TYPE_CHECKING:
     from hpc_hipgen.evaluation.results import Features

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from hpc_hipgen.rulers.film_pixels import Nearest, unit
+from hpc_hipgen.evaluation.film_pixels import Nearest, unit
 
 ALARM = 0.001
 """A film is called a copy where a held-out film comes as near with less than this chance, in either

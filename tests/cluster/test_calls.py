@@ -221,3 +221,31 @@ def test_the_requeued_call_is_the_same_call(run, fake_stages):
 def test_logs_hold_no_markers(run):
     assert stage_logs(run, "report") == run.path("logs", "report")
     assert json.loads(json.dumps(failures(run, "report"))) == []
+
+
+@pytest.mark.parametrize(
+    "error, retried, again",
+    [(OSError("a node"), 0, True), (OSError("a node"), 1, False), (ValueError("a film"), 0, False)],
+)
+def test_a_task_of_an_array_is_put_back_as_often_as_the_site_says(
+    run, fake_stages, fake_slurm, monkeypatch, error, retried, again
+):
+    def fail(run, todo):
+        raise error
+
+    on_slurm(monkeypatch)
+    monkeypatch.setattr(fake_stages, "array", fail)
+    run.mark_done("first")
+    call = StageCall(fake_stages.GRAPH[2], str(run.folder), fake_stages.ITEMS, retries=1)
+    call.retried = retried
+
+    def requeue(number, frame):
+        raise SystemExit(-1)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(SystemExit if again else type(error)):
+            call()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert call.retried == retried + again

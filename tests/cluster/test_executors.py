@@ -120,3 +120,9 @@ def test_gpus_are_counted_without_torch(monkeypatch, visible, count):
     assert count_gpus() == count
     assert local_processes("train") == max(1, count)
     assert local_processes("gpu") == local_processes("cpu") == 1
+
+
+def test_a_job_has_the_threads_and_the_minutes_that_it_asks_for():
+    need = Resources(cpus=6, hours=1.25)
+    lines = sbatch_script(slurm_parameters("s", need, Site())).splitlines()
+    assert "export OMP_NUM_THREADS=6" in lines and "#SBATCH --time=75" in lines

@@ -257,3 +257,11 @@ def test_the_dry_run_shows_every_script(run):
     assert text.count("#!/bin/bash") == len(stages(run.config))
     assert "afterok:<prepare>" in text
     assert not run.path("logs").exists()
+
+
+def test_a_refused_job_leaves_what_another_launch_had_submitted(run, fake_stages, fake_slurm):
+    assert submit_stages(run, fake_stages.GRAPH[:1], SITE) == {"first": "101"}
+    (fake_slurm / "refuse").write_text("job-name=tiny:second\n")
+    with pytest.raises(ConfigError, match="refuses second"):
+        submit_stages(run, fake_stages.GRAPH, SITE)
+    assert not (fake_slurm / "cancelled").exists()

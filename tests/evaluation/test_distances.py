@@ -1,5 +1,7 @@
 """Fréchet and kernel distances against closed forms and torchmetrics."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -187,3 +189,22 @@ def test_unknown_weights_are_refused_before_they_are_read(tmp_path):
         d.load_backbone(wrong)
     with pytest.raises(ValueError, match="no such weight file"):
         d.load_backbone(tmp_path / "absent.pth")
+
+
+def test_the_floor_is_of_as_many_films_as_the_sample(monkeypatch):
+    rng, compared, own = np.random.default_rng(0), [], d.frechet_distance
+    monkeypatch.setattr(d, "frechet_distance", lambda x, y: compared.append(len(x)) or own(x, y))
+    drawn, training, real = (rng.normal(size=(n, 4)) for n in (10, 20, 30))
+    assert d.compare_sets(drawn, d.Reference(training), real)["n"] == 10
+    assert compared == [10, 10]
+
+
+def test_the_network_sees_films_as_its_weights_expect_them():
+    network = d._EfficientNetLite0.__new__(d._EfficientNetLite0)
+    nn.Module.__init__(network)
+    network.body = SimpleNamespace(extract_features=lambda x: x)
+    films = torch.zeros(3, 3, 896, 896, dtype=torch.uint8)
+    films[1] = 255
+    films[2, ..., ::4] = 255  # finer than the network's pixels: their mean
+    expected = torch.tensor([-127.0, 128.0, 255 / 4 - 127]) / 128
+    assert torch.allclose(network(films)[:, 0], expected, atol=0.01)

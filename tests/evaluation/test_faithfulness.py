@@ -201,3 +201,12 @@ def test_paper_rows():
         (0.1307, 0.2747),
         (0.1814, 0.1338),
     ]
+
+
+def test_the_interval_of_a_difference_covers_95_percent():
+    gain = np.random.default_rng(0).normal(size=(400, 1))
+    dogs = [f"dog {i}" for i in range(400)]
+    asked, first, second = np.zeros((400, 2)), 10 + gain.repeat(2, 1), np.full((400, 2), 10.0)
+    got = f.paired_bootstrap(asked, first, second, dogs)
+    half = 1.96 * gain.std() / 20
+    assert (got["high"] - got["low"]) / 2 == pytest.approx(half, rel=0.08)

@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 
 from hpc_hipgen.evaluation.audit import Auditor
+from hpc_hipgen.evaluation.film_pixels import FilmPixels, Nearest
 from hpc_hipgen.evaluation.memorisation import (
     ALARM,
     FilmFeatures,
     Tail,
+    Verdict,
     planted_copies,
     rates,
 )
 from hpc_hipgen.radiograph.phantom import draw_phantom
 from hpc_hipgen.radiograph.views import make_view
-from hpc_hipgen.rulers.film_pixels import FilmPixels
 
 TRAINING, HELD_OUT, OTHERS, COPIED = 30, 16, 54, 10
 SIZE, D = 128, 0.6
@@ -99,3 +100,20 @@ def test_features_are_compared_on_the_scale_of_the_films():
     moved = films.copy()
     moved[:, 7] += 100  # little of this feature's spread
     assert (FilmFeatures(films).nearest(moved).film == np.arange(40)).all()
+
+
+def test_a_copy_is_what_hardly_any_held_out_film_comes_as_near_as_and_of_that_film():
+    nearest = Nearest(np.full(3, 0.1), np.array([4, 5, 6]), np.zeros(3, bool))
+    verdict = Verdict({"pixels": nearest}, {"pixels": np.array([0.0009, 0.0009, 0.0011])})
+    assert verdict.flagged()["either"].tolist() == [True, True, False]
+    assert verdict.flagged(np.array([4, 9, 6]))["either"].tolist() == [True, False, False]
+
+
+def test_features_that_hardly_ever_differ_do_not_drown_the_others():
+    rng = np.random.default_rng(0)
+    films = np.concatenate([rng.normal(size=(20, 8)), np.ones((20, 8))], 1)
+    films[:, 8:] += 1e-6 * rng.normal(size=(20, 8))
+    moved = films[:5].copy()
+    moved[:, 8:] += 1e-5 * rng.normal(size=(5, 8))  # ten times their spread, and nothing
+    assert FilmFeatures(films).nearest(moved).film.tolist() == [0, 1, 2, 3, 4]
+    assert FilmFeatures(films).nearest(moved).distance.max() < 0.01

@@ -314,3 +314,63 @@ def test_a_log_that_was_resumed_keeps_the_later_line(tmp_path):
     )
     assert results.read_log(path) == [{"images": 1, "loss": 5}, {"images": 2, "loss": 3}]
     assert results.read_log(tmp_path / "absent") == []
+
+
+def drawings(films=5, off=0.0, each=1):
+    """Lines of an evaluation table, whose measured angles are off by so many degrees."""
+    index = np.arange(films * each)
+    asked = 90.0 + index % films
+    table = {"index": index, "film": [f"film-{i % films}" for i in index]}
+    table["prompt_class"] = 1 + index % films % 2
+    for side in SIDES:
+        table |= {f"asked_{side}": asked, f"measured_{side}": asked + off}
+    return pd.DataFrame(table)
+
+
+def test_the_mean_that_is_always_drawn_is_that_of_training_films_once_each():
+    lines = [("a", "train", 0, 95.0), ("a", "train", 1, 75.0), ("b", "train", 0, 97.0),
+             ("c", "test", 0, 120.0)]  # fmt: skip
+    manifest = pd.DataFrame(lines, columns=["film", "split", "view", "patient_left"])
+    manifest["patient_right"] = manifest["patient_left"] + 5
+    found = results._baseline({"llcm_4": drawings()}, manifest)
+    assert (found["left"]["mean"], found["right"]["mean"]) == (96, 101)
+
+
+def test_a_row_that_is_worse_than_the_teacher_has_a_difference_above_zero():
+    tables = {"stable_diffusion": drawings(off=1.0), "llcm_4": drawings(off=-3.0)}
+    found = results._comparisons(tables, None)
+    assert list(found) == ["llcm_4"]
+    assert found["llcm_4"]["difference"] == pytest.approx(2) and found["llcm_4"]["low"] > 0
+
+
+def test_a_class_is_compared_with_training_films_of_that_class():
+    rng = np.random.default_rng(0)
+    classes = np.array([1] * 12 + [2] * 8)
+    training = rng.normal(size=(20, 6)) + 10 * classes[:, None]  # classes lie far apart
+    table = drawings(films=20)
+    drawn = rng.normal(size=(20, 6)) + 10 * table["prompt_class"].to_numpy()[:, None]
+    features = results.Features({"llcm_4": drawn}, training, classes, "EfficientNet-Lite0")
+    found = results._frechet(features, {"llcm_4": table})["rows"]["llcm_4"]
+    assert [found[group]["n_reference"] for group in ("all", "1", "2")] == [20, 12, 8]
+    assert [found[group]["n"] for group in ("all", "1", "2")] == [20, 10, 10]
+    assert max(found[group]["frechet"] for group in ("1", "2")) < 30
+
+
+def test_above_an_image_stands_each_side_with_its_own_angle():
+    asked = [{"asked": {"left": 102.5, "right": 98.0}}]
+    assert report._asked(asked) == ["asked\nR 98.0    L 102.5"]
+
+
+def test_lines_of_the_ruler_lie_on_the_centres_of_its_pixels():
+    drawn = report._overlay(np.array([[4.0, 8, 2, 3, 6], [12, 8, 3, 13, 6]]))
+    assert drawn["line"] == "3.5,6.5 4.5,8.5 12.5,8.5 13.5,6.5"
+    assert drawn["circles"] == [("4.5", "8.5", "2.0"), ("12.5", "8.5", "3.0")]
+
+
+def test_the_papers_rows_have_both_sides_and_intervals_of_their_own():
+    lines = report.table_1(results.Results({}, [], {}, {"faithfulness": {}}), {})
+    llcm = {line["side"]: line for line in lines if line["name"] == "LLCM (paper)"}
+    assert (llcm["left"]["r"], llcm["right"]["r"]) == (0.2026, 0.1458)
+    for line in llcm.values():  # of 84 films, by Fisher
+        half = np.arctanh(line["r_high"]) - np.arctanh(line["r"])
+        assert half == pytest.approx(1.96 / 9, abs=1e-4)

@@ -198,3 +198,58 @@ def test_the_export_draws_at_the_size_of_the_views_whatever_its_base_has(
     run_of_another_size, tiny_settings, exported_size
 ):
     assert exported_size(make_task(run_of_another_size, tiny_settings)) == 32
+
+
+def test_a_loss_looks_where_its_weight_is(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings)
+    batch = batch_of(task)
+    left = torch.zeros_like(batch["weight"])
+    left[..., : left.shape[-1] // 2] = 1.0
+    with torch.no_grad():
+        one, other, both = (
+            task.module(**batch | {"weight": weight})[0] for weight in (left, 1 - left, left**0)
+        )
+    assert not torch.allclose(one, other)
+    torch.testing.assert_close((one + other) / 2, both)
+
+
+def test_the_target_answers_at_the_level_that_the_teacher_has_reached(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings)
+    batch, asked = batch_of(task), []
+    own = task.module.consistency
+
+    def note(unet, z, t, w, states):
+        asked.append((unet, t))
+        return own(unet, z, t, w, states)
+
+    task.module.consistency = note
+    with torch.no_grad():
+        task.module(**batch)
+    (target, t_next), (student, t) = asked
+    assert target is task.averages["target"].module and student is task.module.student
+    assert torch.equal(t, batch["t"]) and torch.equal(t_next, (batch["t"] - 20).clamp(min=0))
+
+
+@pytest.mark.parametrize("ema_images", [0, 40])
+def test_the_average_that_the_settings_name_is_exported(
+    tiny_run, tiny_settings, tmp_path, ema_images
+):
+    task = make_task(tiny_run, tiny_settings, training=STEPS | {"ema_images": ema_images})
+    for value, average in enumerate(task.averages.values()):
+        torch.nn.init.constant_(average.module.conv_in.bias, value)
+    task.export(tmp_path)
+    found = load_parts(tmp_path).unet.conv_in.bias
+    assert (found == (1 if ema_images else 0)).all()
+
+
+def test_the_scheduler_has_the_grid_of_another_skip():
+    scheduler = lcm_scheduler("v_prediction", 50)
+    scheduler.set_timesteps(20)
+    assert sorted(scheduler.timesteps.tolist()) == list(range(49, 1000, 50))
+
+
+def test_the_probe_weighs_what_the_settings_say(tiny_run, tiny_settings):
+    tiny_settings["probe"] = {"training": STEPS}
+    task = make_task(tiny_run, tiny_settings, measurement_weight=0.25)
+    task.measure_with(AlwaysOff())
+    assert task.module.measured.weight == 0.25

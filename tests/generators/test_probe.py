@@ -1,11 +1,21 @@
 """The probe's loss on predicted latents, and the settings that ask for it."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hpc_hipgen.config import ConfigError, parse_experiment
-from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork
+from hpc_hipgen.generators.probe import (
+    MeasurementLoss,
+    ProbeLoss,
+    ProbeNetwork,
+    ProbeTask,
+    load_probe,
+)
+from hpc_hipgen.radiograph.layouts import read_manifest
+from hpc_hipgen.tasks import load_autoencoder
+from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
 
 
@@ -83,3 +93,50 @@ def test_asking_needs_a_probe_and_a_probe_somebody_who_asks():
         parse_experiment(BASE | {"probe": {"training": TRAINING}}, "x.yaml")
     config = parse_experiment(asking | {"probe": {"training": TRAINING}}, "x.yaml")
     assert config.trained() == ["ruler", "autoencoder", "probe", "stable_diffusion"]
+
+
+def make_task(run, settings, **section):
+    settings["probe"] = {"width": 8, "training": TRAINING} | section
+    settings["stable_diffusion"]["measurement_weight"] = 0.1
+    films, held_out = (read_manifest(run.path("data"), split) for split in ("train", "validation"))
+    config = parse_experiment(settings, "x.yaml")
+    return ProbeTask(config, films, held_out, load_autoencoder(run), run.path("latents"))
+
+
+def test_it_learns_from_noisy_latents_where_the_landmarks_of_their_views_are(
+    tiny_run, tiny_settings
+):
+    task = make_task(tiny_run, tiny_settings, noise=0.5)
+    batch = task.batch(np.arange(8), ImageRandom(0, np.arange(8)))
+    marks = torch.from_numpy(task.films.landmarks).float()
+    points = torch.stack([marks[:, 0, :2], marks[:, 0, 3:], marks[:, 1, :2], marks[:, 1, 3:]], 1)
+    assert torch.equal(batch["points"], points[:8])
+    noise = (batch["latents"] - task.latents[:8]).flatten(1).std(1)
+    assert noise.max() < 0.55 and noise.max() - noise.min() > 0.1, "of a random strength"
+    torch.testing.assert_close(task.module.network.usual, points.mean(0))
+
+
+def test_its_loss_counts_pixels_and_degrees():
+    points = torch.tensor([[[20.0, 30.0], [20.0, 20.0], [44.0, 30.0], [54.0, 20.0]]])
+    found = points.clone()
+    found[0, 3, 0] = 44.0  # 10 pixels beside, and 90 degrees instead of 135
+    losses, said = ProbeLoss(lambda latents: found)(torch.zeros(1), points)
+    assert losses.tolist() == pytest.approx([10 / 4 + 0.1 * 45 / 2], abs=1e-4)
+    assert (said["pixels"], said["degrees"]) == pytest.approx((2.5, 22.5), abs=1e-4)
+
+
+def test_the_export_is_the_average_and_states_its_error_on_held_out_films(
+    tiny_run, tiny_settings, tmp_path
+):
+    task = make_task(tiny_run, tiny_settings)
+    average = task.averages["export"].module
+    nn.init.zeros_(average.points[2].weight)
+    nn.init.zeros_(average.points[2].bias)
+    # the patient's left, at the image's right, has 135 degrees, the right 90
+    average.usual.copy_(torch.tensor([[20.0, 30.0], [20.0, 20.0], [44.0, 30.0], [54.0, 20.0]]))
+    said = task.export(tmp_path)
+    expected = [abs(angle - side).mean() for angle, side in
+                ((135, task.held_out.patient_left), (90, task.held_out.patient_right))]  # fmt: skip
+    assert list(said.values()) == pytest.approx(expected, abs=1e-3)
+    stored = load_probe(tmp_path).state_dict()
+    assert all(torch.equal(v, stored[k]) for k, v in average.state_dict().items())

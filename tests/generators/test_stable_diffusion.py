@@ -302,3 +302,53 @@ def test_the_export_draws_at_the_size_of_the_views_whatever_its_base_has(
     run, base = run_of_another_size, run_of_another_size.path("stable_diffusion", "export")
     task = make_task(run, tiny_settings, pretrained=str(base), conditioning="caption")
     assert exported_size(task) == 32
+
+
+class Reads103(torch.nn.Module):
+    """A probe that reads 103 degrees in whatever it sees."""
+
+    def angles(self, latents):
+        return torch.full((len(latents), 2), 103.0)
+
+
+def probed_task(run, settings, **section):
+    settings["probe"] = {"training": settings["ruler"]["training"]}
+    task = make_task(run, settings, measurement_weight=0.5, **section)
+    task.measure_with(Reads103())
+    return task
+
+
+def test_a_dropped_caption_asks_for_no_angles(tiny_run, tiny_settings):
+    task = probed_task(tiny_run, tiny_settings, caption_dropout=0.5)
+    views = np.arange(40) % task.size
+    batch = task.batch(views, ImageRandom(0, np.arange(40)))
+    dropped = (batch["text"] == task.null).flatten(1).all(1)
+    assert 5 < dropped.sum() < 35 and torch.equal(batch["asked"].isnan().all(1), dropped)
+    films = np.stack([task.films.patient_left, task.films.patient_right], 1)
+    assert np.allclose(batch["asked"][~dropped], films[views][~dropped])
+
+
+def test_what_the_probe_reads_counts_less_the_more_noise_there_is(tiny_run, tiny_settings):
+    task = probed_task(tiny_run, tiny_settings)
+    batch = batch_of(task) | {"asked": torch.full((4, 2), 100.0)}
+    batch["timesteps"] = torch.tensor([0, 250, 500, 999])
+    with torch.no_grad():
+        losses = task.module(**batch)[0]
+        task.module.measured = None
+        plain = task.module(**batch)[0]
+    # 3 degrees off cost 3 - 1 on either side, see test_probe.py
+    expected = 0.5 * 2.0 * scaled_linear_alphas_cumprod()[batch["timesteps"]].float()
+    torch.testing.assert_close(losses - plain, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_looks_where_its_weight_is(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings)
+    batch = batch_of(task)
+    left = torch.zeros_like(batch["weight"])
+    left[..., : left.shape[-1] // 2] = 1.0
+    with torch.no_grad():
+        one, other, both = (
+            task.module(**batch | {"weight": weight})[0] for weight in (left, 1 - left, left**0)
+        )
+    assert not torch.allclose(one, other)
+    torch.testing.assert_close((one + other) / 2, both)

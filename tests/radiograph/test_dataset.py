@@ -356,3 +356,39 @@ def test_even_angles_are_of_training_phantoms_alone_and_change_no_other():
     assert [f for f in mixed if not f.angles] == [
         f for f in plain if f.name not in {e.name for e in even}
     ]
+
+
+def test_phantoms_of_different_splits_are_different_ones():
+    films = phantom_films(0, {"train": 3, "validation": 3, "test": 3}, 64)
+    assert len({film.index for film in films}) == 9
+
+
+def test_the_seed_deals_the_dogs():
+    dogs = [str(n) for n in range(30)]
+    assert split_dogs(dogs, PROPORTIONS, 0) != split_dogs(dogs, PROPORTIONS, 1)
+
+
+def test_views_are_jittered_and_warped_as_asked_each_in_its_own_way(tmp_path):
+    film_folder(tmp_path, 1)
+    film = FilmFile("0.png", "0", "train", tmp_path / "0.png", LANDMARKS, 1)
+
+    def views(name, **changed):
+        rows, _, _ = made(tmp_path / name, [film], replace(SMALL, **changed))
+        return [Landmarks.from_flat(row).to_array() for row in rows], rows[1]["patient_left"]
+
+    (nominal, first, second), left = views("usual")
+    assert np.abs(first - nominal).max() > 0.1 and np.abs(first - second).max() > 0.1
+    assert left == pytest.approx(LANDMARKS.norberg_angles().patient_left, abs=0.02)
+    (_, other, _), _ = views("seed", seed=2)
+    assert np.abs(first - other).max() > 0.1
+    still, _ = views("still", jitter=0.0)
+    assert max(np.abs(view - nominal).max() for view in still) < 1e-3
+    _, warped = views("warp", jitter=0.0, warp=5.0)
+    assert abs(warped - left) > 0.2
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("test", "train")])
+def test_a_dog_in_two_splits_is_refused_whichever_comes_first(tmp_path, splits):
+    film_folder(tmp_path, 2, dog=["rex", "rex"], split=splits)
+    with pytest.raises(FilmErrors, match=f"dog rex is in split {splits[1]}, but"):
+        film_files(tmp_path, None, PROPORTIONS, 0)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from hpc_hipgen.radiograph import deidentify
-from hpc_hipgen.radiograph.burned_in import find_marks
+from hpc_hipgen.radiograph.burned_in import Mark, find_marks
 from hpc_hipgen.radiograph.deidentify import (
     COLUMNS,
     Finding,
@@ -19,6 +19,7 @@ from hpc_hipgen.radiograph.deidentify import (
     thumbnail,
 )
 from hpc_hipgen.radiograph.films import SpacedFilm
+from hpc_hipgen.radiograph.geometry import Hip, Landmarks
 from hpc_hipgen.radiograph.phantom import draw_phantom
 from hpc_hipgen.tables import csv_text
 
@@ -132,3 +133,11 @@ def test_no_more_thumbnails_are_kept_than_are_shown(phantom, tmp_path, monkeypat
     assert (tmp_path / "deidentified.csv").read_text().splitlines()[1:] == [
         "b,text,masked,1,2,30,14"
     ]
+
+
+def test_what_is_protected_reaches_two_radii_around_head_and_rim():
+    landmarks = Landmarks(Hip(100, 150, 20, 95, 100), Hip(260, 150, 20, 265, 100))
+    actions = {}
+    for box in ((140, 145, 160, 155), (141, 145, 160, 155), (90, 40, 100, 61), (90, 40, 100, 60)):
+        actions[box] = deidentify._near_hip(Mark("text", box), landmarks)
+    assert list(actions.values()) == [True, False, True, False]

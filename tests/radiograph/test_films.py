@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import dicom
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from pydicom.dataset import Dataset
 from tifffile import imwrite
 
@@ -272,3 +272,13 @@ def test_the_size_of_pixels_is_read_and_made_square(tmp_path, attributes, spacin
     film = read_spaced_film(write_dicom(tmp_path / "film.dcm", RAMP, **attributes))
     assert (film.spacing, film.aspect) == (spacing, pytest.approx(aspect))
     assert film.square().shape == (round(48 * aspect), 64)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_brought_upright(tmp_path, orientation):
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8) * 5)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture.save(tmp_path / "a.png", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+    assert np.array_equal(read_film(tmp_path / "a.png"), np.asarray(upright))

@@ -1,11 +1,14 @@
 """The ruler: geometry of its training, reading of heat maps, verdicts, symmetry."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_hipgen.config import parse_experiment
 from hpc_hipgen.radiograph import geometry
 from hpc_hipgen.rulers import ruler_training
 from hpc_hipgen.rulers.ruler import (
@@ -16,6 +19,7 @@ from hpc_hipgen.rulers.ruler import (
     load_ruler,
     mass_near,
     read_points,
+    ruler_of,
     save_ruler,
     standardise,
 )
@@ -298,3 +302,26 @@ def test_maps_that_are_alike_are_named(tiny_run, tmp_path, monkeypatch, capsys, 
     )
     ruler_training.RulerTask(tiny_run.config, tiny_run.path("data")).export(tmp_path / "export")
     assert ("warning: ruler: the maps of a hip" in capsys.readouterr().err) == warned
+
+
+def test_the_ruler_that_feedback_asks_learns_otherwise_than_the_one_that_measures(
+    tiny_run, tiny_settings
+):
+    training = tiny_settings["ruler"]["training"]
+    tiny_settings["reward_model"] = tiny_settings["ruler"]
+    tiny_settings["feedback"] = {"steps": 5, "stops": 2, "below": 700, "training": training}
+    config, random = parse_experiment(tiny_settings, "x"), ImageRandom(0, np.arange(2))
+    one, other = (
+        RulerTask(config, tiny_run.path("data"), name) for name in ("ruler", "reward_model")
+    )
+    first, second = (task.module.network.stem[0].weight for task in (one, other))
+    assert not torch.equal(first, second), "its first weights"
+    first, second = (task.batch(np.arange(2), random)["points"] for task in (one, other))
+    assert not torch.equal(first, second), "how its views are moved"
+
+
+def test_a_run_measures_with_its_own_threshold(tiny_run):
+    evaluation = tiny_run.config.evaluation.model_copy(update={"min_confidence": 0.4})
+    config = tiny_run.config.model_copy(update={"evaluation": evaluation})
+    run = SimpleNamespace(config=config, first_stage=tiny_run.first_stage)
+    assert ruler_of(run, "cpu").min_confidence == 0.4

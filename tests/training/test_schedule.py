@@ -46,3 +46,13 @@ def test_a_stopped_run_lowers_its_rate_at_the_same_image(tmp_path):
             toy_train(cut, ToyTask(at={time: "stop"}), **settings)
     toy_train(cut, **settings)
     assert [line["lr"] for line in lines(cut)] == rates and losses(cut) == losses(whole)
+
+
+def test_after_a_stop_the_means_without_a_better_one_still_count():
+    before, after = (rate(images=4, patience=2, factor=0.5) for _ in range(2))
+    for _ in range(7):  # the best, two that are no better, and half of the next
+        before.observe(1.0, 2)
+    after.load_state_dict(before.state_dict())
+    assert after.at(500) == 1.0
+    after.observe(1.0, 2)
+    assert after.at(500) == 0.5

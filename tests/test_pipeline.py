@@ -1,0 +1,35 @@
+"""The graph: what waits for what, and how many shards a row has."""
+
+from collections import Counter
+
+from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.pipeline import count_films, report_items, stages
+from hpc_hipgen.run import Run
+
+
+def test_a_stage_waits_for_all_that_it_reads(tiny_settings):
+    training = {"training": {"images": 8, "batch": 4, "lr": 1e-3}}
+    tiny_settings["stable_diffusion"]["measurement_weight"] = 0.1
+    tiny_settings |= {"probe": training, "reward_model": tiny_settings["ruler"]}
+    tiny_settings["feedback"] = training
+    after = {stage.name: stage.after for stage in stages(parse_experiment(tiny_settings, "x"))}
+    assert set(after["train-stable_diffusion"]) == {"prepare", "train-autoencoder", "train-probe"}
+    feedback = {"prepare", "train-stable_diffusion", "train-reward_model"}
+    assert set(after["train-feedback"]) == feedback
+    llcm = {"prepare", "train-stable_diffusion", "train-feedback", "train-probe"}
+    assert set(after["train-llcm"]) == llcm
+    assert set(after["evaluate"]) == {"sample", "train-ruler"}
+
+
+def test_shards_hold_every_drawing_of_every_caption(tmp_path, tiny_settings):
+    tiny_settings["sampling"] |= {"per_caption": 3, "shard_size": 4}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    found = Counter(row for row, _ in report_items(run))
+    assert found["llcm_2"] == 4, "15 drawings of 5 films"
+    assert found["ruler"] == 2, "a film once"
+
+
+def test_a_film_is_counted_once_whatever_its_views(tmp_path):
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("split,view\ntrain,0\ntrain,1\ntrain,0\ntest,0\n")
+    assert count_films(manifest, "train") == 2
