@@ -322,7 +322,7 @@ def drawings(films=5, off=0.0, each=1):
     asked = 90.0 + index % films
     table = {"index": index, "film": [f"film-{i % films}" for i in index]}
     table["prompt_class"] = 1 + index % films % 2
-    for side in SIDES:
+    for side in PATIENT_SIDES:
         table |= {f"asked_{side}": asked, f"measured_{side}": asked + off}
     return pd.DataFrame(table)
 
