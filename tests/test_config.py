@@ -316,6 +316,7 @@ def test_a_probe_reads_no_latents_of_the_feedback_s_base(tiny_settings):
     tiny_settings |= {"probe": {"training": STEPS}, "reward_model": {"training": STEPS}}
     tiny_settings["llcm"] |= {"measurement_weight": 0.05}
     tiny_settings["feedback"] = {"training": STEPS, "base": "/nowhere"}
+    del tiny_settings["stable_diffusion"]
     (line,) = problems(tiny_settings)
     assert "feedback.base has its own" in line
     tiny_settings["autoencoder"] = {"pretrained": "/nowhere"}
@@ -503,6 +504,13 @@ def test_no_number_is_infinite_or_a_truth(name):
                 load_experiment(path, [f"{key}={wrong}"])
             lines = str(caught.value).splitlines()
             assert any(line.startswith(f"'{key}={wrong}': {key}") for line in lines), (key, lines)
+
+
+def test_feedback_goes_on_from_one_teacher(tiny_settings):
+    feedback = {"base": "/elsewhere", "training": STEPS}
+    tiny_settings |= {"reward_model": tiny_settings["ruler"], "feedback": feedback}
+    with pytest.raises(ConfigError, match=r"feedback.base: given, but stable_diffusion is trained"):
+        parse_experiment(tiny_settings, "x")
 
 
 def test_a_seed_leaves_room_for_those_of_images(tiny_settings):

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from hpc_hipgen.files import atomic_folder, clean_abandoned, remove_folder, write_atomic
+from hpc_hipgen.files import (
+    DamagedError,
+    atomic_folder,
+    clean_abandoned,
+    read_json,
+    reading_export,
+    remove_folder,
+    write_atomic,
+)
 
 
 def names(folder):
@@ -144,3 +152,21 @@ def test_what_a_folder_holds_is_on_the_disk_before_it_has_its_name(tmp_path, mon
         (folder / "weights").write_text("x")
         inode = (folder / "weights").stat().st_ino
     assert (inode, False) in synced and (tmp_path.stat().st_ino, True) in synced
+
+
+@pytest.mark.parametrize("content", [b"", b'{"images": 8', b"[]", b"\xff\xfe", b"null"])
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, content):
+    path = tmp_path / "train-llcm.json"
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=f"^{path}: damaged; remove it and start again$"):
+        read_json(path)
+    path.write_text('{"images": 8}')
+    assert read_json(path) == {"images": 8}
+
+
+def test_an_export_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DamagedError, match=f"^{tmp_path}: damaged or incomplete .no file of it"):
+        with reading_export(tmp_path):
+            raise OSError("no file\nof it")
+    with pytest.raises(RuntimeError), reading_export(tmp_path):
+        raise RuntimeError("the GPU is out of memory")

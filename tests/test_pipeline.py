@@ -3,7 +3,7 @@
 from collections import Counter
 
 from hpc_hipgen.config import parse_experiment
-from hpc_hipgen.pipeline import count_films, report_items, stages
+from hpc_hipgen.pipeline import count_films, report_items, stages, trained_before
 from hpc_hipgen.run import Run
 
 
@@ -33,3 +33,25 @@ def test_a_film_is_counted_once_whatever_its_views(tmp_path):
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("split,view\ntrain,0\ntrain,1\ntrain,0\ntest,0\n")
     assert count_films(manifest, "train") == 2
+
+
+def test_a_model_was_trained_with_what_it_needs_and_no_more(tiny_settings):
+    def before(model, **more):
+        return set(trained_before(parse_experiment(tiny_settings | more, "x"), model))
+
+    training = {"training": {"images": 8, "batch": 4, "lr": 1e-3}}
+    tiny_settings["stable_diffusion"]["measurement_weight"] = 0.1
+    baseline = tiny_settings["stable_diffusion"] | {"conditioning": "caption"}
+    tiny_settings |= {"probe": training, "reward_model": tiny_settings["ruler"]}
+    tiny_settings |= {"feedback": training, "stable_diffusion_caption": baseline}
+    teacher = {"autoencoder", "probe", "stable_diffusion", "reward_model", "feedback"}
+    assert before("llcm") == teacher
+    assert before("stable_diffusion_caption") == {"autoencoder", "probe"}
+    unmeasured = baseline | {"measurement_weight": 0}
+    assert before("stable_diffusion_caption", stable_diffusion_caption=unmeasured) == {
+        "autoencoder"
+    }
+    assert before("llcm", llcm=tiny_settings["llcm"] | {"base": "/elsewhere"}) == set()
+    del tiny_settings["stable_diffusion"]
+    elsewhere = training | {"base": "/elsewhere"}
+    assert before("llcm", feedback=elsewhere) == {"reward_model", "feedback"}

@@ -3,13 +3,20 @@
 import pytest
 import yaml
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.config import ConfigError, parse_experiment
+from hpc_hipgen.files import DamagedError
 from hpc_hipgen.run import HOW, Run
 
 
 def test_markers(tmp_path, tiny_settings):
     run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
     assert run.done("prepare") is None
+    run.mark_done("prepare")
+    run.path("stages", "prepare.json").write_text('{"stage": "prep')
+    with pytest.raises(DamagedError, match=r"prepare.json: damaged; remove it"):
+        run.done("prepare")
+    run.unmark("prepare")
     run.mark_done("prepare", films=3)
     assert run.done("prepare")["films"] == 3 and "finished" in run.done("prepare")
 
@@ -40,6 +47,15 @@ def test_a_run_takes_no_folder_of_somebodys(tmp_path, tiny_settings):
     tiny_settings["evaluation"]["films"] = str(run.folder / "films")
     with pytest.raises(ConfigError, match="films: lies in the run folder"):
         Run.create(run.folder, parse_experiment(tiny_settings, "x"))
+
+
+def test_a_run_is_no_file_and_not_the_record_of_the_program(tmp_path, tiny_settings):
+    config = parse_experiment(tiny_settings, "x")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        Run.create(tmp_path / "file", config)
+    with pytest.raises(ConfigError, match="is a record, no run"):
+        Run.create(ROOT / "results" / "reference", config)
 
 
 def test_no_run_folder_is_said(tmp_path):

@@ -235,6 +235,11 @@ def _check_feedback(config: Experiment) -> None:
     asked, measuring = config.reward_model, config.ruler
     if asked and not config.feedback:
         raise ValueError("reward_model: given, but there is no feedback to ask it")
+    if config.feedback and config.feedback.base and config.stable_diffusion:
+        raise ValueError(
+            "feedback.base: given, but stable_diffusion is trained, too, which nothing would go on "
+            "from; leave one of them out"
+        )
     if asked and asked.pretrained and asked.pretrained == measuring.pretrained:
         raise ValueError(
             "reward_model.pretrained: is ruler.pretrained; what is trained to please a ruler must "

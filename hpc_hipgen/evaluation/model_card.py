@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from hpc_hipgen.config import GENERATORS, Adapters, autoencoder_config
+from hpc_hipgen.config import DDIM, GENERATORS, Adapters, autoencoder_config
 from hpc_hipgen.config.public import A_FOLDER, public_settings
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.models import MODELS
@@ -118,7 +118,23 @@ def _call(run: Run, model: str) -> str:
     if adapters and _draws_another(run.base(model), resolution):
         given += f", height={resolution}, width={resolution}"
     call = f"`pipeline(prompt, {given}).images[0]`"
-    return f"{call}, {LEAPFROG}" if solver == "leapfrog" else call
+    if solver == "leapfrog":
+        return f"{call}, {LEAPFROG}"
+    # other exports have the scheduler that they are drawn with
+    return call + (_ddim_first(run.base(model)) if adapters and solver != "lcm" else "")
+
+
+def _ddim_first(base: Path) -> str:
+    """How a base gets DDIM, with which adapters are drawn, where it has another scheduler."""
+    path = base / "scheduler" / "scheduler_config.json"
+    stated = json.loads(path.read_text()) if path.is_file() else {}
+    if stated.get("_class_name", "DDIMScheduler") == "DDIMScheduler":
+        return ""
+    more = "".join(f", {name}={value}" for name, value in DDIM.items() if name not in stated)
+    return (
+        ", after `pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config"
+        f"{more})` with diffusers' own"
+    )
 
 
 def _draws_another(base: Path, resolution: int) -> bool:

@@ -91,6 +91,21 @@ def test_a_call_on_a_base_of_another_size_names_the_size(
     assert (", height=32, width=32)" in (tmp_path / "README.md").read_text()) is named
 
 
+def test_adapters_on_a_base_of_another_scheduler_are_drawn_with_ddim(run, tmp_path):
+    scheduler = tmp_path / "secret" / "scheduler" / "scheduler_config.json"
+    scheduler.parent.mkdir(parents=True)
+    scheduler.write_text('{"_class_name": "PNDMScheduler", "steps_offset": 1}')
+    write_card(run, "lora", tmp_path / "export", {}, METRICS)
+    text = (tmp_path / "export" / "README.md").read_text()
+    said = (
+        "DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, set_alpha_to_one"
+    )
+    assert said in " ".join(text.split()) and "steps_offset=" not in text
+    scheduler.write_text('{"_class_name": "DDIMScheduler"}')
+    write_card(run, "lora", tmp_path / "export", {}, METRICS)
+    assert "DDIMScheduler" not in (tmp_path / "export" / "README.md").read_text()
+
+
 def test_a_solver_that_diffusers_lacks_is_named(tmp_path, tiny_settings):
     tiny_settings["sampling"] = {**tiny_settings["sampling"], "solver": "leapfrog", "eta": 0}
     run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))

@@ -18,6 +18,7 @@ from report_run import (
 )
 
 from hpc_hipgen.evaluation import figures, report, results, samples
+from hpc_hipgen.files import DamagedError
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.run import Run
 from jobs import evaluate
@@ -68,6 +69,27 @@ def test_damaged_shards_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(ValueError, match=r"shard-00000.tar"):
         samples.read_samples(path)
+
+
+def test_damaged_measurements_and_features_are_named_with_what_to_do(tmp_path):
+    table, features = (tmp_path / f"shard-00000.{kind}" for kind in ("parquet", "npz"))
+    advice = f"remove {tmp_path}/shard-00000.* and start again"
+    for read, path in ((samples.load_table, table), (samples.read_features, features)):
+        with pytest.raises(DamagedError, match=f"^{re.escape(f'{path}: missing; {advice}')}"):
+            read(path)
+    samples.store_table(table, pd.DataFrame({"key": ["a"], "asked_left": [101.5]}))
+    assert samples.load_table(table)["asked_left"].tolist() == [101.5]
+    whole = table.read_bytes()
+    place = whole.index(np.float64(101.5).tobytes())
+    changed = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    for content in (b"", whole[:100], changed):
+        table.write_bytes(content)
+        with pytest.raises(DamagedError, match=f"^{re.escape(f'{table}: damaged; {advice}')}"):
+            samples.load_table(table)
+    for content in (b"", b"PK\x03\x04 cut short"):
+        features.write_bytes(content)
+        with pytest.raises(DamagedError, match=f"^{re.escape(f'{features}: damaged; {advice}')}"):
+            samples.read_features(features)
 
 
 @pytest.mark.slow
