@@ -15,18 +15,21 @@ _TAIL = 65_536
 """Bytes at the end of a file among which its last whole line is looked for."""
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines, in the file's order; none without the file."""
-    return list(_whole(path.read_bytes().split(b"\n"))) if path.is_file() else []
+def read_lines(path: Path, number: str | None = None) -> list[dict[str, Any]]:
+    """All whole lines, in the file's order; none without the file.
+
+    `number`: only lines that have a number of this name count.
+    """
+    return list(_whole(path.read_bytes().split(b"\n"), number)) if path.is_file() else []
 
 
-def last_line(path: Path) -> dict[str, Any]:
-    """The last whole line; empty where there is none. Reads no more than the end of the file."""
+def last_line(path: Path, number: str | None = None) -> dict[str, Any]:
+    """The last of `read_lines`; empty where there is none. Reads only the end of the file."""
     if not path.is_file():
         return {}
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
-        return next(_whole(reversed(file.read().split(b"\n"))), {})
+        return next(_whole(reversed(file.read().split(b"\n")), number), {})
 
 
 def add_line(path: Path, line: dict[str, Any]) -> None:
@@ -38,11 +41,11 @@ def add_line(path: Path, line: dict[str, Any]) -> None:
         file.write(("\n" * torn + json.dumps(line) + "\n").encode())
 
 
-def _whole(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+def _whole(lines: Iterable[bytes], number: str | None) -> Iterator[dict[str, Any]]:
     for text in lines:
         try:
             line = json.loads(text)
         except ValueError:  # bytes that are no text, too
             continue
-        if isinstance(line, dict):
+        if isinstance(line, dict) and (not number or isinstance(line.get(number), int | float)):
             yield line

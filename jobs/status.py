@@ -138,10 +138,10 @@ def _progress(run: Run, stage: Stage) -> str:
         return f"{len(items) - len(missing or [])} of {len(items)} shards" if items else ""
     if not (model := stage.model):
         return ""
-    last = last_line(run.path(model, "metrics.jsonl"))
+    last = last_line(run.path(model, "metrics.jsonl"), "images")
     if not last:
         return ""
-    total, seen = getattr(run.config, model).training.images, int(last.get("images", 0))
+    total, seen = getattr(run.config, model).training.images, int(last["images"])
     parts = [f"{seen:,} of {total:,} images"]
     rate = last.get("images_per_second")
     if rate:

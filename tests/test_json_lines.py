@@ -35,6 +35,12 @@ def test_what_is_no_object_or_no_text_is_passed_over(path):
     assert read_lines(path) == [last_line(path)] == [{"images": 8}]
 
 
+def test_a_number_can_be_asked_for(path):
+    path.write_text('{"images": 8}\n{"loss": 2}\n{"images": null}\n{"images": "9"}\n')
+    assert len(read_lines(path)) == 4
+    assert read_lines(path, "images") == [last_line(path, "images")] == [{"images": 8}]
+
+
 def test_the_last_line_is_found_in_the_end_of_a_file(path, monkeypatch):
     monkeypatch.setattr(json_lines, "_TAIL", 30)
     for number in range(50):

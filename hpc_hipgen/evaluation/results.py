@@ -103,9 +103,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     After a resume the same image count can stand twice: the later line is the one that counts.
     """
     lines: dict[float, dict[str, Any]] = {}
-    for line in read_lines(path):
-        if isinstance(line.get("images"), int | float):
-            lines[line["images"]] = {**lines.get(line["images"], {}), **line}
+    for line in read_lines(path, "images"):
+        lines[line["images"]] = {**lines.get(line["images"], {}), **line}
     return [lines[images] for images in sorted(lines)]
 
 

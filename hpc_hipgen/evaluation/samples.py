@@ -156,7 +156,10 @@ def read_samples(path: Path) -> list[Sample]:
         for key, group in _members(path):
             absent = [e for e in ("png", "txt", "json") if e not in group]
             if absent:
-                raise ValueError(f"{path}: sample {key} has no {absent[0]}")
+                raise DamagedShardError(
+                    f"{path}: sample {key} has no {absent[0]}; remove it and start again: it will "
+                    "be drawn anew, the same"
+                )
             info = json.loads(group["json"])
             absent = [name for name in REQUIRED if name not in info]
             if absent:

@@ -68,7 +68,7 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            kept = [line for line in read_lines(self.path) if line["images"] <= images]
+            kept = [line for line in read_lines(self.path, "images") if line["images"] <= images]
             write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self.also = also
         self.title = title
