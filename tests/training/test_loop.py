@@ -301,7 +301,8 @@ def ranks(tmp_path_factory):
     """A folder with all that two ranks train, in one start of theirs, and what it goes on from."""
     folder = tmp_path_factory.mktemp("ranks")
     runs = [
-        (folder / f"accumulates-{stage}", {"zero_stage": stage, "micro_batch": 2})
+        # as a network that is larger than a bucket, one of its matrices too
+        (folder / f"accumulates-{stage}", {"zero_stage": stage, "micro_batch": 2, "bucket": 200})
         for stage in (1, 3)
     ]
     # as of `_linear_of_torch`, which comes later

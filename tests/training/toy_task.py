@@ -2,7 +2,7 @@
 
 python tests/training/toy_task.py '[["FOLDER", {"zero_stage": 2, ...}], ...]' trains it in each
 of the folders, for tests of several ranks; the setting "stop" is a clock time at which SIGTERM
-comes.
+comes, "bucket" what ranks add up at once.
 """
 
 import json
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hpc_hipgen.config import Training
+from hpc_hipgen.training import engine
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.interruption import Interrupted
 from hpc_hipgen.training.loop import train
@@ -106,8 +107,10 @@ def losses(folder):
 
 
 if __name__ == "__main__":
+    BUCKET = engine.BUCKET
     for folder, settings in json.loads(sys.argv[1]):
         stop = settings.pop("stop", None)
+        engine.BUCKET = settings.pop("bucket", BUCKET)
         try:
             # other first weights than a test's own process has: they must not matter on a resume
             task = ToyTask(
