@@ -91,6 +91,11 @@ def report(config: Experiment, model: str, options: argparse.Namespace) -> str:
         f"  {images:,} images on {options.gpus} GPUs of {options.tflops:g} TFLOP/s: "
         f"{hours:.1f} hours at {basis}"
     )
+    every = min(plan.training.checkpoint_images, images)
+    lines.append(
+        f"  {-(-images // every)} checkpoints of {plan.checkpoint_bytes / 1e9:.1f} GB, one every "
+        f"{every / rate / 60:.1f} minutes of training, which waits for each (checkpoint_images)"
+    )
     return "\n".join([*lines, *_memory(plan, options), ""])
 
 

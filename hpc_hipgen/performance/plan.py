@@ -148,18 +148,31 @@ class Plan:
         # with ZeRO: masters of the weights, and two buckets of gradients, where one is on its way
         copies = 2 * bucket + of_one[1] if stage else bucket if ranks > 1 else 0
         student = self.model == "llcm"
-        averages = 2 if student and self.training.ema_images else 1  # target and export, or one
         halved = self.matrices if _bf16(self.training) else 0  # as `generators.frozen` stores them
         teacher = 4 * self.parameters - 2 * halved
         return Need(
             weights=of_one[3],
             gradients=of_one[2],
-            moments=(1 if self.training.optimizer == "muon" else 2) * of_one[1],
+            moments=self._moments * of_one[1],
             copies=copies,
-            frozen=4 * self.parameters * averages + (teacher if student else 0),
+            frozen=4 * self.parameters * self._averages + (teacher if student else 0),
             activations=max(self._activations(images), self._frozen(images)),
             accumulates=accumulates,
         )
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of one checkpoint: weights, moments and averages, which rank 0 alone writes."""
+        return 4 * self.parameters * (1 + self._moments + self._averages)
+
+    @property
+    def _moments(self) -> int:
+        return 1 if self.training.optimizer == "muon" else 2
+
+    @property
+    def _averages(self) -> int:
+        """Target and export, or one."""
+        return 2 if self.model == "llcm" and self.training.ema_images else 1
 
     def _activations(self, images: int) -> int:
         """Of the trained network; two sizes were simulated, and they grow in proportion."""
