@@ -16,7 +16,7 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
-from hpc_hipgen.config import NEEDS, TAUGHT, Experiment
+from hpc_hipgen.config import NEEDS, TAUGHT, Experiment, LabRuler
 from hpc_hipgen.models import RULERS
 from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW
 from hpc_hipgen.run import Run
@@ -138,8 +138,8 @@ def _cross_validation(after: tuple[str, ...]) -> Stage:
 
 def folds(run: Run) -> list[Item]:
     """The folds of a lab's films."""
-    assert run.config.lab_ruler
-    return [("fold", number) for number in range(run.config.lab_ruler.folds)]
+    section = run.config.section("lab_ruler", LabRuler)
+    return [("fold", number) for number in range(section.folds)]
 
 
 def fold_measurements(run: Run, item: Item) -> Path:

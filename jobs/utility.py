@@ -40,6 +40,7 @@ from hpc_hipgen import utility
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.launching import dry_run, execute_cells
 from hpc_hipgen.cluster.site import load_site
+from hpc_hipgen.config import Ruler, training_of
 from hpc_hipgen.files import read_json, remove_folder, write_atomic
 from hpc_hipgen.pipeline import Item
 from hpc_hipgen.rows import row_model, row_settings
@@ -134,8 +135,7 @@ def _train_and_measure(
         GENERATED: generated,
         ANGLES: few_films.angles_alone(others, settings.generated),
     }[cell.arm]
-    assert run.config.ruler and run.config.ruler.training
-    training = run.config.ruler.training
+    training = training_of(run.config.section("ruler", Ruler))
     warmup = min(training.warmup_images, settings.images // 10)
     changed = {"images": settings.images, "warmup_images": warmup}
     training = training.model_copy(update=changed)
@@ -175,7 +175,7 @@ def merge(run: Run, name: str) -> dict[str, Any]:
     lines = learning_curve(found, [dogs[film] for film in found[0]["films"]], run.config.seed)
     folder, table = utility.utility_folder(run, name), pd.DataFrame(lines, columns=list(COLUMNS))
     label = results.row_label(settings.row, run)
-    summary = {"label": label, "settings": settings.model_dump(), "lines": lines}
+    summary: dict[str, Any] = {"label": label, "settings": settings.model_dump(), "lines": lines}
     summary["test_films"] = len(found[0]["films"])
     write_atomic(folder / "curve.svg", figures.svg(figures.learning_curves(lines)))
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))

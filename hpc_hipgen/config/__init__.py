@@ -30,6 +30,7 @@ from hpc_hipgen.config.data import (
     Probe,
     Ruler,
     Training,
+    training_of,
 )
 from hpc_hipgen.config.experiment import Experiment, check_batches
 from hpc_hipgen.config.generators import (
@@ -110,4 +111,5 @@ __all__ = [
     "parse_experiment",
     "parse_settings",
     "settings_tree",
+    "training_of",
 ]

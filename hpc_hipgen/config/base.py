@@ -51,7 +51,7 @@ GENERATORS = (
 TRAINED = (*FIRST_STAGES, *GENERATORS)
 """Sections of an experiment that are models, in the order of their training."""
 
-_TEACHER = {"stable_diffusion": None, "feedback": None, "probe": None}
+_TEACHER: dict[str, str | None] = {"stable_diffusion": None, "feedback": None, "probe": None}
 
 NEEDS: dict[str, dict[str, str | None]] = {
     "lab_ruler": {"film_ruler": ", which goes on from it"},

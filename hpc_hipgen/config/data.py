@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -120,6 +120,22 @@ class Training(Section):
         if self.schedule != "plateau" and self.plateau != Plateau():
             raise ValueError(f"plateau: given, but schedule is '{self.schedule}', which ignores it")
         return self
+
+
+class FirstStage(Protocol):
+    """A section that names a pretrained model, or says how one is trained."""
+
+    @property
+    def training(self) -> Training | None:
+        """None where the pretrained one is taken."""
+        ...
+
+
+def training_of(section: FirstStage) -> Training:
+    """How a first stage is trained; raises ValueError where its section does not say."""
+    if section.training is None:
+        raise ValueError(f"{type(section).__name__}: no training is given")
+    return section.training
 
 
 class Ruler(Section):

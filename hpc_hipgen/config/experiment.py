@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, model_validator
 
@@ -42,6 +43,8 @@ from hpc_hipgen.config.generators import (
 from hpc_hipgen.config.scoring import Evaluation, Logging, Sampling
 from hpc_hipgen.config.unclip import CLIP, Prior, UnCLIP, check_unclip
 
+S = TypeVar("S", bound=Section)
+
 
 class Experiment(Section):
     """A whole experiment: one file of configs/."""
@@ -76,6 +79,13 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         return _check_experiment(self)
+
+    def section(self, name: str, kind: type[S]) -> S:
+        """The section `name`, of a class; raises ValueError naming it where it is not given."""
+        found = getattr(self, name)
+        if not isinstance(found, kind):
+            raise ValueError(f"key '{name}' is missing")
+        return found
 
     def trained(self) -> list[str]:
         """Names of the models that this experiment trains, in order."""
@@ -223,7 +233,7 @@ def _check_probe(config: Experiment) -> None:
         key, base = f"{name}.base", getattr(getattr(config, name), "base", None)
         if not base and config.feedback and name in TAUGHT:
             key, base = "feedback.base", config.feedback.base
-        if base and base != config.autoencoder.pretrained:
+        if base and base != config.section("autoencoder", Autoencoder).pretrained:
             raise ValueError(
                 f"{name}.measurement_weight: the probe reads latents of the run's autoencoder, "
                 f"{key} has its own; set it to 0, or autoencoder.pretrained to the base"
@@ -232,7 +242,7 @@ def _check_probe(config: Experiment) -> None:
 
 def _check_feedback(config: Experiment) -> None:
     """Feedback has a ruler of its own to ask; raises ValueError."""
-    asked, measuring = config.reward_model, config.ruler
+    asked, measuring = config.reward_model, config.section("ruler", Ruler)
     if asked and not config.feedback:
         raise ValueError("reward_model: given, but there is no feedback to ask it")
     if config.feedback and config.feedback.base and config.stable_diffusion:

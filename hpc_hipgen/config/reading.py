@@ -93,8 +93,9 @@ def merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     both = dict(tree)
     for key, value in over.items():
         below = both.get(key)
-        nested = isinstance(value, dict) and isinstance(below, dict)
-        both[key] = merged(below, value) if nested else value
+        if isinstance(value, dict) and isinstance(below, dict):
+            value = merged(below, value)
+        both[key] = value
     return both
 
 

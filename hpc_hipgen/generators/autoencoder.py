@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from hpc_hipgen.config import Autoencoder, DiscreteVAE, Experiment
+from hpc_hipgen.config import Autoencoder, DiscreteVAE, Experiment, training_of
 from hpc_hipgen.diffusion.consistency import spatial_mean
 from hpc_hipgen.generators.focus import hip_focus, hip_windows
 from hpc_hipgen.radiograph.layouts import Films
@@ -82,12 +82,12 @@ class AutoencoderTask(FilmTask):
     def __init__(self, config: Experiment, films: Films) -> None:
         """`films`: the training split."""
         super().__init__(films)
-        self.section = config.autoencoder
+        self.section = config.section("autoencoder", Autoencoder)
         resolution = config.data.resolution
         torch.manual_seed(config.seed)
         self.autoencoder = build_autoencoder(self.section, resolution)
         self.module = AutoencoderLoss(self.autoencoder, self.section.kl_weight)
-        average = WeightAverage.for_export(self.autoencoder, self.section.training)
+        average = WeightAverage.for_export(self.autoencoder, training_of(self.section))
         self.averages = {"export": average}
         size = (self.section.window or resolution) // stride(self.autoencoder)
         self.latent_shape = (self.section.latent_channels, size, size)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from hpc_hipgen.config import CLIP, Experiment
+from hpc_hipgen.config import CLIP, Experiment, training_of
 from hpc_hipgen.files import reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.probe import asked_angles
@@ -218,11 +218,11 @@ class CLIPTask(FilmTask):
         """
         super().__init__(films)
         self.validation = validation
-        self.section = section = config.clip
-        if micro_batch(section.training) % section.contrast:
+        self.section = section = config.section("clip", CLIP)
+        if micro_batch(training_of(section)) % section.contrast:
             raise ValueError(
                 f"clip.contrast: groups of {section.contrast} do not divide the "
-                f"{micro_batch(section.training)} pairs that a rank holds at once"
+                f"{micro_batch(training_of(section))} pairs that a rank holds at once"
             )
         torch.manual_seed(config.seed)
         self.parts = build_parts(section, config.data.resolution)
@@ -232,7 +232,7 @@ class CLIPTask(FilmTask):
         self.module = ContrastiveLoss(self.parts.model, section, float(self.spread))
         self.ids = text.caption_ids(self.parts.tokenizer, films.captions)
         self.captions = np.unique(np.array(films.captions), return_inverse=True)[1]
-        average = WeightAverage.for_export(self.module.networks, section.training)
+        average = WeightAverage.for_export(self.module.networks, training_of(section))
         self.averages = {"export": average}
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:

@@ -197,7 +197,7 @@ class DallETask(FilmTask):
     def __init__(self, config: Experiment, films: Films, vae: DiscreteAutoencoder) -> None:
         """`films`: pairs of image and caption with their landmarks."""
         super().__init__(films)
-        self.section = section = config.dall_e
+        self.section = section = config.section("dall_e", DallE)
         self.resolution = config.data.resolution
         self.codes = encode_codes(vae.to(device()).eval(), films.images)
         torch.manual_seed(config.seed)

@@ -24,7 +24,7 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_hipgen.config import DiscreteVAE, Experiment
+from hpc_hipgen.config import DiscreteVAE, Experiment, training_of
 from hpc_hipgen.diffusion.consistency import spatial_mean
 from hpc_hipgen.generators.autoencoder import to_images, to_pixels, training_windows
 from hpc_hipgen.radiograph.layouts import Films
@@ -90,7 +90,7 @@ def temperature_at(images: Tensor, section: DiscreteVAE) -> Tensor:
     DALL-E has it so, from 1 to 1/16).
     """
     start, end = section.temperature
-    progress = (images / (section.anneal * section.training.images)).clamp(max=1)
+    progress = (images / (section.anneal * training_of(section).images)).clamp(max=1)
     return end + (start - end) * 0.5 * (1 + torch.cos(math.pi * progress))
 
 
@@ -177,13 +177,13 @@ class DiscreteVAETask(FilmTask):
     def __init__(self, config: Experiment, films: Films) -> None:
         """`films`: the training split, as pairs of image and text; the texts are not used."""
         super().__init__(films)
-        self.section = section = config.discrete_vae
+        self.section = section = config.section("discrete_vae", DiscreteVAE)
         torch.manual_seed(config.seed)
         self.autoencoder = DiscreteAutoencoder(
             section.block_out_channels, section.layers_per_block, section.codes, section.code_width
         )
         self.module = DiscreteLoss(self.autoencoder, section.kl_weight)
-        average = WeightAverage.for_export(self.autoencoder, section.training)
+        average = WeightAverage.for_export(self.autoencoder, training_of(section))
         self.averages = {"export": average}
         size = (section.window or config.data.resolution) // self.autoencoder.stride
         self.shape = (section.codes, size, size)
@@ -196,7 +196,7 @@ class DiscreteVAETask(FilmTask):
             "pixels": pixels,
             "noise": self._noise(random),
             "temperature": temperature_at(clock, section),
-            "hard": clock >= section.anneal * section.training.images,
+            "hard": clock >= section.anneal * training_of(section).images,
             "weight": weight,
         }
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hpc_hipgen.config import DreamBooth
 from hpc_hipgen.models import MODELS
 from hpc_hipgen.named import resolve
 
@@ -42,7 +43,7 @@ def with_subjects(run: Run, model: str, specs: list[dict[str, Any]]) -> list[dic
     """The specs with the tokens of its subjects in the prompts, where the model is DreamBooth."""
     if model != "dreambooth":
         return specs
-    prompt = run.config.dreambooth.prompt
+    prompt = run.config.section("dreambooth", DreamBooth).prompt
     return [spec | {"prompt": prompt(spec["prompt"], spec["prompt_class"])} for spec in specs]
 
 

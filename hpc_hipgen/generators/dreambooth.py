@@ -82,7 +82,8 @@ def draw_prior(
     """
     sampling = config.sampling
     # another teacher than the run's has not had its feedback: it draws as what is made of it
-    settings = row_settings(config, "dreambooth" if config.dreambooth.base else "stable_diffusion")
+    own_base = config.section("dreambooth", DreamBooth).base
+    settings = row_settings(config, "dreambooth" if own_base else "stable_diffusion")
     pipeline = load_pipeline(base, sampling.precision)
     starts = range(0, len(prompts), sampling.batch)
     with atomic_folder(folder) as temporary:
@@ -116,7 +117,8 @@ class DreamBoothLoss(DenoiserLoss):
 
     prior_weight = 1.0
 
-    def forward(self, **inputs: Tensor) -> tuple[Tensor, dict]:
+    # modules of tasks are called by the names of a batch, and this one's has more of them
+    def forward(self, **inputs: Tensor) -> tuple[Tensor, dict]:  # type: ignore[override]
         """Per-image losses (b,) of the inputs of `DenoiserLoss`; `prior_` ones, b too, beside."""
         names = [name for name in inputs if not name.startswith("prior_")]
         both = {name: torch.cat([inputs[name], inputs[f"prior_{name}"]]) for name in names}
@@ -143,7 +145,7 @@ class DreamBoothTask(DenoisingTask):
             cache: folder of the latents.
             prior: folder of the prior images.
         """
-        section = config.dreambooth
+        section = config.section("dreambooth", DreamBooth)
         instances = instance_films(films, section)
         prompts = prior_prompts(films, section.prior_images, config.seed)
         only_rank_0(

@@ -154,8 +154,7 @@ class FeedbackTask(FilmTask):
     def __init__(self, config: Experiment, films: Films, base: Path, reward_model: Path) -> None:
         """`films`: the training split, of which only captions are used; `base`: a diffusers
         folder of Stable Diffusion; `reward_model`: folder of a ruler."""
-        assert config.feedback
-        self.section = section = config.feedback
+        self.section = section = config.section("feedback", Feedback)
         super().__init__(films)
         self.parts: StableDiffusionParts = load_parts(base)
         self.parts.draw_at(config.data.resolution)

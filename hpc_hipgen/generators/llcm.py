@@ -105,7 +105,10 @@ class DistillationLoss(nn.Module):
             z, t, states = torch.cat([z, z]), torch.cat([t, t]), torch.cat([states, null])
         output = self.frozen["teacher"](z, t, states).sample.float()
         epsilon = to_epsilon(output, z, t, self.alphas_cumprod, self.prediction)
-        return epsilon if null is None else guided_epsilon(*epsilon.chunk(2), w)
+        if null is None:
+            return epsilon
+        conditional, unconditional = epsilon.chunk(2)
+        return guided_epsilon(conditional, unconditional, w)
 
     def forward(
         self, latents: Tensor, noise: Tensor, t: Tensor, w: Tensor, states: Tensor, weight: Tensor,

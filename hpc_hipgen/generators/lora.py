@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from hpc_hipgen.config import Adapters, Experiment, LCMLoRA
+from hpc_hipgen.config import Adapters, Experiment, LCMLoRA, LoRA
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.llcm import DistillationTask, lcm_scheduler
 from hpc_hipgen.generators.stable_diffusion import DenoisingTask, adapted_parts
@@ -79,7 +79,7 @@ class LoRATask(DenoisingTask):
 
     def __init__(self, config: Experiment, films: Films, base: Path, cache: Path) -> None:
         """`films`: the training split; `base`: a diffusers folder of Stable Diffusion."""
-        section = config.lora
+        section = config.section("lora", LoRA)
         parts = adapted_parts(base, section, config.data.resolution)
         torch.manual_seed(config.seed)
         add_adapters(parts.unet, section)
@@ -106,7 +106,7 @@ class LCMLoRATask(DistillationTask):
 
     def __init__(self, config: Experiment, films: Films, base: Path, cache: Path) -> None:
         """`films`: the training split; `base`: a diffusers folder, the teacher too."""
-        super().__init__(config.lcm_lora, config, films, base, cache)
+        super().__init__(config.section("lcm_lora", LCMLoRA), config, films, base, cache)
 
     def build_student(self, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
         """A copy of the teacher with adapters; they alone are trained."""

@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMScheduler, PriorTransformer
 from torch import Tensor, nn
 
-from hpc_hipgen.config import Experiment, Prior
+from hpc_hipgen.config import Experiment, Prior, training_of
 from hpc_hipgen.diffusion.schedule import add_noise
 from hpc_hipgen.files import reading_export
 from hpc_hipgen.generators import clip
@@ -109,7 +109,7 @@ class PriorTask(FilmTask):
     def __init__(self, config: Experiment, films: Films, parts: clip.CLIPParts) -> None:
         """`films`: the training split; `parts`: the CLIP of captions and embeddings."""
         super().__init__(films)
-        self.section = section = config.prior
+        self.section = section = config.section("prior", Prior)
         parts = parts.to(device())
         embeddings = clip.image_embeddings(parts.model, films.images)
         distinct, rows = np.unique(np.array(films.captions), return_inverse=True)
@@ -120,7 +120,7 @@ class PriorTask(FilmTask):
         prior = build_prior(section, parts, embeddings)
         self.embeddings = (embeddings - prior.clip_mean) / prior.clip_std
         self.module = PriorLoss(prior)
-        self.averages = {"export": WeightAverage.for_export(prior, section.training)}
+        self.averages = {"export": WeightAverage.for_export(prior, training_of(section))}
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Embeddings, noise, timesteps and captions (some dropped, for guidance)."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_hipgen.config import Experiment
+from hpc_hipgen.config import Experiment, Probe
 from hpc_hipgen.files import reading_export, write_atomic
 from hpc_hipgen.generators.autoencoder import encode
 from hpc_hipgen.generators.latents import cached_latents
@@ -95,11 +95,12 @@ class ProbeTask(FilmTask):
         """`films`, `held_out`: training and validation split; `cache`: folder of the latents."""
         super().__init__(films)
         self.held_out, self.autoencoder = held_out, autoencoder
-        self.section = config.probe
+        self.section = config.section("probe", Probe)
         self.latents = cached_latents(autoencoder, films, cache)
         self.landmarks = torch.from_numpy(films.landmarks).float()
         torch.manual_seed(config.seed)
-        network = ProbeNetwork(*self.latents.shape[1:3], self.section.width)
+        channels, size = self.latents.shape[1:3]
+        network = ProbeNetwork(channels, size, self.section.width)
         network.usual.copy_(_points(self.landmarks).mean(0))
         self.module = ProbeLoss(network)
         self.averages = {"export": WeightAverage.for_export(network, self.section.training)}

@@ -193,7 +193,7 @@ def draw(
     return np.clip(np.rint(images.mean(-1) * 255), 0, 255).astype(np.uint8)
 
 
-def _with_settings_of(scheduler: Any, kind: type) -> Any:
+def _with_settings_of(scheduler: Any, kind: type[DDIMScheduler]) -> Any:
     """A scheduler of a kind of DDIM with what another states.
 
     What that one leaves to its class is as Stable Diffusion has it: DDIM's own defaults clip

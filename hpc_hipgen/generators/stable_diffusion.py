@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import diffusers
 import numpy as np
@@ -40,6 +41,16 @@ from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.task import FilmTask, parameter_count
+
+
+class DenoiserParts(Protocol):
+    """What a denoiser is trained with, whatever it is told of an image."""
+
+    autoencoder: AutoencoderKL
+    unet: UNet2DConditionModel
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    prediction: str
 
 
 @dataclass
@@ -177,9 +188,7 @@ def adapted_parts(
 class DenoiserLoss(nn.Module):
     """The networks that are trained, with the denoising loss."""
 
-    def __init__(
-        self, parts: StableDiffusionParts, train_text: bool, min_snr_gamma: float | None
-    ) -> None:
+    def __init__(self, parts: DenoiserParts, train_text: bool, min_snr_gamma: float | None) -> None:
         """`min_snr_gamma`: see `schedule.min_snr_weight`; None weighs all timesteps alike."""
         super().__init__()
         self.networks = nn.ModuleDict({"unet": parts.unet})
@@ -204,6 +213,7 @@ class DenoiserLoss(nn.Module):
         noisy = add_noise(latents, noise, timesteps, alphas_cumprod)
         if moved is not None:
             # The same noisy latents, of which others are to be made out.
+            assert self.measured is not None and asked is not None, "moved by no probe"
             latents = move_to_angles(
                 self.measured.probe, latents, asked.masked_fill(~moved[:, None], torch.nan)
             )
@@ -255,14 +265,14 @@ class DenoisingTask(FilmTask):
     """Parts of a Stable Diffusion that are trained with the denoising loss."""
 
     def __init__(
-        self, section: Denoising, config: Experiment, films: Films, parts: StableDiffusionParts,
+        self, section: Denoising, config: Experiment, films: Films, parts: DenoiserParts,
         cache: Path, train_text: bool = False,
     ) -> None:  # fmt: skip
         """`films`: what is trained on; `parts`: ready for it; `cache`: folder of the latents."""
         super().__init__(films)
         self.section = section
         self.resolution = config.data.resolution
-        self.parts = parts
+        self.parts: DenoiserParts = parts
         self.train_text = train_text
         self.latents = cached_latents(parts.autoencoder, films, cache)
         self.prepare_conditions()

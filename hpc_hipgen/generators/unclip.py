@@ -158,7 +158,7 @@ class UnCLIPTask(DenoisingTask):
 
         `clip_folder` and `prior_folder` hold what the decoder is trained on, and exported with.
         """
-        section = config.unclip
+        section = config.section("unclip", UnCLIP)
         encoder = clip.load_parts(clip_folder).to(device())
         self.embeddings = clip.image_embeddings(encoder.model, films.images)
         prior = load_prior(prior_folder, encoder.width)

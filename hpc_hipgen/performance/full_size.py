@@ -15,6 +15,7 @@ import argparse
 import resource
 import sys
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -67,7 +68,7 @@ class FullSize(Task):
 
     def __init__(self, config: Experiment) -> None:
         """Teacher, student and target of the experiment's architecture with random weights."""
-        section: LLCM = config.llcm
+        section = config.section("llcm", LLCM)
         self.shape, self.section = unet_shape(config, "llcm"), section
         teacher = _random(self.shape.build)
         student = build_student(teacher)
@@ -142,13 +143,14 @@ def check(
     plan = make_plan(config, "llcm")
     init_distributed()
     base = used_bytes()
-    task, training = FullSize(config), config.llcm.training
+    task = FullSize(config)
+    training = task.section.training
     engine, source = build_engine(task.module, training), Batches(task, training, 0)
 
     def step(i: int) -> None:
         optimizer_step(engine, source, training, i * images, "llcm")
 
-    seconds = [seconds_of(lambda i=i: step(i)) for i in range(steps)]
+    seconds = [seconds_of(partial(step, i)) for i in range(steps)]
     if profiled:
         print(profile_of(lambda: step(steps)))
     speed = images / median(seconds[1:] or seconds)
@@ -173,8 +175,9 @@ def against_diffusers(
     """
     config = _experiment(images, checkpointing, settings)
     init_distributed()
-    task, training = FullSize(config), config.llcm.training
-    theirs = DiffusersRecipe(_parts(config, task), config.llcm)
+    task = FullSize(config)
+    training = task.section.training
+    theirs = DiffusersRecipe(_parts(config, task), task.section)
     engine, source = build_engine(task.module, training), Batches(task, training, 0)
     size = config.data.resolution
     pixels, captions = torch.rand(images, 3, size, size) * 2 - 1, ["a radiograph"] * images

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpc_hipgen.config import Experiment, Training, autoencoder_config
+from hpc_hipgen.config import (
+    Autoencoder,
+    Diffusion,
+    Experiment,
+    Training,
+    autoencoder_config,
+)
 from hpc_hipgen.diffusion.consistency import GUIDANCE_WIDTH
 from hpc_hipgen.diffusion.solvers import JUMP_EVALUATIONS
 from hpc_hipgen.performance import PLANNED
@@ -278,7 +284,7 @@ def unet_shape(config: Experiment, model: str) -> Shape:
     Raises:
         ValueError: the folder of a `base` holds no UNet.
     """
-    text_too = model == "stable_diffusion" and config.stable_diffusion.train_text
+    text_too = model == "stable_diffusion" and config.section(model, Diffusion).train_text
     if (start := _start(config, model)) is None:
         return _own_shape(config, text_too)
     key, folder = start
@@ -314,7 +320,9 @@ def _folder_shape(config: Experiment, folder: Path, whole: bool, text_too: bool)
         more = {"time_cond_proj_dim": GUIDANCE_WIDTH} if student else {}
         return UNet2DConditionModel.from_config(settings | more)
 
-    _, *size = _latent(config, folder if whole else config.autoencoder.pretrained)
+    _, *size = _latent(
+        config, folder if whole else config.section("autoencoder", Autoencoder).pretrained
+    )
     return Shape(
         build,
         (settings.get("in_channels", 4), *size),
@@ -330,8 +338,9 @@ def _own_shape(config: Experiment, text_too: bool) -> Shape:
     from hpc_hipgen.generators.stable_diffusion import build_unet
     from hpc_hipgen.generators.text import build_text_encoder, build_tokenizer
 
-    section = config.stable_diffusion
-    channels, size, _ = latent = _latent(config, config.autoencoder.pretrained)
+    section = config.section("stable_diffusion", Diffusion)
+    own = config.section("autoencoder", Autoencoder)
+    channels, size, _ = latent = _latent(config, own.pretrained)
 
     def build(student: bool) -> Any:
         unet = build_unet(section, channels, size)
@@ -346,7 +355,10 @@ def _own_shape(config: Experiment, text_too: bool) -> Shape:
 
 def _latent(config: Experiment, folder: Path | None) -> tuple[int, int, int]:
     """(channels, height, width) of a latent of a folder's autoencoder, or of the run's own."""
-    auto = _read(autoencoder_config(folder), {}) if folder else config.autoencoder.model_dump()
+    if folder:
+        auto = _read(autoencoder_config(folder), {})
+    else:
+        auto = config.section("autoencoder", Autoencoder).model_dump()
     levels = auto.get("block_out_channels", LEVELS_1_5)
     size = config.data.resolution // 2 ** (len(levels) - 1)
     return auto.get("latent_channels", 4), size, size

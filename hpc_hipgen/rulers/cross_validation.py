@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpc_hipgen.config import LabRuler
 from hpc_hipgen.evaluation.agreement import FIGURES, Agreement, agreement
 from hpc_hipgen.evaluation.faithfulness import paired_bootstrap
 from hpc_hipgen.evaluation.real_films import NOTE_ON_ANNOTATORS
@@ -92,8 +93,8 @@ def figures_of(run: Run, hips: Sequence[Hip]) -> dict[str, Any]:
     """The figures of the cross-validation of a run's `lab_ruler`; they name no film."""
     from hpc_hipgen.rulers.film_ruler import MAX_UNCERTAINTY
 
-    assert run.config.lab_ruler
-    return summary(hips, run.config.lab_ruler.folds, MAX_UNCERTAINTY, run.config.seed)
+    section = run.config.section("lab_ruler", LabRuler)
+    return summary(hips, section.folds, MAX_UNCERTAINTY, run.config.seed)
 
 
 def summary(hips: Sequence[Hip], count: int, limit: float, seed: int = 0) -> dict[str, Any]:

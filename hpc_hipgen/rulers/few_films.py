@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hpc_hipgen.config import Experiment, Training
+from hpc_hipgen.config import Ruler as RulerSection
 from hpc_hipgen.radiograph.geometry import norberg_angle, swap_sides
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.rulers.ruler import Ruler, standardise
@@ -82,11 +83,10 @@ class FewFilmsTask(FilmTask):
         seed: int,
     ) -> None:
         """`films` have landmarks; `more` have none; `seed` is of the first weights."""
-        assert config.ruler
         super().__init__(films)
         self.config, self.more = config, more
         torch.manual_seed(seed)
-        self.module = FewFilmsLoss(config.ruler.channels, weight)
+        self.module = FewFilmsLoss(config.section("ruler", RulerSection).channels, weight)
         self.averages = {"export": WeightAverage.for_export(self.module, training)}
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:

@@ -37,6 +37,9 @@ from hpc_hipgen.rulers.film_networks import (
     read_radius,
 )
 
+Seen = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Landmarks (v, 2, 5), doubt (v, 2) and presence (2,) over the views of a film."""
+
 MASTER = round(SIZE * CLOSE_UP_MARGIN)
 """Pixels of a close-up with its margin, from which the views are cut."""
 
@@ -178,8 +181,8 @@ class FilmRuler:
     def _device(self) -> torch.device:
         return next(self.networks.parameters()).device
 
-    def _hips(self, films: list[np.ndarray], heads: np.ndarray) -> list[tuple]:
-        """Landmarks (v, 2, 5), doubt (v, 2) and presence (2,) over the views of each film."""
+    def _hips(self, films: list[np.ndarray], heads: np.ndarray) -> list[Seen]:
+        """What the views of each film show."""
         matrices = close_up_matrices(heads, MASTER)
         masters = _close_ups(films, matrices)
         first = self._look_straight(masters)
@@ -251,9 +254,17 @@ class FilmRuler:
             warning = f"look at the landmarks: {hips}"
         angles = Landmarks.from_array(middle).norberg_angles()
         left, right = (np.nan, np.nan) if reason else (angles.image_left, angles.image_right)
-        presence = float(sure.min())
         return FilmMeasurement(
-            left, right, uncertainty, features, presence, middle, inverted, reason, unsure, warning
+            left,
+            right,
+            uncertainty,
+            features,
+            float(sure.min()),
+            middle,
+            inverted,
+            reason,
+            unsure,
+            warning,
         )
 
 

@@ -12,7 +12,8 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_hipgen.config import Experiment, Training
+from hpc_hipgen.config import Experiment, Training, training_of
+from hpc_hipgen.config import FilmRuler as FilmRulerSection
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.scene_store import draw_held_out, read_scenes
@@ -122,10 +123,8 @@ class FilmRulerTask(Task):
         training: Training | None = None,
     ) -> None:
         """Reads the prepared scenes; `networks` that go on learning, by `training`, or new ones."""
-        assert config.film_ruler is not None
-        self.section = config.film_ruler
-        training = training or self.section.training
-        assert training is not None
+        self.section = config.section("film_ruler", FilmRulerSection)
+        training = training or training_of(self.section)
         self.scenes = read_scenes(scenes)
         self.size = len(self.scenes)
         torch.manual_seed(config.seed)

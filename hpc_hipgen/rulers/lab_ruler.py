@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpc_hipgen.config import Experiment
+from hpc_hipgen.config import Experiment, LabRuler
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.films import read_spaced_film
 from hpc_hipgen.radiograph.lab_films import LabFilm, prepared_films, scenes_of
@@ -46,13 +46,13 @@ class LabRulerTask(FilmRulerTask):
         base: FilmRuler,
     ) -> None:
         """`films`: the prepared films, of which only the `chosen` are seen."""
-        assert config.lab_ruler is not None
+        section = config.section("lab_ruler", LabRuler)
         networks = base.networks.train().to(memory_format=torch.contiguous_format)
-        super().__init__(config, scenes, networks, config.lab_ruler.training)
+        super().__init__(config, scenes, networks, section.training)
         self.base, self.chosen = base, list(chosen)
         self.films = read_scenes(films)
         self.numbers = scenes_of(prepared_films(films), chosen)
-        share = config.lab_ruler.film_share
+        share = section.film_share
         self.drawn = max(len(self.scenes), ceil(len(self.numbers) * (1 - share) / share))
         self.size = self.drawn + max(len(self.numbers), round(self.drawn * share / (1 - share)))
         self.cross_validation: dict[str, Any] = {}
@@ -116,8 +116,8 @@ def measure_held_out(run: Run, task: LabRulerTask, films: Sequence[LabFilm]) -> 
         ValueError: when a film can no longer be read.
     """
     base = load_film_ruler(run.first_stage("film_ruler"))  # the task's has been trained on
-    assert run.config.lab_ruler and run.config.lab_ruler.films
-    folder = run.config.lab_ruler.films
+    folder = run.config.section("lab_ruler", LabRuler).films
+    assert folder, "its films were prepared"
     return hips_of(films, *(measure_films(folder, ruler, films) for ruler in (base, task.ruler())))
 
 

@@ -121,15 +121,17 @@ class RulerTask(FilmTask):
         random = random if self.name == "ruler" else random.fork(self.name)
         return ruler_batch(self.films, indices, random)
 
-    def export(self, folder: Path) -> dict[str, float]:
+    def export(self, folder: Path) -> dict[str, float | None]:
         """Writes the averaged network, and its error on the validation split."""
         network = self.averages["export"].module.network.float().cpu()
         resolution = self.config.data.resolution
         error = ruler_error(Ruler(network, resolution), self.held_out)
-        if error["confidence"] < COLLAPSED:
+        confidence = error["confidence"]
+        assert confidence is not None, "a median of numbers"
+        if confidence < COLLAPSED:
             print(
                 f"warning: {self.name}: the maps of a hip mark its head and its rim alike "
-                f"(confidence {error['confidence']:.2f}), which biases angles; train it longer",
+                f"(confidence {confidence:.2f}), which biases angles; train it longer",
                 file=sys.stderr,
             )
         settings = {
@@ -155,7 +157,7 @@ class RulerTask(FilmTask):
         return sorted({*views, *(whole[film] for film in first if film in whole)})
 
 
-def ruler_error(ruler: Ruler, films: Films) -> dict[str, float]:
+def ruler_error(ruler: Ruler, films: Films) -> dict[str, float | None]:
     """Mean absolute error in degrees by patient side, on views of known angles."""
     measured = ruler.measure(films.images)
     found = swap_sides(np.array([(m.image_left, m.image_right) for m in measured]))
