@@ -29,7 +29,9 @@ def measured_task(run: Run, model: str) -> Task:
     task = task_of(run, model)
     if getattr(getattr(run.config, model), "measurement_weight", 0):
         from hpc_hipgen.generators.probe import load_probe
+        from hpc_hipgen.training.task import Measured
 
+        assert isinstance(task, Measured), f"{model} can hold no probe's reading"
         task.measure_with(load_probe(run.path("probe", "export")))
     return task
 
@@ -102,7 +104,7 @@ def lab_ruler(run: Run, _: str) -> Task:
     from hpc_hipgen.rulers.cross_validation import figures_of, measured_hips
     from hpc_hipgen.rulers.lab_ruler import fold_task
 
-    task, _ = fold_task(run, fold=None)
+    task = fold_task(run, fold=None)[0]
     task.cross_validation = figures_of(run, measured_hips(run))
     return task
 

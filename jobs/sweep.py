@@ -83,11 +83,12 @@ def _saved(run: Run, name: str) -> Sweep:
 
 
 def _drawer(run: Run, cell: Cell) -> Drawer:
-    from hpc_hipgen.generators.sampling import load_average
+    from hpc_hipgen.generators.sampling import PipelineDrawer, load_average
 
     drawer = drawer_of(run, cell.model)
     if cell.checkpoint != EXPORT:
         folder = sweeps.checkpoint_folder(run, cell.model, cell.checkpoint)
+        assert isinstance(drawer, PipelineDrawer), f"{cell.model} has no pipeline"
         load_average(drawer.pipeline, folder)
     return drawer
 
@@ -159,7 +160,8 @@ def _scores(cell: Cell, table: pd.DataFrame) -> dict[str, Any]:
     line: dict[str, Any] = vars(cell) | {"images": len(table), "refused": int(refused.sum())}
     for key in ("mae", "r"):
         values = [found[s][key] for s in PATIENT_SIDES]
-        line[key] = None if None in values else sum(values) / len(values)
+        known = [value for value in values if value is not None]
+        line[key] = sum(known) / len(known) if len(known) == len(values) else None
     return line | {
         f"{key}_{s}": found[s][key] for key in ("mae", "r", "bias") for s in PATIENT_SIDES
     }
@@ -206,8 +208,8 @@ def _planned(run: Run, options: argparse.Namespace) -> Sweep:
         for note in notes:
             print(f"note: {note}")
         return sweep
-    sweep = sweeps.load(run, options.name)
-    if sweep is None:
+    saved = sweeps.load(run, options.name)
+    if saved is None:
         raise ConfigError(
             f"{sweeps.sweep_folder(run, options.name)}: no such sweep; give a grid such as "
             "steps=[10,20] guidance=[1,1.5,2]"

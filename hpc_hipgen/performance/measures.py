@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from hpc_hipgen import ROOT
+from hpc_hipgen.config import LLCM
 from hpc_hipgen.generators.drawing import Drawer, drawer_of
 from hpc_hipgen.performance.hardware import peak_tflops
 from hpc_hipgen.performance.simulation import flop_counter
@@ -104,9 +106,12 @@ def against_diffusers(run: Run, repeats: int) -> list[Line]:
     from hpc_hipgen.generators.autoencoder import to_pixels
     from hpc_hipgen.generators.stable_diffusion import load_parts
     from hpc_hipgen.performance.recipe import DiffusersRecipe
+    from hpc_hipgen.training.task import FilmTask
 
     ours = Trained(run, "llcm", probe=False)  # which the documented step has none of
-    theirs = DiffusersRecipe(load_parts(run.base("llcm")), run.config.llcm)
+    assert isinstance(ours.task, FilmTask)
+    section = run.config.section("llcm", LLCM)
+    theirs = DiffusersRecipe(load_parts(run.base("llcm")), section)
     films, batch = ours.task.films, ours.training.batch
     chosen = [i % len(films) for i in range(batch)]
     pixels, captions = to_pixels(films.images[chosen]), [films.captions[i] for i in chosen]
@@ -126,7 +131,7 @@ def against_diffusers(run: Run, repeats: int) -> list[Line]:
     return [
         {
             "experiment": run.config.name,
-            "solver": run.config.llcm.solver,
+            "solver": section.solver,
             "batch": batch,
             "ours, images/s": batch / median(turns["ours"]),
             "diffusers' recipe, images/s": batch / median(turns["diffusers"]),
@@ -156,7 +161,10 @@ def sampling(run: Run, repeats: int) -> list[Line]:
                 settings = {"steps": count, "guidance": 2.0, "solver": solver}
                 measure(model, drawer, count, settings)
     if config.dall_e:
+        from hpc_hipgen.generators.dall_e import DallEDrawer
+
         drawer = drawer_of(run, "dall_e")
+        assert isinstance(drawer, DallEDrawer)
         measure("dall_e", drawer, drawer.parts.grid**2, row_settings(config, "dall_e"))
     return lines
 
@@ -228,7 +236,7 @@ def imports(run: Run, repeats: int) -> list[Line]:
             [sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
         )
 
-    turns = turn_by_turn({k: lambda a=a: start(a) for k, a in commands.items()}, repeats, warmup=0)
+    turns = turn_by_turn({k: partial(start, a) for k, a in commands.items()}, repeats, warmup=0)
     return [{"job": name, "seconds": median(seconds)} for name, seconds in turns.items()]
 
 

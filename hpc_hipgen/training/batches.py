@@ -63,7 +63,7 @@ class BatchesAhead(Batches):
         loader = DataLoader(
             _ByClock(self),
             batch_size=None,
-            sampler=list(clock_times(training, start, end)),  # type: ignore[arg-type]
+            sampler=list(clock_times(training, start, end)),
             num_workers=training.workers,
             multiprocessing_context=context,
             prefetch_factor=4,

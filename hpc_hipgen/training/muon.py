@@ -49,6 +49,7 @@ class Muon(torch.optim.AdamW):
     """
 
     grad_scale: Tensor | None = None
+    param_groups: list[dict[str, Any]]
 
     def __init__(self, parameters: Iterable[nn.Parameter], **adamw: Any) -> None:
         """`adamw`: lr, betas and weight_decay, as AdamW takes them; lr and decay hold for both."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,10 +14,11 @@ from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 
 if TYPE_CHECKING:
+    from hpc_hipgen.generators.probe import ProbeNetwork
     from hpc_hipgen.radiograph.layouts import Films
 
 
-class Task(Protocol):
+class Task(ABC):
     """A model in training: its weights, its data, its loss, and what it leaves behind."""
 
     module: nn.Module
@@ -28,23 +30,36 @@ class Task(Protocol):
     averages: dict[str, WeightAverage]
     """Moving averages that the loop updates and stores."""
 
+    @abstractmethod
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """The inputs of `module` for the data items `indices` (b,)."""
-        ...
 
+    @abstractmethod
     def describe(self, indices: np.ndarray) -> list[str]:
         """Names of the data items, for error messages."""
-        ...
 
     def export(self, folder: Path) -> Mapping[str, float | None]:
-        """Writes the finished model into a new folder; returns figures for the record."""
-        ...
+        """Writes the finished model into a new folder; returns figures for the record.
+
+        Tasks whose model is used at once, or thrown away, have none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} exports nothing")
 
     def ahead(self, indices: np.ndarray) -> None:
         """Begins, in other threads, on the items (b,) that the next `batch` will be of.
 
         Nothing by default: most data are at hand.
         """
+        return
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A task whose loss can hold what a probe reads off the predicted latents."""
+
+    def measure_with(self, probe: ProbeNetwork) -> None:
+        """From now on the loss holds it."""
+        ...
 
 
 class FilmTask(Task):
