@@ -374,5 +374,5 @@ def _whole_line(glyphs: Glyphs, line: Glyphs) -> Box:
         near = within & (gx1 >= x0 - 1.5 * height) & (gx0 <= x1 + 1.5 * height)
         box = min(x0, *gx0[near]), min(y0, *gy0[near]), max(x1, *gx1[near]), max(y1, *gy1[near])
         if (box[0], box[2]) == (x0, x1):
-            return tuple(int(v) for v in box)
+            return int(box[0]), int(box[1]), int(box[2]), int(box[3])
         x0, x1 = box[0], box[2]

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -65,18 +65,6 @@ class Loaded:
     may_flip: bool
     searched: Searched | None = None
     mirrored: bool = False
-
-
-class Film(Protocol):
-    """One film of a data set; small enough to be sent to another process."""
-
-    name: str
-    dog: str
-    split: str
-    pixels: str
-
-    def load(self) -> Loaded:
-        """Read or draw it."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +132,10 @@ class FilmFile:
             searched,
             film.mirrored,
         )
+
+
+Film = PhantomFilm | FilmFile
+"""One film of a data set; small enough to be sent to another process."""
 
 
 @dataclass(frozen=True)
@@ -265,9 +257,9 @@ def film_files(
     ]
 
 
-def unlisted_films(folder: Path, films: Sequence[FilmFile]) -> list[str]:
+def unlisted_films(folder: Path, films: Sequence[Film]) -> list[str]:
     """Names of the film files of a folder that its landmark table does not mention."""
-    known = {film.path.resolve() for film in films}
+    known = {film.path.resolve() for film in films if isinstance(film, FilmFile)}
     return sorted(
         path.relative_to(folder).as_posix()
         for path in films_below(folder)
@@ -299,7 +291,8 @@ def _film_problems(folder: Path, table: Table, captioned: bool) -> tuple[list[st
 
 def _twins(entries: Sequence[Entry], pixels: Mapping[str, str]) -> list[str]:
     """One picture under two names, of two dogs: it could train a model and measure it."""
-    problems, first = [], {}
+    problems: list[str] = []
+    first: dict[str, Entry] = {}
     for entry in (entry for entry in entries if entry.film in pixels):
         twin = first.setdefault(pixels[entry.film], entry)
         if twin.dog != entry.dog:

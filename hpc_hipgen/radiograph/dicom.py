@@ -17,6 +17,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 PRIVATE_GROUP, PRIVATE_CREATOR = 0x0011, "HPC_HIPGEN"
@@ -78,7 +79,7 @@ def secondary_capture(film: DrawnFilm) -> Dataset:
     return dataset
 
 
-def _code(concept: object) -> Dataset:
+def _code(concept: Code) -> Dataset:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator = concept.value, concept.scheme_designator
     item.CodeMeaning = concept.meaning

@@ -20,17 +20,23 @@ if TYPE_CHECKING:
     from hpc_hipgen.radiograph.dataset import Film, FilmFile
 
 
-def sources(config: Experiment, films: Mapping[str, Iterable[FilmFile]]) -> dict[str, Any]:
+def sources(config: Experiment, films: Mapping[str, Iterable[Film]]) -> dict[str, Any]:
     """What `check_unchanged` compares: SHA-256 of each table, names and sizes of its films.
 
     Args:
         config: the experiment.
         films: by key of `Experiment.film_sets`.
     """
+    from hpc_hipgen.radiograph.dataset import FilmFile
+
     return {
         key: {
             "table": sha256_of(table),
-            "films": {film.name: film.path.stat().st_size for film in films[key]},
+            "films": {
+                film.name: film.path.stat().st_size
+                for film in films[key]
+                if isinstance(film, FilmFile)
+            },
         }
         for key, (_, table) in config.film_sets().items()
         if key in films
@@ -101,6 +107,7 @@ def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
     problems: list[str] = []
     try:
         if data.source == "films":
+            assert data.films, "the configuration says so"
             films += film_files(data.films, data.landmarks, counts, config.seed, **masking)
         else:
             films += phantom_films(config.seed, counts, data.resolution, data.even_angles)
@@ -115,7 +122,7 @@ def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
             measured += [replace(film, split="test") for film in found]
     except FilmErrors as error:
         problems += error.lines
-    if not problems and data.source == "films":
+    if not problems and data.source == "films" and data.films and evaluation.films:
         problems += _shared(data.films, films, evaluation.films, measured)
     if problems:
         raise FilmErrors(problems)
@@ -123,7 +130,7 @@ def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
 
 
 def _shared(
-    folder: Path, films: Sequence[FilmFile], other: Path, measured: Sequence[FilmFile]
+    folder: Path, films: Sequence[Film], other: Path, measured: Sequence[Film]
 ) -> list[str]:
     """Films that are to be measured, and are those of the data set under another name."""
     of_set = {film.pixels: film.name for film in films}

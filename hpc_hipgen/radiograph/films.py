@@ -238,8 +238,8 @@ def _loses_bits(picture: Image.Image) -> bool:
     if picture.mode.startswith(("I", "F")):
         return False
     if picture.format == "TIFF":
-        return max(picture.tag_v2.get(_BITS_A_SAMPLE, (1,))) > 8  # type: ignore[attr-defined]
-    return any(";16" in str(tile.args) for tile in picture.tile)  # type: ignore[attr-defined]
+        return max(picture.tag_v2.get(_BITS_A_SAMPLE, (1,))) > 8
+    return any(";16" in str(tile.args) for tile in picture.tile)
 
 
 def _check_square(path: Path, picture: Image.Image) -> None:
@@ -262,7 +262,7 @@ def _colour(pixels: np.ndarray) -> np.ndarray | None:
 def _white_is_zero(picture: Image.Image) -> bool:
     """True for a TIFF whose polarity Pillow leaves reversed: it turns 8 bits over, but not 16."""
     tag, value = _WHITE_IS_ZERO
-    return picture.format == "TIFF" and picture.tag_v2.get(tag) == value  # type: ignore[attr-defined]
+    return picture.format == "TIFF" and picture.tag_v2.get(tag) == value
 
 
 def _read_dicom(path: Path) -> SpacedFilm:
@@ -277,22 +277,20 @@ def _read_dicom(path: Path) -> SpacedFilm:
             raise ValueError(f"it holds {dataset.NumberOfFrames} frames, one is needed")
         pixels = dataset.pixel_array
         photometric = str(dataset.PhotometricInterpretation)
-        about = {
-            "burned_in": str(dataset.get("BurnedInAnnotation") or "").upper(),
-            "overlays": sum((group, 0x3000) in dataset for group in range(0x6000, 0x6020, 2)),
-            "patient_at_right": _side_at_right(dataset),
-        }
+        burned_in = str(dataset.get("BurnedInAnnotation") or "").upper()
+        overlays = sum((group, 0x3000) in dataset for group in range(0x6000, 0x6020, 2))
+        at_right, colour = _side_at_right(dataset), None
         if photometric == "PALETTE COLOR":
             wide = apply_color_lut(pixels, dataset)
             pixels = (wide >> 8 if wide.dtype == np.uint16 else wide).astype(np.uint8)
         if pixels.ndim == 3:
             scale = 255 / (2 ** int(dataset.BitsStored) - 1)
-            colour = pixels if photometric == "PALETTE COLOR" else pixels * scale
-            rgb = np.rint(colour).astype(np.uint8)
-            grey = np.array(Image.fromarray(rgb).convert("L"))
-            return SpacedFilm(grey, *_spacing(dataset), _colour(rgb), **about)
-        grey = _to_bytes(_displayed(dataset, pixels))
-        return SpacedFilm(grey, *_spacing(dataset), **about)
+            scaled = pixels if photometric == "PALETTE COLOR" else pixels * scale
+            rgb = np.rint(scaled).astype(np.uint8)
+            grey, colour = np.array(Image.fromarray(rgb).convert("L")), _colour(rgb)
+        else:
+            grey = _to_bytes(_displayed(dataset, pixels))
+        return SpacedFilm(grey, *_spacing(dataset), colour, burned_in, overlays, at_right)
     except Exception as error:  # pydicom has no common base of what a damaged file raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: damaged, truncated or unsupported DICOM ({reason})") from None

@@ -208,6 +208,7 @@ class Landmarks:
             for name in _HIP_FIELDS:
                 column = f"{side}_{name}"
                 try:
+                    # float itself says what is no number
                     values.append(float(row[column]))  # type: ignore[arg-type]
                 except KeyError:
                     raise ValueError(f"column {column} is missing") from None

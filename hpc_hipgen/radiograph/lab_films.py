@@ -183,7 +183,7 @@ def _shrunk(film: np.ndarray, landmarks: Landmarks, degrees: float, log_zoom: fl
     middle = np.array([width - 1, height - 1]) / 2
     matrix = np.column_stack([linear, (middle + 0.5) * scale - 0.5 - linear @ middle])
     points = landmarks.transform(matrix).to_array()[:, [[0, 1], [3, 4]]]
-    inside = ((points >= 0) & (points <= FILM_SIZE - 1)).all((1, 2))
+    inside = np.all((points >= 0) & (points <= FILM_SIZE - 1), axis=(1, 2))
     return Scene(resample(film, matrix, FILM_SIZE), points[:, 0], inside)
 
 

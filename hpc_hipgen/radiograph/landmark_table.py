@@ -129,7 +129,7 @@ def _read_csv(path: Path, text: str, folder: Path) -> Table:
     if twice := [name for name in _KNOWN if names.count(name) > 1]:
         return Table(problems=[f"{path} row 1: column {', '.join(twice)} is there twice"])
     problems: list[str] = []
-    films: dict[str, dict[str, tuple[str, Hip, dict[str, str]]]] = defaultdict(dict)
+    films: dict[str, dict[str, tuple[str, Hip | None, dict[str, str]]]] = defaultdict(dict)
     for row in _rows(reader, path, problems):
         where = f"{path} row {reader.line_num}"
         film, side = (row["image"] or "").strip(), (row["side"] or "").strip()
@@ -206,10 +206,11 @@ def _join_sides(
     missing = [side for side in IMAGE_SIDES if side not in sides]
     if missing:
         return None, [f"{where}: {film} has no row for {missing[0]}"]
-    if any(sides[side][1] is None for side in IMAGE_SIDES):
+    hips = [hip for side in IMAGE_SIDES if (hip := sides[side][1]) is not None]
+    if len(hips) < len(IMAGE_SIDES):
         return None, []  # reported with its row
     rows = [sides[side][2] for side in IMAGE_SIDES]
-    landmarks = Landmarks(*(sides[side][1] for side in IMAGE_SIDES))
+    landmarks = Landmarks(*hips)
     faults = [
         f"{where}: {film} has two different values of {name}"
         for name in _FILM_COLUMNS

@@ -98,4 +98,4 @@ def _chest(rng: np.random.Generator, size: int) -> np.ndarray:
         draw.rectangle([size * v for v in box], fill=rng.uniform(130, 190))
     field = gaussian_filter(np.asarray(image), size * rng.uniform(0.003, 0.012))
     field = field + rng.uniform(2, 10) * zoom(rng.standard_normal((8, 8)), size / 8, order=1)
-    return np.rot90(field, rng.integers(4))
+    return np.rot90(field, int(rng.integers(4)))

@@ -9,6 +9,7 @@ edge-on, and the medulla is dark.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -183,6 +184,18 @@ def _lerp(field: np.ndarray, at: np.ndarray) -> np.ndarray:
     return field[low] * (1 - part) + field[low + 1] * part
 
 
+class BoneLook(TypedDict):
+    """What `shell` makes of an outline."""
+
+    radius: float
+    cortex: float | np.ndarray
+    cortex_gain: float
+    spongy_gain: float
+    grain: NotRequired[float]
+    holes: NotRequired[tuple[np.ndarray, ...]]
+    where: NotRequired[tuple[slice, slice] | None]
+
+
 def shell(
     canvas: Canvas,
     outline: np.ndarray,
@@ -215,7 +228,9 @@ def shell(
     return where, added * coverage
 
 
-def draw_bone(canvas: Canvas, outline: np.ndarray, texture: np.ndarray, **look: object) -> None:
+def draw_bone(
+    canvas: Canvas, outline: np.ndarray, texture: np.ndarray, **look: Unpack[BoneLook]
+) -> None:
     """Add a `shell` to the film."""
     found = shell(canvas, outline, texture, **look)
     if found is not None:

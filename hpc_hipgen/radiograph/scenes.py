@@ -214,7 +214,7 @@ def draw_wide_film(rng: np.random.Generator, size: int) -> tuple[np.ndarray, Lan
 def heads_inside(landmarks: Landmarks, shape: tuple[int, ...]) -> np.ndarray:
     """Which heads (2,) lie well within a film of `shape` (h, w), so that their rim does too."""
     heads, margin = landmarks.to_array()[:, :2], _EDGE * landmarks.head_distance
-    return ((heads > margin) & (heads < np.array(shape[::-1]) - 1 - margin)).all(1)
+    return np.all((heads > margin) & (heads < np.array(shape[::-1]) - 1 - margin), axis=1)
 
 
 def draw_film_scene(rng: np.random.Generator, size: int) -> Scene:
@@ -231,7 +231,7 @@ def draw_film_scene(rng: np.random.Generator, size: int) -> Scene:
     odd = rng.random()
     if odd < ODD_SHARE:
         present[:] = False
-        film = 255 - film if odd < ODD_SHARE / 2 else np.rot90(film, rng.integers(1, 4))
+        film = 255 - film if odd < ODD_SHARE / 2 else np.rot90(film, int(rng.integers(1, 4)))
     image = np.zeros((size, size), np.uint8)
     image[: film.shape[0], : film.shape[1]] = film
     return Scene(image, heads, present)

@@ -125,7 +125,8 @@ def _contents(path: Path) -> list[dict[str, Any]]:
 
 def _samples(path: Path) -> Iterator[dict[str, tarfile.TarInfo]]:
     """The members of each sample by suffix: those that follow each other with one key."""
-    key, members = None, {}
+    key: str | None = None
+    members: dict[str, tarfile.TarInfo] = {}
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             stem, _, suffix = member.name.partition(".")

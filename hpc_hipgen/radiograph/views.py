@@ -133,14 +133,20 @@ def make_view(
     Returns:
         The view (resolution, resolution) uint8 and its landmarks in view pixels.
     """
-    moved = {}
+    rotation, right, down, zoom = 0.0, 0.0, 0.0, 1.0
     if rng is not None:
-        moved = {
-            "rotation": jitter * rng.uniform(-JITTER_DEGREES, JITTER_DEGREES),
-            "shift": tuple(jitter * rng.uniform(-JITTER_SHIFT, JITTER_SHIFT, size=2)),
-            "zoom": 1 + jitter * (rng.uniform(*JITTER_ZOOM) - 1),
-        }
-    matrix = crop_matrix(landmarks, resolution, head_distance, flip=flip, **moved)
+        rotation = jitter * rng.uniform(-JITTER_DEGREES, JITTER_DEGREES)
+        right, down = jitter * rng.uniform(-JITTER_SHIFT, JITTER_SHIFT, size=2)
+        zoom = 1 + jitter * (rng.uniform(*JITTER_ZOOM) - 1)
+    matrix = crop_matrix(
+        landmarks,
+        resolution,
+        head_distance,
+        rotation=rotation,
+        shift=(right, down),
+        zoom=zoom,
+        flip=flip,
+    )
     placed = landmarks.transform(matrix)
     if rng is None or not warp:
         return resample(image, matrix, resolution), placed
