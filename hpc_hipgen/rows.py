@@ -75,7 +75,8 @@ def row_settings(config: Experiment, row: str) -> dict[str, Any]:
     if MODELS[model].tokens:
         return own
     steps, guidance = sampling.steps, sampling.guidance
-    solver, eta = sampling.solver, sampling.eta
+    solver: str = sampling.solver
+    eta = sampling.eta
     if few is not None:
         steps, guidance, solver, eta = few, sampling.student_guidance, "lcm", 0.0
     if not MODELS[model].guided:

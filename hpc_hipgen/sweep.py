@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
@@ -40,7 +40,10 @@ from hpc_hipgen.training.checkpoint_files import COMPLETE, checkpoint_path
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
 EXPORT = "export"
-Model = Literal[*SWEPT]
+if TYPE_CHECKING:
+    Model = str
+else:
+    Model = Literal[*SWEPT]
 STUDENT_SOLVER = "lcm"
 """What a student's own scheduler is called; no other fits what it was trained for."""
 

@@ -53,7 +53,8 @@ class Tracker:
 
     def artefact(self, kind: str, folder: Path, **facts: Any) -> None:
         """A folder of results as an artefact, unless `artefacts` is off."""
-        if not self._tracked or not self._settings.artefacts or not folder.is_dir():
+        wanted = self._settings is not None and self._settings.artefacts
+        if not self._tracked or not wanted or not folder.is_dir():
             return
         try:
             artefact = self._api.Artifact(f"{self._tracked.name}-{kind}", type=kind, metadata=facts)

@@ -55,10 +55,10 @@ def _benchmark(options: argparse.Namespace, command: str) -> int:
     path = options.out / f"{options.name or short_name()}.json"
     earlier = json.loads(path.read_text()) if path.is_file() else {}
     stamp = time.strftime("%Y-%m-%d")
-    tables = {
+    dated = {
         name: {"date": stamp, "command": command, "lines": lines} for name, lines in tables.items()
     }
-    content = {"machine": describe(), "tables": earlier.get("tables", {}) | tables}
+    content = {"machine": describe(), "tables": earlier.get("tables", {}) | dated}
     write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     text = markdown(content)
     write_atomic(path.with_suffix(".md"), text)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hpc_hipgen import ROOT
@@ -111,8 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     end = time.monotonic() + SECONDS
     checks: dict[str, Callable[[], str]] = {"attention": attention, "ZeRO stages": zero_stages}
-    for name, words in COMMANDS.items():
-        checks[name] = lambda words=words: command(words, max(1.0, end - time.monotonic()))
+
+    def in_time(words: list[str]) -> str:
+        return command(words, max(1.0, end - time.monotonic()))
+
+    checks |= {name: partial(in_time, words) for name, words in COMMANDS.items()}
     parts = ["# GPU check", "; ".join(f"{k}: {v}" for k, v in describe().items()) + "."]
     failed = 0
     for name, check in checks.items():

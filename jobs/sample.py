@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards, status_of
@@ -54,6 +54,7 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
         size = run.config.sampling.shard_size
         specs = specs[shard * size : (shard + 1) * size]
         path = sample_shard(run, (row, shard))
+        images: Iterable[np.ndarray]
         if row in MEASURED_ROWS:
             images = _views(run, row, films.images[[spec["view"] for spec in specs]])
         else:

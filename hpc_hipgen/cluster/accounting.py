@@ -95,8 +95,15 @@ def _ask(*commands: list[str]) -> list[str | None]:
     started: list[subprocess.Popen[str] | None] = []
     for command in commands:
         try:
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-            started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, **pipes))
+            started.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
+            )
         except OSError:
             started.append(None)
     answers: list[str | None] = []

@@ -252,7 +252,7 @@ def submitted(run: Run, stage: str) -> dict[str, Any] | None:
     return record if ours else None
 
 
-_NO_FAILURE = {"time": 0.0, "kinds": ["Exception"], "error": "not known"}
+_NO_FAILURE: dict[str, Any] = {"time": 0.0, "kinds": ["Exception"], "error": "not known"}
 
 
 def failures(run: Run, stage: str, since: float = 0.0) -> list[dict[str, Any]]:

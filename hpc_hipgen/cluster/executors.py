@@ -153,8 +153,10 @@ def slurm_parameters(
         "wckey": None,
     }
     if need.gpus:
-        spelled = {"gres": need.gres.format(n=need.gpus)} if need.gres else {}
-        parameters |= spelled or {"gpus_per_node": need.gpus}
+        if need.gres:
+            parameters["gres"] = need.gres.format(n=need.gpus)
+        else:
+            parameters["gpus_per_node"] = need.gpus
     if need.mem_gb:
         parameters["mem"] = f"{ceil(need.mem_gb * 1024)}M"
     if waits:

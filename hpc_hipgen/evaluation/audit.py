@@ -66,7 +66,7 @@ def read_controls(data: Path, films: Films) -> Controls:
     held_out = read_manifest(data, HELD_OUT, nominal_only=True)
     last = len(films) - 1
     picks = np.unique(np.linspace(0, last, PLANTED).round().astype(int))
-    picked = films.take(picks)
+    picked = films.take(picks.tolist())
     planted = planted_copies(np.asarray(picked.images))
     others = read_view(data, "train", 1, picked.film)
     sources = dict.fromkeys(planted, picks)
@@ -141,11 +141,12 @@ def audit(run: Run, tables: Mapping[str, pd.DataFrame], found: Features) -> dict
     held_out = features[held], controls.images[held]
     auditor = Auditor.of(FilmFeatures(found.training), gallery, held_out)
     rows = [row for row in tables if row in (*drawn, "ruler", *DECODED)]
-    pictures = {row: _row_images(run, row, tables[row]) for row in rows}
+    stacks = ((row, _row_images(run, row, tables[row])) for row in rows)
+    pictures = {row: images for row, images in stacks if images is not None}
     verdicts = {
         row: auditor.judge(found.rows[row], pictures[row])
         for row in progress(rows, len(rows), "memorisation audit, rows")
-        if pictures[row] is not None
+        if row in pictures
     }
     scores = {row: rates(verdict.flagged()) for row, verdict in verdicts.items()}
     copies = _recall(auditor, controls, features)

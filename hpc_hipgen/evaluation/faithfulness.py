@@ -155,7 +155,9 @@ def bootstrap_intervals(
     keep = np.isfinite(y)
     x, y = x[keep], y[keep]
     names, of = np.unique(np.asarray(dogs, dtype=str)[keep], return_inverse=True)
-    missing = {f"{key}_{end}": None for key in RESAMPLED for end in ("low", "high")}
+    missing: dict[str, float | None] = {
+        f"{key}_{end}": None for key in RESAMPLED for end in ("low", "high")
+    }
     if len(names) < MIN_IMAGES or not _varies(x):
         return missing
     x0, error = x - x.mean(), y - x  # slope and R² do not mind the shift, rounding does

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -46,9 +47,14 @@ STYLE = {
 }
 
 
-def _figure(width: float, height: float, layout: str = "constrained") -> Figure:
+def _figure(
+    width: float,
+    height: float,
+    layout: Literal["constrained", "compressed", "none"] = "constrained",
+) -> Figure:
     """A white figure of so many inches; to be used inside ``rc_context(STYLE)``."""
-    return Figure(figsize=(width, height), layout=layout, facecolor="white")
+    # matplotlib documents "none", and its annotation lacks it
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")  # type: ignore[arg-type]
 
 
 def svg(figure: Figure) -> bytes:
@@ -98,10 +104,10 @@ def _dots(
     low, high = limits
     axes.plot(limits, limits, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=1)
     inside = (y >= low) & (y <= high)
-    style = {"color": COLOURS[side], "alpha": 0.65, "linewidths": 0, "zorder": 2}
-    axes.scatter(x[inside], y[inside], s=15, marker=MARKERS[side], **style)
+    mark = partial(axes.scatter, color=COLOURS[side], alpha=0.65, linewidths=0, zorder=2)
+    mark(x[inside], y[inside], s=15, marker=MARKERS[side])
     for outside, edge, marker in ((y > high, high, "^"), (y < low, low, "v")):
-        axes.scatter(x[outside], np.full(outside.sum(), edge), s=28, marker=marker, **style)
+        mark(x[outside], np.full(outside.sum(), edge), s=28, marker=marker)
     if scores.get("slope") is not None and len(x[np.isfinite(y)]):
         middle_x, middle_y = x[np.isfinite(y)].mean(), y[np.isfinite(y)].mean()
         ends = np.array([x.min(), x.max()])
@@ -513,8 +519,8 @@ def _solver_curves(axes: Axes, lines: Sequence[Mapping[str, Any]], score: str) -
     for (solver, spacing), points in curves.items():
         x, y = np.array(sorted(points), dtype=float).T
         label = "LLCM" if solver == "lcm" else f"{solver}, {spacing}"
-        style = {"ls": "--" if spacing == "trailing" else "-", "marker": "o", "ms": 3.5, "lw": 1.3}
-        axes.plot(x, y, color=SOLVER_COLOURS[solver], label=label, **style)
+        ls, colour = "--" if spacing == "trailing" else "-", SOLVER_COLOURS[solver]
+        axes.plot(x, y, color=colour, label=label, ls=ls, marker="o", ms=3.5, lw=1.3)
 
 
 def sample_grid(rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str]) -> Figure:

@@ -11,6 +11,7 @@ import torch
 from scipy.linalg import orth
 from scipy.ndimage import gaussian_filter
 
+from hpc_hipgen.radiograph.pictures import Pictures
 from hpc_hipgen.radiograph.views import HEIGHT_OF_HEADS
 
 SIDE = 64
@@ -66,7 +67,7 @@ class FilmPixels:
     tells one film from another, and hardly changes when the crop does.
     """
 
-    def __init__(self, films: np.ndarray, head_distance: float) -> None:
+    def __init__(self, films: np.ndarray | Pictures, head_distance: float) -> None:
         """Learns what is common from the films, and keeps them as the gallery.
 
         films: (m, h, w) uint8; head_distance: between the heads, as a fraction of the width.
@@ -97,7 +98,7 @@ class FilmPixels:
         parts = [[self._likeness(x) for x in self._chunks(side)] for side in sides]
         return Nearest.among(*(np.concatenate(part) for part in parts))
 
-    def _chunks(self, images: np.ndarray) -> Iterator[np.ndarray]:
+    def _chunks(self, images: np.ndarray | Pictures) -> Iterator[np.ndarray]:
         """Band-passed small images (n, side, side) float32, CHUNK at a time."""
         for start in range(0, len(images), CHUNK):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + CHUNK])).float()

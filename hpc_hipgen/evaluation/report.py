@@ -241,7 +241,7 @@ def film_panels(run: Run, results: Results) -> list[dict[str, Any]]:
     images = _images(run, FILMS_ROW, found)
     views = read_manifest(row_data(run, FILMS_ROW), "test", nominal_only=True)
     landmarks = dict(zip(views.film, views.landmarks, strict=True))
-    panels = []
+    panels: list[dict[str, Any]] = []
     for film, line in found.items():
         cell = _cell(line, images)
         if cell is None:

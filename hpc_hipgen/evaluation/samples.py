@@ -139,7 +139,9 @@ def _members(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                 yield key, group
                 group = {}
             key = name
-            group[extension] = tar.extractfile(member).read()
+            file = tar.extractfile(member)
+            assert file is not None, "it is a file"
+            group[extension] = file.read()
     if key is not None:
         yield key, group
 

@@ -159,7 +159,9 @@ def _kernels() -> Iterator[None]:
     def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
         return _ATTENTION(q, k, v)[0]
 
-    usual, F.scaled_dot_product_attention = F.scaled_dot_product_attention, attention
+    usual = F.scaled_dot_product_attention
+    # what the stand-in does not look at is not among its arguments
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
     try:
         yield
     finally:

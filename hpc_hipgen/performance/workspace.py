@@ -16,7 +16,7 @@ from hpc_hipgen.run import Run
 FILMS = {"train": 24, "validation": 2, "test": 8, "views": 2}
 """Enough for a batch of every experiment."""
 
-SHORT = {
+SHORT: dict[str, dict[str, Any]] = {
     "dreambooth": {"subjects": {1: "sks"}, "films": 3, "prior_images": 4},
     "sampling": {"steps": 2},
 }
