@@ -21,7 +21,7 @@ help: ## this text
 	echo "  make status                what is done, what runs, how fast"
 	echo "  make benchmark             how fast everything is on this machine, into results/benchmarks/"
 	echo "  make gpu-check             attention, the full-size step and the benchmark on one GPU (8 minutes); none: says so"
-	echo "  make test | make lint      the tests | formatting, linting, shell scripts"
+	echo "  make test | make lint      the tests | formatting, linting, types, shell scripts"
 	echo "  make endurance             a pipeline on a real Slurm, stopped 24 times at random (long; not among the tests)"
 	echo "  make env                   only the environment (python 3.11 or 3.12, about 8 GB, a few minutes)"
 	echo "  make format | make lock    rewrite the code's layout | resolve pyproject.toml into requirements.lock"
@@ -67,10 +67,11 @@ endurance: ## a pipeline on a real Slurm, stopped 24 times at random
 	@python="$(PYTHON_OF_ENV)"
 	"$$python" -m pytest -m endurance --capture=no $(ARGS)
 
-lint: ## layout, linter, shell scripts
+lint: ## layout, linter, types, shell scripts
 	@python="$(PYTHON_OF_ENV)"
 	"$$python" -m ruff check .
 	"$$python" -m ruff format --check .
+	"$$python" -m mypy
 	"$$(dirname "$$python")/shellcheck" --external-sources sbatch/*.sh .ci/run
 
 format:
