@@ -95,7 +95,7 @@ def _measured(run: Run, row: str) -> dict[str, dict[str, float]]:
     names = ["measured_left", "measured_right"]
     table = read_table(run, row).set_index("key")[names]
     return {
-        str(key): {name: value for name, value in line.items() if math.isfinite(value)}
+        str(key): {str(name): value for name, value in line.items() if math.isfinite(value)}
         for key, line in table.to_dict("index").items()
     }
 
