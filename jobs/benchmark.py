@@ -62,7 +62,7 @@ def _benchmark(options: argparse.Namespace, command: str) -> int:
     write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     text = markdown(content)
     write_atomic(path.with_suffix(".md"), text)
-    print(markdown({**content, "tables": tables}))
+    print(markdown({**content, "tables": dated}))
     print(f"Table: {path.with_suffix('.md')}")
     return 0
 

@@ -214,7 +214,7 @@ def _planned(run: Run, options: argparse.Namespace) -> Sweep:
             f"{sweeps.sweep_folder(run, options.name)}: no such sweep; give a grid such as "
             "steps=[10,20] guidance=[1,1.5,2]"
         )
-    return sweep
+    return saved
 
 
 if __name__ == "__main__":

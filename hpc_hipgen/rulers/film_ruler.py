@@ -254,17 +254,9 @@ class FilmRuler:
             warning = f"look at the landmarks: {hips}"
         angles = Landmarks.from_array(middle).norberg_angles()
         left, right = (np.nan, np.nan) if reason else (angles.image_left, angles.image_right)
+        least = float(sure.min())
         return FilmMeasurement(
-            left,
-            right,
-            uncertainty,
-            features,
-            float(sure.min()),
-            middle,
-            inverted,
-            reason,
-            unsure,
-            warning,
+            left, right, uncertainty, features, least, middle, inverted, reason, unsure, warning
         )
 
 

@@ -41,7 +41,7 @@ class Task(ABC):
     def export(self, folder: Path) -> Mapping[str, float | None]:
         """Writes the finished model into a new folder; returns figures for the record.
 
-        Tasks whose model is used at once, or thrown away, have none.
+        By default it raises NotImplementedError: not every task has a model to keep.
         """
         raise NotImplementedError(f"{type(self).__name__} exports nothing")
 
