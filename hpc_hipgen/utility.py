@@ -9,7 +9,6 @@ films those of the stage before. Nothing heavy is imported here.
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -215,4 +214,4 @@ def names(run: Run) -> list[str]:
 def summaries(run: Run) -> dict[str, dict[str, Any]]:
     """What finished comparisons found, by name."""
     found = {name: utility_folder(run, name) / "summary.json" for name in names(run)}
-    return {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
+    return {name: read_json(path) for name, path in found.items() if path.is_file()}

@@ -48,7 +48,7 @@ from hpc_hipgen.config.generators import (
     TokenSampling,
     UNet,
 )
-from hpc_hipgen.config.inputs import autoencoder_config, check_inputs
+from hpc_hipgen.config.inputs import autoencoder_config, autoencoder_stride, check_inputs
 from hpc_hipgen.config.reading import (
     load_experiment,
     parse_experiment,
@@ -105,6 +105,7 @@ __all__ = [
     "Vision",
     "WandB",
     "autoencoder_config",
+    "autoencoder_stride",
     "check_batches",
     "check_inputs",
     "load_experiment",

@@ -92,6 +92,12 @@ def autoencoder_config(folder: Path) -> Path:
     return own if own.parent.is_dir() else folder / "config.json"
 
 
+def autoencoder_stride(folder: Path) -> int:
+    """Pixels of an image, each way, for one of a latent of the KL autoencoder in a folder."""
+    levels = _setting(autoencoder_config(folder), "block_out_channels", (64,))  # diffusers' own
+    return 2 ** (len(levels) - 1)
+
+
 def _no_pipeline(key: str, folder: Path) -> list[str]:
     index = folder / "model_index.json"
     if not index.is_file():
@@ -104,8 +110,7 @@ def _no_pipeline(key: str, folder: Path) -> list[str]:
 
 def _no_divisor(key: str, folder: Path, resolution: int) -> list[str]:
     """Whether an autoencoder gives images back at the size of the views."""
-    levels = len(_setting(autoencoder_config(folder), "block_out_channels", (0,)))
-    stride = 2 ** (levels - 1)
+    stride = autoencoder_stride(folder)
     if resolution % stride == 0:
         return []
     return [

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from hpc_hipgen.config import DDIM, GENERATORS, Adapters, autoencoder_config
+from hpc_hipgen.config import DDIM, GENERATORS, Adapters, autoencoder_config, autoencoder_stride
 from hpc_hipgen.config.public import A_FOLDER, public_settings
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.models import MODELS
@@ -139,12 +139,11 @@ def _ddim_first(base: Path) -> str:
 
 def _draws_another(base: Path, resolution: int) -> bool:
     """Whether a diffusers folder is known to draw another size where none is given."""
-    unet, autoencoder = base / "unet" / "config.json", autoencoder_config(base)
-    if not (unet.is_file() and autoencoder.is_file()):
+    unet = base / "unet" / "config.json"
+    if not (unet.is_file() and autoencoder_config(base).is_file()):
         return False
     size = json.loads(unet.read_text()).get("sample_size")
-    levels = json.loads(autoencoder.read_text()).get("block_out_channels", (64,))  # diffusers' own
-    return size != resolution // 2 ** (len(levels) - 1)
+    return size != resolution // autoencoder_stride(base)
 
 
 def _folders(section: BaseModel) -> Iterator[str]:

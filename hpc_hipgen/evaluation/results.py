@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -349,10 +348,10 @@ def _runtime(run: Run, logs: Mapping[str, list[dict[str, Any]]]) -> dict[str, An
 
     The seconds are of all starts of a training; its stage notes those of the last one.
     """
-    stages = {}
+    stages: dict[str, dict[str, Any]] = {}
     for path in sorted(run.path("stages").glob("*.json")):
         if path.stem != "report":  # that of an earlier one
-            stages[path.stem] = json.loads(path.read_text())
+            stages[path.stem] = run.done(path.stem) or {}
     for stage, lines in logs.items():
         if not lines:
             continue

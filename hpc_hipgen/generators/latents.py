@@ -56,14 +56,14 @@ def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Ten
             while lock(file) is False:  # another job of this run is at it
                 say_busy()
                 time.sleep(_WAIT_SECONDS)
-            if not _whole(path, len(films)):
-                encode_all(say_busy)
-
-    def encode_all(say_busy: Callable[[], None]) -> None:
-        # channels last: on a CPU an encoder is 1.7 times as fast so (docs/log.md); its
-        # training is not, hence the copy
-        encoder = copy.deepcopy(autoencoder).to(device(), memory_format=torch.channels_last)
-        write_atomic(path, _encoded(encoder.eval(), films, say_busy))
+            if _whole(path, len(films)):
+                return
+            if path.exists():
+                print(f"{path}: damaged; computed anew", file=sys.stderr, flush=True)
+            # channels last: on a CPU an encoder is 1.7 times as fast so (docs/log.md); its
+            # training is not, hence the copy
+            encoder = copy.deepcopy(autoencoder).to(device(), memory_format=torch.channels_last)
+            write_atomic(path, _encoded(encoder.eval(), films, say_busy))
 
     only_rank_0(compute)
     # copy-on-write: torch warns of arrays that it may not write to
@@ -74,10 +74,7 @@ def _whole(path: Path, views: int) -> bool:
     """Whether a file of latents is there, and has not lost its end since."""
     try:
         return len(np.load(path, mmap_mode="r")) == views
-    except FileNotFoundError:
-        return False
-    except (ValueError, EOFError, OSError) as error:
-        print(f"{path}: damaged ({error}); computed anew", file=sys.stderr, flush=True)
+    except (ValueError, EOFError, OSError):
         return False
 
 

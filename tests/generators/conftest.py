@@ -82,3 +82,18 @@ def exported_size(tmp_path):
         return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
     return size
+
+
+@pytest.fixture
+def losses_by_weight():
+    """Losses of a batch where the left half of the latents counts, the right one, and both."""
+    import torch
+
+    def losses(task, batch):
+        left = torch.zeros_like(batch["weight"])
+        left[..., : left.shape[-1] // 2] = 1.0
+        with torch.no_grad():
+            weights = (left, 1 - left, torch.ones_like(left))
+            return [task.module(**batch | {"weight": weight})[0] for weight in weights]
+
+    return losses

@@ -341,14 +341,8 @@ def test_what_the_probe_reads_counts_less_the_more_noise_there_is(tiny_run, tiny
     torch.testing.assert_close(losses - plain, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_loss_looks_where_its_weight_is(tiny_run, tiny_settings):
+def test_a_loss_looks_where_its_weight_is(tiny_run, tiny_settings, losses_by_weight):
     task = make_task(tiny_run, tiny_settings)
-    batch = batch_of(task)
-    left = torch.zeros_like(batch["weight"])
-    left[..., : left.shape[-1] // 2] = 1.0
-    with torch.no_grad():
-        one, other, both = (
-            task.module(**batch | {"weight": weight})[0] for weight in (left, 1 - left, left**0)
-        )
+    one, other, both = losses_by_weight(task, batch_of(task))
     assert not torch.allclose(one, other)
     torch.testing.assert_close((one + other) / 2, both)
