@@ -35,7 +35,7 @@ from hpc_hipgen.models import SWEPT
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.rows import model_rows, row_settings
 from hpc_hipgen.run import Run
-from hpc_hipgen.training.checkpoint_files import COMPLETE, checkpoint_path
+from hpc_hipgen.training.checkpoint_files import COMPLETE, checkpoint_path, named_checkpoints
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
@@ -223,7 +223,8 @@ def check_there(run: Run, model: str, checkpoint: str) -> None:
         return
     folder = checkpoint_folder(run, model, checkpoint)
     if not (folder / COMPLETE).is_file():
-        kept = sorted(int(p.parent.name) for p in folder.parent.glob(f"[0-9]*/{COMPLETE}"))
+        there = named_checkpoints(folder.parent)
+        kept = sorted(int(p.name) for p in there if (p / COMPLETE).is_file())
         raise ConfigError(
             f"{folder}: no such checkpoint; {model} has those at "
             f"{', '.join(map(str, kept)) or 'no number of'} images"

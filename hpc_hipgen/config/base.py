@@ -84,7 +84,7 @@ def check_teacher_steps(key: str, steps: int) -> None:
     501, where half of the signal should be there already. Few steps are meant to be coarse.
 
     Raises:
-        ValueError: naming the key, and numbers near by that do better.
+        ConfigError: naming the key, and numbers near by that do better.
     """
 
     def first(n: int) -> int:
@@ -94,7 +94,7 @@ def check_teacher_steps(key: str, steps: int) -> None:
         return
     good = [n for n in range(_MANY_STEPS, TIMESTEPS) if first(n) >= _NEAR_NOISE]
     near = max(n for n in good if n < steps), min(n for n in good if n > steps)
-    raise ValueError(
+    raise ConfigError(
         f"{key}: {steps} steps would begin at timestep {first(steps)} of {TIMESTEPS}, for they are "
         f"a whole number of timesteps apart; take {near[0]} or {near[1]}"
     )

@@ -83,6 +83,16 @@ def test_what_a_student_cannot_do_is_left_out_and_said(run):
     ]
 
 
+def test_steps_that_begin_amid_the_schedule_are_one_line(tmp_path, tiny_settings):
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    run.path("stable_diffusion", "export").mkdir(parents=True)
+    run.path("stable_diffusion", "export", "model_index.json").touch()
+    with pytest.raises(ConfigError, match="stable_diffusion: steps: 501 steps would begin"):
+        planned(run, "model=stable_diffusion", "steps=[20,501]")
+    found, _ = planned(run, "model=stable_diffusion", "steps=[20,501]", "solver=leapfrog")
+    assert [c.steps for c in found.cells] == [20, 501]
+
+
 def test_a_teacher_that_saw_captions_alone_is_not_guided(tmp_path, tiny_settings):
     tiny_settings["stable_diffusion"]["caption_dropout"] = 0
     tiny_settings["sampling"]["guidance"] = 1
