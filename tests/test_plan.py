@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from hpc_hipgen.config import load_experiment
 from hpc_hipgen.performance.plan import make_plan, unet_shape
+from hpc_hipgen.performance.simulation import flop_counter, simulate
 from jobs.plan import main
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,24 @@ def make_unet():
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=4,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_flops_are_those_of_torchs_counter(backward):
+    """Which runs the network on tensors that have contents."""
+    size, text = (1, 6, 8, 8), (1, 5, 768)
+    made = simulate(
+        make_unet,
+        lambda: ((torch.ones(size), torch.ones(1), torch.ones(text)), {"return_dict": False}),
+        backward=backward,
+        bf16=True,
+    )
+    network = make_unet().requires_grad_(backward)
+    with flop_counter() as counter:
+        loss = network(torch.ones(size), torch.ones(1), torch.ones(text)).sample.square().mean()
+        if backward:
+            loss.backward()
+    assert made.flops == counter.get_total_flops() > 1e6
 
 
 def test_a_text_encoder_that_is_trained_is_counted():

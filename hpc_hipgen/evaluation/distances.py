@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch_fidelity.metric_prc import calc_cdist_full
 
 from hpc_hipgen.evaluation.samples import spread
 from hpc_hipgen.files import sha256_of
@@ -162,7 +161,7 @@ def _reach(x: np.ndarray) -> torch.Tensor:
     """Distance (n,) of each row of x (n, d) to its ``NEIGHBOURS``-th neighbour."""
     points = torch.from_numpy(x)
     parts = [  # a row itself is the first of its neighbours
-        calc_cdist_full(part, points).kthvalue(NEIGHBOURS + 1).values for part in points.split(512)
+        torch.cdist(part, points).kthvalue(NEIGHBOURS + 1).values for part in points.split(512)
     ]
     return torch.cat(parts)
 
@@ -267,7 +266,7 @@ def precision_recall(sample: np.ndarray, reference: Reference) -> dict[str, floa
     x, y = _features(sample, reference.features)
     if min(len(x), len(y)) <= NEIGHBOURS:
         raise ValueError(f"need more than {NEIGHBOURS} images in each set, got {len(x)}, {len(y)}")
-    apart = calc_cdist_full(torch.from_numpy(x), torch.from_numpy(y))
+    apart = torch.cdist(torch.from_numpy(x), torch.from_numpy(y))
     precision = (apart <= reference.reach).any(1).double().mean()
     recall = (apart <= _reach(x)[:, None]).any(0).double().mean()
     return {"precision": float(precision), "recall": float(recall)}

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from hpc_hipgen.evaluation.film_pixels import Nearest, unit
 
@@ -154,6 +153,8 @@ def rates(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     found: what `Verdict.flagged` returns. Keys: rate, low, high, n, found, and one an embedding.
     """
+    from scipy.stats import binomtest  # half a second, which no task of an array has use for
+
     either = found["either"]
     interval = binomtest(int(either.sum()), len(either)).proportion_ci(method="wilson")
     counts = {name: int(x.sum()) for name, x in found.items() if name != "either"}

@@ -5,6 +5,7 @@ one of them. Their second starts must give the weights of a run that nothing dis
 """
 
 from itertools import accumulate
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +14,12 @@ from slurm_cluster import wait_until
 from slurm_runs import new_run, on, site_with
 from slurm_stages import LONG, starts, steps, toy
 from toy_task import toy_train
+from warm_python import warm_ranks
 
 from hpc_hipgen.cluster.slurm import submit_stages
 from hpc_hipgen.training.checkpoint import complete_checkpoints
+
+TESTS = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +31,14 @@ STAGES = {
     "lost": SPOT | {"gpus": 1, "extra": {"nodelist": "spot-2"}},
 }
 SITE = site_with(stages=STAGES)
+UNDISTURBED = """
+import sys
+from hpc_hipgen.run import Run
+from slurm_stages import train_toy
+
+folder, *given = sys.argv[1:]
+train_toy(Run(folder), *given)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +46,6 @@ def toys(cluster, tmp_path_factory):
     """The run and the ids of its jobs."""
     run = new_run(tmp_path_factory.mktemp("disturbed") / "tiny")
     graph = [toy("limited"), toy("preempted"), toy("stopped"), toy("lost", checkpoint_images=32)]
-    graph.append(toy("whole", slow=False))
     with on(cluster):
         ids = submit_stages(run, graph, SITE)
     return SimpleNamespace(run=run, ids=ids)
@@ -80,11 +91,14 @@ def same(one, other):
 
 
 @pytest.fixture(scope="module")
-def of_two_ranks(disturbed, cluster):
-    """The weights of two ranks that nothing disturbed."""
-    assert cluster.wait(disturbed.ids["whole"]) == ["COMPLETED"]
-    assert starts(disturbed.run, "whole") == [(0, LONG["images"])]
-    return weights(disturbed.run, "whole")
+def of_two_ranks(disturbed, tmp_path_factory):
+    """The weights of two ranks that nothing disturbed, outside Slurm."""
+    run, folder = disturbed.run, tmp_path_factory.mktemp("said")
+    given = toy("whole", slow=False).arguments
+    path = [TESTS.parent, TESTS / "slurm", TESTS / "training"]
+    warm_ranks(UNDISTURBED, run.folder, *given, folder=folder, path=path)
+    assert starts(run, "whole") == [(0, LONG["images"])]
+    return weights(run, "whole")
 
 
 @pytest.fixture(scope="module")
