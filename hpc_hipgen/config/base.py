@@ -77,18 +77,23 @@ Channels = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1
 _MANY_STEPS, _NEAR_NOISE = 10, 900
 
 
+def leading_timesteps(steps: int) -> list[int]:
+    """Timesteps at which a teacher draws, falling: multiples of 1000 // steps, and one."""
+    return [k * (TIMESTEPS // steps) + 1 for k in reversed(range(steps))]
+
+
 def check_teacher_steps(key: str, steps: int) -> None:
     """The first of many evenly spaced timesteps is near pure noise, from which drawing begins.
 
-    They are multiples of 1000 // steps ("leading" spacing), so that 501 steps begin at timestep
-    501, where half of the signal should be there already. Few steps are meant to be coarse.
+    501 steps begin at timestep 501 ("leading" spacing), where half of the signal should be there
+    already. Few steps are meant to be coarse.
 
     Raises:
         ConfigError: naming the key, and numbers near by that do better.
     """
 
     def first(n: int) -> int:
-        return (n - 1) * (TIMESTEPS // n) + 1
+        return leading_timesteps(n)[0]
 
     if steps < _MANY_STEPS or first(steps) >= _NEAR_NOISE:
         return

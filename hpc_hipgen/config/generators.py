@@ -13,6 +13,7 @@ from hpc_hipgen.config.base import (
     Section,
     check_brings_its_own,
     check_teacher_steps,
+    leading_timesteps,
 )
 from hpc_hipgen.config.data import Training
 
@@ -105,8 +106,7 @@ class Feedback(Section):
     @property
     def late_steps(self) -> tuple[int, ...]:
         """Steps of a drawing, from 0 on, at which it may be judged ("leading" spacing)."""
-        every = TIMESTEPS // self.steps
-        return tuple(i for i in range(self.steps) if (self.steps - 1 - i) * every < self.below)
+        return tuple(i for i, t in enumerate(leading_timesteps(self.steps)) if t <= self.below)
 
     @model_validator(mode="after")
     def _judged(self) -> Feedback:

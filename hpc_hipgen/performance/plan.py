@@ -356,10 +356,10 @@ def _own_shape(config: Experiment, text_too: bool) -> Shape:
 def _latent(config: Experiment, folder: Path | None) -> tuple[int, int, int]:
     """(channels, height, width) of a latent of a folder's autoencoder, or of the run's own."""
     if folder:
-        auto = _read(autoencoder_config(folder), {})
+        auto = _read(autoencoder_config(folder), {"block_out_channels": LEVELS_1_5})
     else:
         auto = config.section("autoencoder", Autoencoder).model_dump()
-    levels = auto.get("block_out_channels", LEVELS_1_5)
+    levels = auto.get("block_out_channels", (64,))  # diffusers' own
     size = config.data.resolution // 2 ** (len(levels) - 1)
     return auto.get("latent_channels", 4), size, size
 

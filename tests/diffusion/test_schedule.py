@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import lcm_timesteps
 
+from hpc_hipgen.config.base import leading_timesteps
 from hpc_hipgen.diffusion import schedule
 
 ALPHAS = schedule.scaled_linear_alphas_cumprod()
@@ -24,7 +25,8 @@ def test_levels_are_those_of_stable_diffusion():
 def test_uniform_timesteps_are_those_of_ddim(steps):
     scheduler = DDIMScheduler(**SD, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
     scheduler.set_timesteps(steps)
-    assert schedule.uniform_timesteps(steps).tolist() == scheduler.timesteps.tolist()
+    found = schedule.uniform_timesteps(steps).tolist()
+    assert found == scheduler.timesteps.tolist() == leading_timesteps(steps)
 
 
 @pytest.mark.parametrize("steps", [0, 1000, 1001])
