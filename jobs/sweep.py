@@ -97,8 +97,9 @@ def _draw_and_measure(
     run: Run, sweep: Sweep, cell: Cell, films: Any, drawer: Drawer, ruler: Any
 ) -> str:
     """One cell: its samples, unless they are there, then their measurements."""
+    from hpc_hipgen.evaluation.measured_files import store_table
     from hpc_hipgen.evaluation.measurements import measured
-    from hpc_hipgen.evaluation.samples import image_specs, read_or_redraw, shard_bytes, store_table
+    from hpc_hipgen.evaluation.samples import image_specs, read_or_redraw, shard_bytes
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
 
@@ -128,7 +129,7 @@ def merge(run: Run, name: str) -> dict[str, Any]:
     import pandas as pd
 
     from hpc_hipgen.evaluation import figures
-    from hpc_hipgen.evaluation.samples import load_table
+    from hpc_hipgen.evaluation.measured_files import load_table
 
     sweep = _saved(run, name)
     lines, first = [], None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hpc_hipgen.evaluation import samples
 from hpc_hipgen.evaluation.film_pixels import FilmPixels
+from hpc_hipgen.evaluation.measured_files import read_features
 from hpc_hipgen.evaluation.memorisation import (
     ALARM,
     LEAST_HELD_OUT,
@@ -22,6 +22,7 @@ from hpc_hipgen.evaluation.memorisation import (
     planted_copies,
     rates,
 )
+from hpc_hipgen.evaluation.samples import read_images
 from hpc_hipgen.pipeline import score_shard
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films, read_manifest, read_view
@@ -131,7 +132,7 @@ def audit(run: Run, tables: Mapping[str, pd.DataFrame], found: Features) -> dict
         return None
     films = read_manifest(run.path("data"), "train", nominal_only=True)
     controls = read_controls(run.path("data"), films)
-    keys, features, backbone = samples.read_features(stored)
+    keys, features, backbone = read_features(stored)
     if keys != controls.keys or backbone != found.backbone or len(films) != len(found.training):
         raise ValueError(f"{stored}: of other films than data/; remove evaluation/, evaluate again")
     held = controls.kinds == HELD_OUT
@@ -216,7 +217,7 @@ def _decoded(
 
 def _row_images(run: Run, row: str, table: pd.DataFrame) -> np.ndarray | None:
     """Images (n, h, w) uint8 of a row in the order of its table; None where shards are gone."""
-    by_key = samples.read_images(run, row, zip(table["key"], table["shard"], strict=True))
+    by_key = read_images(run, row, zip(table["key"], table["shard"], strict=True))
     return np.stack([by_key[k] for k in table["key"]]) if len(by_key) == len(table) else None
 
 

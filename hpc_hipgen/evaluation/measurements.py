@@ -1,22 +1,20 @@
-"""What is measured in images: angles by the ruler, features by an image network, as they are kept.
+"""What is measured in images: angles by the ruler, features by an image network.
 
 Each `evaluate_...` writes the files of one item of the evaluation, and returns a line that says so.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hpc_hipgen.evaluation.audit import read_controls
-from hpc_hipgen.evaluation.samples import Sample, store_table
-from hpc_hipgen.files import write_atomic
+from hpc_hipgen.evaluation.measured_files import store_features, store_table
+from hpc_hipgen.evaluation.samples import Sample
 from hpc_hipgen.pipeline import Item, score_shard
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Angles
 from hpc_hipgen.radiograph.layouts import read_manifest
@@ -29,7 +27,7 @@ def evaluate_reference(run: Run, backbone: Any) -> str:
     films = read_manifest(run.path("data"), "train", nominal_only=True)
     batch = run.config.evaluation.batch
     features = backbone.extract(films.images, batch, "features of training films, batches")
-    _store_features(
+    store_features(
         score_shard(run, (REFERENCE_ROW, 0)),
         list(films.ids),
         features,
@@ -45,7 +43,7 @@ def evaluate_controls(run: Run, backbone: Any) -> str:
     controls = read_controls(run.path("data"), films)
     features = backbone.extract(controls.images, run.config.evaluation.batch)
     path = score_shard(run, (CONTROLS_ROW, 0))
-    _store_features(path, controls.keys, features, backbone=np.array(backbone.name))
+    store_features(path, controls.keys, features, backbone=np.array(backbone.name))
     return f"features of {len(features)} validation films and planted copies"
 
 
@@ -58,7 +56,7 @@ def evaluate_shard(
     path = score_shard(run, item)
     keys = [sample.key for sample in samples]
     features = backbone.extract(np.stack([sample.image for sample in samples]), batch)
-    _store_features(path.with_suffix(".npz"), keys, features, backbone=np.array(backbone.name))
+    store_features(path.with_suffix(".npz"), keys, features, backbone=np.array(backbone.name))
     store_table(path, table)
     failed = int(table[["measured_left", "measured_right"]].isna().any(axis=1).sum())
     return f"{len(table)} images, {failed} not measured"
@@ -97,10 +95,3 @@ def _line(row: str, sample: Sample, measurement: Any) -> dict[str, Any]:
         "reason": reason,
         **dict(zip(LANDMARK_COLUMNS, landmarks, strict=True)),
     }
-
-
-def _store_features(path: Path, keys: list[str], features: np.ndarray, **more: Any) -> None:
-    """One npz with plain arrays, written atomically (read without pickle)."""
-    buffer = io.BytesIO()
-    np.savez(buffer, keys=np.array(keys, dtype=str), features=features, **more)
-    write_atomic(path, buffer.getvalue())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpc_hipgen.evaluation import distances, diversity, real_films, samples
+from hpc_hipgen.evaluation import distances, diversity, real_films
 from hpc_hipgen.evaluation.audit import audit
 from hpc_hipgen.evaluation.faithfulness import (
     PAPER_TABLE_1,
@@ -21,6 +21,7 @@ from hpc_hipgen.evaluation.faithfulness import (
     paired_bootstrap,
     permutation_null,
 )
+from hpc_hipgen.evaluation.measured_files import load_table, read_features
 from hpc_hipgen.json_lines import read_lines
 from hpc_hipgen.models import MODELS
 from hpc_hipgen.pipeline import row_data, sample_shard, score_shard, shard_counts
@@ -88,7 +89,7 @@ def read_table(run: Run, row: str) -> pd.DataFrame:
     parts = []
     for number in there:
         path = folder / shard_name(number, "parquet")
-        parts.append(samples.load_table(path).assign(shard=number))
+        parts.append(load_table(path).assign(shard=number))
     table = pd.concat(parts).sort_values("index", kind="stable").reset_index(drop=True)
     twice = table["key"][table["key"].duplicated()]
     if len(twice):
@@ -278,7 +279,7 @@ def _row_features(run: Run, row: str, table: pd.DataFrame) -> tuple[np.ndarray, 
     names = set()
     for number in sorted(set(table["shard"])):
         path = run.path("evaluation", row, shard_name(number, "npz"))
-        keys, features, name = samples.read_features(path)
+        keys, features, name = read_features(path)
         by_key |= dict(zip(keys, features, strict=True))
         names.add(name)
     if len(names) > 1:
@@ -301,7 +302,7 @@ def _read_features(run: Run, tables: Mapping[str, pd.DataFrame]) -> Features | N
     path = score_shard(run, (REFERENCE_ROW, 0))
     if not path.is_file():
         return None
-    _, reference, backbone = samples.read_features(path)
+    _, reference, backbone = read_features(path)
     with np.load(path) as stored:
         classes = stored["prompt_class"]
     features = {}

@@ -10,10 +10,8 @@ import io
 import json
 import sys
 import tarfile
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from hpc_hipgen.files import DamagedError, write_atomic
 from hpc_hipgen.pipeline import sample_shard
 from hpc_hipgen.radiograph.shard_index import check_whole
 from hpc_hipgen.shards import image_seed
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from hpc_hipgen.radiograph.layouts import Films
     from hpc_hipgen.run import Run
 
@@ -204,48 +199,6 @@ def read_images(run: Run, row: str, wanted: Iterable[tuple[str, int]]) -> dict[s
         if path.is_file():
             found |= {s.key: s.image for s in read_samples(path) if s.key in keys}
     return found
-
-
-def read_features(path: Path) -> tuple[list[str], np.ndarray, str]:
-    """Keys, features (n, d) float32 and the backbone's name of a stored feature file.
-
-    Raises:
-        DamagedError: where it is gone or damaged; says what to do.
-    """
-    with _measured_anew(path), np.load(path, allow_pickle=False) as stored:
-        return [str(k) for k in stored["keys"]], stored["features"], str(stored["backbone"])
-
-
-def store_table(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table as parquet, atomically, with a checksum of every page."""
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, write_page_checksum=True)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_table(path: Path) -> pd.DataFrame:
-    """What `store_table` wrote.
-
-    Raises:
-        DamagedError: where it is gone or damaged; says what to do.
-    """
-    import pandas as pd
-
-    with _measured_anew(path):
-        return pd.read_parquet(path, page_checksum_verification=True)
-
-
-@contextmanager
-def _measured_anew(path: Path) -> Iterator[None]:
-    """A file of the evaluation, which the stage makes again once it is away."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        raise DamagedError(
-            f"{path}: {state}; remove {path.parent / path.stem}.* and start again: it is measured "
-            "anew"
-        ) from error
 
 
 def spread(films: Sequence[Any], n: int) -> np.ndarray:

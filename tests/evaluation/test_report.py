@@ -18,6 +18,7 @@ from report_run import (
 )
 
 from hpc_hipgen.evaluation import figures, report, results, samples
+from hpc_hipgen.evaluation.measured_files import load_table, read_features, store_table
 from hpc_hipgen.files import DamagedError
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.run import Run
@@ -35,7 +36,7 @@ def test_a_shard_is_measured_in_patient_sides_and_only_once(tmp_path, stubs, mon
     assert math.isnan(table["measured_left"].iloc[3])
     assert table["reason"].tolist() == ["", "", "", "no clear landmarks", "", ""]
     assert table["image_right_head_x"].iloc[0] == 12
-    keys, features, name = samples.read_features(run.path("evaluation", "ruler", "shard-00000.npz"))
+    keys, features, name = read_features(run.path("evaluation", "ruler", "shard-00000.npz"))
     assert keys == table["key"].tolist() and features.shape == (6, 8)
     assert name == "EfficientNet-Lite0"
 
@@ -74,22 +75,22 @@ def test_damaged_shards_are_named(tmp_path):
 def test_damaged_measurements_and_features_are_named_with_what_to_do(tmp_path):
     table, features = (tmp_path / f"shard-00000.{kind}" for kind in ("parquet", "npz"))
     advice = f"remove {tmp_path}/shard-00000.* and start again"
-    for read, path in ((samples.load_table, table), (samples.read_features, features)):
+    for read, path in ((load_table, table), (read_features, features)):
         with pytest.raises(DamagedError, match=f"^{re.escape(f'{path}: missing; {advice}')}"):
             read(path)
-    samples.store_table(table, pd.DataFrame({"key": ["a"], "asked_left": [101.5]}))
-    assert samples.load_table(table)["asked_left"].tolist() == [101.5]
+    store_table(table, pd.DataFrame({"key": ["a"], "asked_left": [101.5]}))
+    assert load_table(table)["asked_left"].tolist() == [101.5]
     whole = table.read_bytes()
     place = whole.index(np.float64(101.5).tobytes())
     changed = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
     for content in (b"", whole[:100], changed):
         table.write_bytes(content)
         with pytest.raises(DamagedError, match=f"^{re.escape(f'{table}: damaged; {advice}')}"):
-            samples.load_table(table)
+            load_table(table)
     for content in (b"", b"PK\x03\x04 cut short"):
         features.write_bytes(content)
         with pytest.raises(DamagedError, match=f"^{re.escape(f'{features}: damaged; {advice}')}"):
-            samples.read_features(features)
+            read_features(features)
 
 
 @pytest.mark.slow
