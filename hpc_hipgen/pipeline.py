@@ -114,7 +114,7 @@ def stages(config: Experiment) -> list[Stage]:
             artefact=score_shard,
             follows="sample",
         ),
-        Stage("report", "jobs.report:report", "cpu", ("evaluate",)),
+        Stage("report", "jobs.report:whole_report", "cpu", ("evaluate",)),
     ]
 
 
@@ -166,8 +166,9 @@ def report_items(run: Run) -> list[Item] | None:
     """All (row, shard) pairs; None while the number of films is not known."""
     sampling = run.config.sampling
     items: list[Item] = []
+    test = test_films(run)  # which reads a manifest: once
     for row in run.rows():
-        films = real_films(run) if row == FILMS_ROW else test_films(run)
+        films = real_films(run) if row == FILMS_ROW else test
         if films is None:
             return None
         images = films if row in MEASURED_ROWS else films * sampling.per_caption

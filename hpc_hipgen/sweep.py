@@ -170,7 +170,7 @@ def _crossed(
     if model not in FEW_STEPS:
         solvers = grid.solver or (sampling.solver,)
         if set(solvers) != {"leapfrog"}:  # which has Karras' levels
-            for number in grid.steps:
+            for number in grid.steps or (sampling.steps,):
                 check_teacher_steps(f"{model}: steps", number)
         return solvers, list(grid.steps or (sampling.steps,)), _scales(run, grid, model, notes)
     student = getattr(run.config, model)
@@ -185,7 +185,7 @@ def _crossed(
             notes.append(f"{model}: guidance ignored, its adapters hold their own")
         return (STUDENT_SOLVER,), steps, [1.0]
     low, high = student.guidance
-    scales = [g for g in grid.guidance or (sampling.student_guidance,) if low <= g - 1 <= high]
+    scales = [g for g in grid.guidance or (sampling.student_guidance,) if student.knows(g)]
     if gone := [f"{g:g}" for g in grid.guidance if g not in scales]:
         notes.append(
             f"{model}: guidance {', '.join(gone)} left out, it is trained for {low + 1:g} to "

@@ -41,9 +41,13 @@ class Tracker:
         self._tracked = tracked
         self._settings = settings
 
-    def log(self, images: int, values: Mapping[str, float]) -> None:
-        """Values at the moment when `images` were seen."""
-        if self._tracked:
+    def log(self, images: int | None, values: Mapping[str, float]) -> None:
+        """Values at the moment when `images` were seen; None: after all that came before.
+
+        What a service has already is not sent again. Offline each start is a folder of its own, of
+        which the last one counts, so it has to hold all.
+        """
+        if self._tracked and (images is None or images >= self._tracked.step):
             self._tracked.log(dict(values), step=images)
 
     def pictures(self, files: Mapping[str, Path]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hpc_hipgen.arguments import check_row, documented_parser, status_of
 from hpc_hipgen.files import atomic_folder, write_atomic
-from hpc_hipgen.pipeline import sample_shard, shard_counts
+from hpc_hipgen.pipeline import sample_shard, shard_counts, test_films
 from hpc_hipgen.rows import MEASURED_ROWS
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_numbers
@@ -45,6 +45,8 @@ def export_row(run: Run, row: str) -> Path:
     if len(numbers) < whole:
         print(f"{row}: {len(numbers)} of {whole} shards are sampled, the others are left out")
     measured, identity = _measured(run, row), _identity(run)
+    captions = test_films(run)
+    assert captions, "a row that is sampled has captions"
     with atomic_folder(run.path("dicom", row)) as folder:
         for number in numbers:
             for sample in read_samples(sample_shard(run, (row, number))):
@@ -56,7 +58,8 @@ def export_row(run: Run, row: str) -> Path:
                     title=row_label(row, run),
                     run=identity,
                     row=row,
-                    index=sample.info["index"],
+                    index=sample.info["index"] % captions,
+                    number=sample.info["index"] // captions + 1,
                     series=run.rows().index(row) + 1,
                 )
                 write_dicom(folder / f"{sample.key}.dcm", film)

@@ -12,6 +12,7 @@ submitted), 2 the input is wrong (nothing was submitted), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 from collections.abc import Container, Iterable
@@ -215,7 +216,8 @@ def forget(run: Run, graph: list[Stage], stale: Container[str], slurm: bool) -> 
                 continue
             if stage.items and stage.artefact:
                 for row in {stage.artefact(run, item).parent for item in stage.items(run) or []}:
-                    shutil.rmtree(row, ignore_errors=True)
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.rmtree(row)
             run.unmark(stage.name)
 
 

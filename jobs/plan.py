@@ -41,8 +41,8 @@ def _plan(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.config}: does not train {options.model}")
     if not 0 < options.utilisation <= 1 or options.gpus < 1:
         raise ConfigError("--utilisation must be within 0 and 1, --gpus at least 1")
-    rates = (options.memory, options.tflops, options.images_per_second or 1)
-    if min(rates) <= 0:
+    rates = (options.memory, options.tflops, options.images_per_second)
+    if any(rate is not None and rate <= 0 for rate in rates):
         raise ConfigError("--memory, --tflops and --images-per-second must be above 0")
     if not models:
         raise ConfigError(f"{options.config}: trains neither {' nor '.join(PLANNED)}")

@@ -55,6 +55,18 @@ def report(run: Run, force: bool = False) -> Path:
     return page
 
 
+def whole_report(run: Run) -> Path:
+    """The stage.
+
+    Raises:
+        RuntimeError: when the report lacks what is not sampled or measured yet.
+    """
+    page = report(run)
+    if run.done("report") is None:
+        raise RuntimeError(f"{page}: lacks shards; start again, and they are made first")
+    return page
+
+
 def _track(run: Run) -> None:
     """The scores and figures for Weights & Biases, where it is configured.
 
@@ -71,7 +83,7 @@ def _track(run: Run) -> None:
             for key in ("r", "mae", "bias", "failed")
             if score[key] is not None
         }
-        tracker.log(0, scores)
+        tracker.log(None, scores)
         figures = {p.stem: p for p in sorted(run.path("report", "figures").glob("*.png"))}
         if withheld and of_films:
             figures = {name: path for name, path in figures.items() if name not in FILM_PICTURES}

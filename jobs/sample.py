@@ -47,7 +47,7 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
 
     folders = {row_data(run, row) for row, _ in todo}
     films_of = {folder: read_manifest(folder, "test", nominal_only=True) for folder in folders}
-    drawers: dict[str, Drawer] = {}
+    held: tuple[str, Drawer] | None = None  # the rows of one model follow each other
     for number, (row, shard) in enumerate(sorted(todo), 1):
         films = films_of[row_data(run, row)]
         specs = _row_specs(run, films, row)
@@ -59,9 +59,10 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
             images = _views(run, row, films.images[[spec["view"] for spec in specs]])
         else:
             model, _ = row_model(run.config, row)
-            if model not in drawers:
-                drawers[model] = drawer_of(run, model)
-            images, cost = _drawn_at_cost(run, drawers[model], specs)
+            if held is None or held[0] != model:
+                held = None  # before the next: the memory of a GPU holds one
+                held = model, drawer_of(run, model)
+            images, cost = _drawn_at_cost(run, held[1], specs)
             write_atomic(path.with_suffix(".json"), json.dumps(cost))
         write_atomic(path, shard_bytes(specs, images, synthetic=is_synthetic(run.config, row)))
         print(

@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", help="run folder, or its name")
     parser.add_argument("grid", nargs="*", metavar="key=[a,b]", help="what to cross (below)")
     parser.add_argument("--name", default="grid", help="of the folder in RUN/sweeps (grid)")
-    parser.add_argument("--split", choices=SPLITS, default="validation", help="whose captions")
+    parser.add_argument("--split", choices=SPLITS, help="whose captions (validation)")
     parser.add_argument("--site", help="a file of configs/site/ (default: $HIPGEN_SITE, then auto)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     options = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
@@ -204,7 +204,7 @@ def _planned(run: Run, options: argparse.Namespace) -> Sweep:
     """The sweep that was asked for: a new grid, or the one that was saved under this name."""
     if options.grid:
         sweep, notes = sweeps.plan(
-            run, sweeps.parse_grid(options.grid), options.name, options.split
+            run, sweeps.parse_grid(options.grid), options.name, options.split or SPLITS[0]
         )
         for note in notes:
             print(f"note: {note}")
@@ -214,6 +214,11 @@ def _planned(run: Run, options: argparse.Namespace) -> Sweep:
         raise ConfigError(
             f"{sweeps.sweep_folder(run, options.name)}: no such sweep; give a grid such as "
             "steps=[10,20] guidance=[1,1.5,2]"
+        )
+    if options.split not in (None, saved.split):
+        raise ConfigError(
+            f"--split {options.split}: {options.name} was drawn for captions of {saved.split}; "
+            "give a grid, and another --name"
         )
     return saved
 

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
     """Draws shards of generated films; returns how many were drawn now."""
-    from hpc_hipgen.evaluation.samples import image_specs, shard_bytes
+    from hpc_hipgen.evaluation.samples import image_specs, shard_bytes, spread
     from hpc_hipgen.generators.drawing import drawer_of, drawn, with_subjects
     from hpc_hipgen.radiograph.layouts import read_manifest
 
@@ -64,7 +64,8 @@ def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
     times = -(-settings.generated // len(films))
     # another seed than the report's, so that these are no images of its
     seed, look = run.config.seed + 1, row_settings(run.config, settings.row)
-    specs = image_specs(seed, films, settings.row, look, times)[: settings.generated]
+    specs = image_specs(seed, films, settings.row, look, times)
+    specs = [specs[i] for i in spread([spec["film"] for spec in specs], settings.generated)]
     model, _ = row_model(run.config, settings.row)
     specs, size = with_subjects(run, model, specs), run.config.sampling.shard_size
     drawer = drawer_of(run, model)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from hpc_hipgen import pipeline
 from hpc_hipgen.config import parse_experiment
 from hpc_hipgen.pipeline import count_films, report_items, stages, trained_before
 from hpc_hipgen.run import Run
@@ -27,6 +28,13 @@ def test_shards_hold_every_drawing_of_every_caption(tmp_path, tiny_settings):
     found = Counter(row for row, _ in report_items(run))
     assert found["llcm_2"] == 4, "15 drawings of 5 films"
     assert found["ruler"] == 2, "a film once"
+
+
+def test_a_manifest_is_read_once_for_all_rows(tmp_path, tiny_settings, monkeypatch):
+    reads = []
+    monkeypatch.setattr(pipeline, "test_films", lambda run: reads.append(run) or 5)
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    assert len(report_items(run)) > len(run.rows()) > len(reads) == 1
 
 
 def test_a_film_is_counted_once_whatever_its_views(tmp_path):

@@ -148,7 +148,14 @@ def test_a_text_encoder_that_is_trained_is_counted():
         assert sum(p.numel() for p in shape.encoder().parameters()) == 123_060_480
 
 
-@pytest.mark.parametrize("wrong", [["configs/ruler.yaml"], [PAPER, "--utilisation", "2"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["configs/ruler.yaml"],
+        [PAPER, "--utilisation", "2"],
+        [PAPER, "--images-per-second", "0"],
+    ],
+)
 def test_mistakes_are_one_line(capsys, wrong):
     assert main(wrong) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -33,8 +33,8 @@ class Image:
         self.shown = path
 
 class Run:
-    def __init__(self, name):
-        self.name = name
+    def __init__(self, name, step):
+        self.name, self.step = name, step
 
     def log(self, values, step=None):
         note("log", step=step, values={k: getattr(v, "shown", v) for k, v in values.items()})
@@ -50,7 +50,7 @@ def Settings(**values):
 
 def init(**settings):
     note("init", **settings)
-    return Run(settings["name"])
+    return Run(settings["name"], int(os.environ.get("FAKE_STEP", "0")))
 """
 
 
@@ -107,6 +107,17 @@ def test_a_stage_is_one_run_that_goes_on(tmp_path, tiny_settings, said):
     with tracked(other, "llcm"):
         pass
     assert said()[-2]["id"] != first["id"]
+
+
+def test_lines_are_told_again_where_they_are_not_known(tmp_path, tiny_settings, said, monkeypatch):
+    """Offline the folder of the last start is all that counts; a service knows what it got."""
+    run = make_run(tmp_path, tiny_settings)
+    monkeypatch.setenv("FAKE_STEP", "9")
+    with tracked(run, "llcm") as tracker:
+        for images in (4, 8, 12):
+            tracker.log(images, {"loss": 0.5})
+        tracker.log(None, {"r": 0.9})
+    assert [line["step"] for line in said() if line["what"] == "log"] == [12, None]
 
 
 def test_a_failed_stage_ends_as_failed_and_other_ranks_say_nothing(tmp_path, tiny_settings, said):

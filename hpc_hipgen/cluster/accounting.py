@@ -112,7 +112,8 @@ def _ask(*commands: list[str]) -> list[str | None]:
             answers.append(None)
             continue
         try:
-            said, _ = process.communicate(timeout=max(0.0, until - time.monotonic()))
+            # without any time even an answer that is there is none
+            said, _ = process.communicate(timeout=max(0.1, until - time.monotonic()))
             answers.append(said if process.returncode == 0 else None)
         except subprocess.TimeoutExpired:
             process.kill()

@@ -219,9 +219,14 @@ def _submit(
     with submission_environment(site, need):
         executor = slurm_executor(folder, site, parameters)
         job = executor.submit_array(calls)[0] if len(calls) > 1 else executor.submit(calls[0])
-    record = {"job": job.job_id.split("_")[0], "log": str(folder), "time": time.time()}
-    write_atomic(logs / "submitted.json", json.dumps(record, indent=1))
-    return record["job"]
+    number = job.job_id.split("_")[0]
+    record = {"job": number, "log": str(folder), "time": time.time()}
+    try:
+        write_atomic(logs / "submitted.json", json.dumps(record, indent=1))
+    except BaseException:  # a full disk, or Ctrl-C: nobody would know of the job
+        _cancel([number])
+        raise
+    return number
 
 
 def _cancel(ids: list[str]) -> None:

@@ -339,15 +339,15 @@ def _check_steps(config: Experiment) -> None:
 def _check_guidance(name: str, section: LLCM, sampling: Sampling) -> None:
     """The student is sampled with a guidance weight that it knows; raises ValueError."""
     low, high = section.guidance
-    w = sampling.student_guidance - 1
+    scale = sampling.student_guidance
     if not 0 <= low <= high:
         raise ValueError(f"{name}.guidance: 0 <= w_min <= w_max is needed, not [{low:g}, {high:g}]")
-    if not low <= w <= high:
+    if not section.knows(scale):
         own = sampling.llcm_guidance is not None
         advice = "" if own else "; give sampling.llcm_guidance to draw it with another"
         raise ValueError(
-            f"sampling.{'llcm_' if own else ''}guidance: w = {w:g} (the scale less 1) is outside "
-            f"{name}.guidance [{low:g}, {high:g}], for which the student is trained{advice}"
+            f"sampling.{'llcm_' if own else ''}guidance: w = {scale - 1:g} (the scale less 1) is "
+            f"outside {name}.guidance [{low:g}, {high:g}], for which the student is trained{advice}"
         )
 
 

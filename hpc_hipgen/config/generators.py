@@ -145,6 +145,11 @@ class LLCM(Distillation):
     base: Path | None = None  # a diffusers folder; default: the run's own stable_diffusion
     guidance: tuple[float, float] = (2.0, 6.0)  # w is drawn from [w_min, w_max]
 
+    def knows(self, scale: float) -> bool:
+        """Whether it is trained for a guidance scale, 1 + w."""
+        low, high = self.guidance
+        return low - 1e-9 <= scale - 1 <= high + 1e-9  # 1.6 - 1 is more than 0.6
+
     @property
     def guidance_range(self) -> tuple[float, float]:
         """As configured."""

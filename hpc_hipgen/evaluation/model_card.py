@@ -32,6 +32,9 @@ ARGUMENTS = {
 }
 """What diffusers' pipelines call the settings of a row; the others have the same name."""
 
+VALIDATION = ("validation_mae_left", "validation_mae_right", "validation_angle_mae")
+"""Figures of training that stand for a model of which the report says nothing."""
+
 LEAPFROG = (
     "after `pipeline.scheduler = LeapfrogScheduler.from_config(pipeline.scheduler.config)` with "
     "the one of `hpc_hipgen.diffusion.scheduler`; the exported DDIM is of first order"
@@ -89,6 +92,8 @@ def write_card(
         figures=figures,
         settings=yaml.safe_dump(public_settings(section), sort_keys=False),
         scores=scores,
+        judged=drawn or bool(about.scored),
+        validation=[_number(figures[name]) for name in VALIDATION if name in figures],
         ruler=(metrics.get("ruler") or {}).get("mae"),
         baseline=metrics.get("baseline"),
         audited=any(score["copies"] for score in scores),

@@ -78,13 +78,12 @@ def _student_cells(run: Run) -> list[Cell]:
     if run.config.llcm is None:
         return []
     check_there(run, STUDENT, EXPORT)
-    low, high = run.config.llcm.guidance
     scales = {1.0, float(run.config.sampling.student_guidance)}
     steps = [n for n in STUDENT_STEPS if n <= TIMESTEPS // run.config.llcm.skip]
     return [
         Cell(STUDENT, STUDENT_SOLVER, "own", n, guidance)
         for guidance in sorted(scales)
-        if low <= guidance - 1 <= high
+        if run.config.llcm.knows(guidance)
         for n in steps
     ]
 

@@ -45,6 +45,7 @@ class DrawnFilm:
     row: str
     index: int  # of the caption
     series: int  # number of the row within the run
+    number: int = 1  # of the drawing, of those for its caption
 
 
 def secondary_capture(film: DrawnFilm) -> Dataset:
@@ -72,7 +73,7 @@ def secondary_capture(film: DrawnFilm) -> Dataset:
     )
     dataset.StudyDescription = "hpc_hipgen, synthetic"
     dataset.SeriesDescription = f"synthetic: {film.title}"[:64]
-    dataset.SeriesNumber, dataset.InstanceNumber = film.series, 1
+    dataset.SeriesNumber, dataset.InstanceNumber = film.series, film.number
     _add_angles(dataset, film)
     _add_pixels(dataset, film.image)
     _add_uids(dataset, film)

@@ -43,7 +43,7 @@ def train(
         folder: receives checkpoints/ and metrics.jsonl.
         seed: of the data order and all random numbers.
         title: name of the model in messages.
-        also: is told every line of metrics.jsonl as it is written.
+        also: is told every line of metrics.jsonl as it is written, at a start those that are there.
 
     Returns:
         Figures for the record: images, seconds and images/s of this start, last loss.

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,12 +62,14 @@ class Record:
     ) -> None:  # fmt: skip
         """Goes on at `images`; lines of metrics.jsonl past it, from before a crash, are dropped.
 
-        `window` holds the steps since the last line that is left; `also` is told every line too.
+        `window` holds the steps since the last line that is left; `also` is told every line too,
+        those that are left again.
         """
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
+        kept: list[dict[str, Any]] = []
         if self.path.exists():
             kept = [line for line in read_lines(self.path, "images") if line["images"] <= images]
             write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
@@ -81,6 +84,8 @@ class Record:
         )
         if images:
             self._say(f"goes on from {images} images")
+        for line in kept:
+            self._tell(line)
 
     def step(self, images: int, values: dict[str, float]) -> None:
         """Takes the values of one optimizer step that ended at `images`."""
@@ -102,8 +107,7 @@ class Record:
         for name, value in line.items():
             if name != "images":
                 self.writer.add_scalar(name, value, images)
-        if self.also:
-            self.also(images, {name: v for name, v in line.items() if name != "images"})
+        self._tell(line)
         overall = (images - self.first) / max(now - self.began, 1e-9)
         left = max(0, self.training.images - images) / overall
         self._say(
@@ -111,6 +115,11 @@ class Record:
             f"  loss {means['loss']:.5f}  {rate:6.1f} images/s  {left / 60:5.1f} min left"
         )
         self.logged, self.logged_at = images, now
+
+    def _tell(self, line: dict[str, Any]) -> None:
+        if self.also:
+            values = dict(line)
+            self.also(values.pop("images"), values)
 
     def _say(self, text: str) -> None:
         print(f"{self.title}: {text}", file=sys.stderr, flush=True)

@@ -176,6 +176,16 @@ def test_a_refused_job_cancels_those_before_it(run, fake_stages, fake_slurm):
     assert (fake_slurm / "cancelled").read_text() == "101\n"
 
 
+def test_a_job_that_cannot_be_written_down_is_cancelled(run, fake_stages, fake_slurm, monkeypatch):
+    def full(path, content):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(slurm, "write_atomic", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        submit_stages(run, fake_stages.GRAPH, SITE)
+    assert (fake_slurm / "cancelled").read_text() == "101\n"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), KeyError("cpus")])
 def test_what_is_no_refusal_is_not_called_one_and_leaves_no_half_of_a_chain(
     run, fake_stages, fake_slurm, monkeypatch, error

@@ -115,6 +115,23 @@ def test_a_solver_that_diffusers_lacks_is_named(tmp_path, tiny_settings):
         assert ("LeapfrogScheduler.from_config" in text) is named, model
 
 
+def test_a_model_that_no_row_judges_has_its_own_error(tmp_path, tiny_settings):
+    tiny_settings |= {name: {"training": {**TRAINING}} for name in ("reward_model", "feedback")}
+    tiny_settings["clip"] = {"contrast": 2, "training": {**TRAINING}}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    sides = {"validation_mae_left": 0.5, "validation_mae_right": 1.25}
+    said = "On validation films its mean absolute error is"
+    for model, figures, error in (
+        ("reward_model", sides, "0.50 / 1.25 degrees, left / right."),
+        ("clip", {"validation_angle_mae": 2.0}, "2.00 degrees."),
+        ("ruler", sides, None),
+    ):
+        write_card(run, model, tmp_path, figures, {})
+        text = (tmp_path / "README.md").read_text()
+        assert f"{said} {error}" in text if error else said not in text, model
+        assert ("Not evaluated yet." in text) is (model == "ruler")
+
+
 def test_no_folder_of_the_machine_is_named(run, tmp_path):
     write_card(run, "lora", tmp_path, {}, {})
     text = (tmp_path / "README.md").read_text()

@@ -166,6 +166,9 @@ def test_the_whole_report(tmp_path, stubs, capsys, monkeypatch):
 
     assert run.done("report") is None, "its films, and so what belongs to it, are not known"
     assert "the stage itself is not done yet" in capsys.readouterr().out
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="lacks shards"):
+        patch.setattr(report_job, "report", lambda run: run.path("report", "report.html"))
+        report_job.whole_report(run)
     monkeypatch.setattr(report_job, "stages", lambda config: [])  # as if all were measured
     report_job.report(run)
     before = run.path("report", "report.html").stat().st_mtime_ns

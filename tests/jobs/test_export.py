@@ -9,9 +9,12 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from hpc_hipgen.evaluation.samples import read_samples
+from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.evaluation.samples import image_specs, read_samples, shard_bytes
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.radiograph.dicom import EMPTY, DrawnFilm, read_angles, write_dicom
 from hpc_hipgen.radiograph.films import read_film
+from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
 from jobs import export
 
@@ -61,6 +64,22 @@ def test_what_was_measured_meanwhile_makes_another_instance_of_the_same_study(fi
     one, other = dcmread(file), dcmread(tmp_path / "measured.dcm")
     assert one.SOPInstanceUID != other.SOPInstanceUID
     assert one.SeriesInstanceUID == other.SeriesInstanceUID
+
+
+def test_drawings_for_one_caption_are_of_one_patient(tiny_run, tmp_path, tiny_settings):
+    tiny_settings["sampling"] |= {"per_caption": 2, "shard_size": 10}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    films = read_manifest(tiny_run.path("data"), "test", nominal_only=True)
+    specs = image_specs(3, films, "llcm_1", {"steps": 1}, per_caption=2)
+    images = [np.full((32, 32), index, np.uint8) for index in range(10)]
+    path = run.path("samples", "llcm_1", "shard-00000.tar")
+    write_atomic(path, shard_bytes(specs, images, synthetic=True))
+    assert export.main(["--run", str(run.folder), "--row", "llcm_1"]) == 0
+    found = [dcmread(run.path("dicom", "llcm_1", f"{index:06d}.dcm")) for index in (3, 8, 4)]
+    one, twin, other = ((f.PatientID, f.StudyInstanceUID) for f in found)
+    assert one == twin != other
+    assert [f.InstanceNumber for f in found] == [1, 2, 1]
+    assert len({f.SOPInstanceUID for f in found}) == 3
 
 
 def test_a_run_keeps_its_patients_and_shares_them_with_no_other(drawn, tmp_path):

@@ -136,6 +136,9 @@ def test_without_accounts_the_queue_is_enough_and_nobody_waits(tmp_path, monkeyp
     slurm(tmp_path, monkeypatch, squeue="echo '17|N/A|RUNNING|0:10|None'", sacct=slow)
     jobs, answered = look_up(["17", "18"])
     assert answered and list(jobs) == ["17"]
+    accounts = "echo '17|OUT_OF_MEMORY|00:02:00|0:0'"  # there before the queue is waited for
+    slurm(tmp_path, monkeypatch, squeue=slow, sacct=accounts)
+    assert look_up(["17"])[0]["17"].state == "OUT_OF_MEMORY"
     off = "echo 'Slurm accounting storage is disabled' >&2; exit 1"
     slurm(tmp_path, monkeypatch, squeue=slow, sacct=off)
     began = time.monotonic()

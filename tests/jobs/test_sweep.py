@@ -93,6 +93,35 @@ def test_steps_that_begin_amid_the_schedule_are_one_line(tmp_path, tiny_settings
     assert [c.steps for c in found.cells] == [20, 501]
 
 
+def test_steps_of_the_run_are_checked_for_the_solver_of_the_sweep(run, tmp_path, tiny_settings):
+    tiny_settings["sampling"] |= {"solver": "leapfrog", "steps": 150, "eta": 0}
+    other = Run.create(tmp_path / "other", parse_experiment(tiny_settings, "x"))
+    for name in ("stable_diffusion", "ruler", "data"):
+        shutil.copytree(run.path(name), other.path(name))
+    planned(other, "model=stable_diffusion", "solver=leapfrog")
+    with pytest.raises(ConfigError, match="150 steps would begin at timestep 895"):
+        planned(other, "model=stable_diffusion", "solver=[ddim,leapfrog]")
+
+
+def test_a_scale_at_the_end_of_what_a_student_knows_is_drawn(run, tmp_path, tiny_settings):
+    """1.6 - 1 is a little more than 0.6."""
+    tiny_settings["llcm"]["guidance"] = [0.2, 0.6]
+    tiny_settings["sampling"] |= {"llcm_guidance": 1.6}
+    other = Run.create(tmp_path / "other", parse_experiment(tiny_settings, "x"))
+    for name in ("llcm", "ruler", "data"):
+        shutil.copytree(run.path(name), other.path(name))
+    found, notes = planned(other, "model=llcm", "steps=2", "guidance=[1.2,1.6,1.7]")
+    assert [cell.guidance for cell in found.cells] == [1.2, 1.6] and "1.7 left out" in notes[0]
+
+
+def test_a_saved_sweep_is_not_one_of_another_split(run, capsys):
+    sweeps.save(run, planned(run, "model=llcm", name="few")[0])
+    given = [str(run.folder), "--name", "few", "--site", "local", "--dry-run"]
+    assert sweep.main([*given, "--split", "test"]) == 2
+    assert "few was drawn for captions of validation" in capsys.readouterr().err
+    assert sweep.main([*given, "--split", "validation"]) == 0
+
+
 def test_a_teacher_that_saw_captions_alone_is_not_guided(tmp_path, tiny_settings):
     tiny_settings["stable_diffusion"]["caption_dropout"] = 0
     tiny_settings["sampling"]["guidance"] = 1

@@ -89,6 +89,7 @@ def test_from_the_settings_to_the_table_and_again(tiny_run, tmp_path, capfd, mon
     ]
     drawn = [sample for path in shards for sample in read_samples(path)]
     assert len(drawn) == 7 and {s.info["film"][:13] for s in drawn} == {"phantom-train"}
+    assert len({s.info["film"] for s in drawn}) == 6, "every film once, and one of them again"
 
     # a ruler that is lost is trained again, alone, and measures the same
     before = {p: p.read_bytes() for p in folder.rglob("*.*") if p.suffix in (".csv", ".tar")}

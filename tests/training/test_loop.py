@@ -220,7 +220,12 @@ def test_lines_are_the_same_after_a_resume(tmp_path, what):
     toy_train(tmp_path / "whole" / "toy", log_images=24)
     with pytest.raises({"stop": Interrupted, "crash": OSError}[what]):
         toy_train(tmp_path / "toy", ToyTask(at={48: what}), log_images=24)
-    toy_train(tmp_path / "toy", log_images=24)  # from the checkpoint at 56 or 32, amid a line
+    told = []  # from the checkpoint at 56 or 32, amid a line
+    train(
+        ToyTask(), Training(**SETTINGS | {"log_images": 24}), tmp_path / "toy", seed=7, title="toy",
+        also=lambda images, values: told.append((images, values["loss"])),
+    )  # fmt: skip
+    assert [images for images, _ in told] == [24, 48, 72, 96], "those of before again"
     assert [line["images"] for line in lines(tmp_path / "toy")] == [24, 48, 72, 96]
     assert means(tmp_path / "toy") == means(tmp_path / "whole" / "toy")
 
