@@ -135,7 +135,9 @@ def stable_diffusion(run: Run, model: str) -> Task:
 def feedback(run: Run, model: str) -> Task:
     """Goes on from the teacher, by the captions of an imagefolder."""
     from hpc_hipgen.generators.feedback import FeedbackTask
+    from hpc_hipgen.rulers.ruler import check_independent
 
+    check_independent(run)
     reward_model = run.first_stage("reward_model")
     return FeedbackTask(run.config, _imagefolder(run), run.base(model), reward_model)
 

@@ -346,8 +346,9 @@ def test_feedback_asks_a_ruler_that_does_not_measure(tiny_settings):
     assert "reward_model" not in parse_experiment(tiny_settings, "x").trained()
     with pytest.raises(ConfigError, match=r"reward_model\.pretrained: .*holds no ruler\.json"):
         check_inputs(parse_experiment(tiny_settings, "x"), "x")
-    tiny_settings["ruler"] = pretrained
-    assert "must be measured by another" in problems(tiny_settings)[0]
+    for same in ("/some/ruler/export", "/some/llcm/../ruler/export"):
+        tiny_settings["ruler"] = pretrained | {"pretrained": same}
+        assert "must be measured by another" in problems(tiny_settings)[0]
     tiny_settings["feedback"] = None
     assert "there is no feedback to ask it" in problems(tiny_settings)[0]
 

@@ -50,7 +50,7 @@ class Experiment(Section):
     """A whole experiment: one file of configs/."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0, lt=2**32)  # torch has 64 bits, of which images take theirs
+    seed: int = Field(0, ge=0, lt=2**32)  # as many bits as torch's generators on a CPU take
     data: Data = Data()
     ruler: Ruler | None = None
     reward_model: Ruler | None = None  # a second ruler, which feedback asks; it measures no report
@@ -250,7 +250,8 @@ def _check_feedback(config: Experiment) -> None:
             "feedback.base: given, but stable_diffusion is trained, too, which nothing would go on "
             "from; leave one of them out"
         )
-    if asked and asked.pretrained and asked.pretrained == measuring.pretrained:
+    given = [r.pretrained.resolve() for r in (asked, measuring) if r and r.pretrained]
+    if len(given) == 2 and given[0] == given[1]:
         raise ValueError(
             "reward_model.pretrained: is ruler.pretrained; what is trained to please a ruler must "
             "be measured by another"

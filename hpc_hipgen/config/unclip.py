@@ -100,6 +100,11 @@ def check_unclip(
         check_multiples("clip.text.hidden_size", [width], clip.text.heads, "clip.text.heads")
         check_multiples("clip.vision.width", [shape.width], shape.heads, "clip.vision.heads")
         check_multiples("data.resolution", [resolution], shape.patch, "clip.vision.patch")
+    if prior and prior.pretrained and clip and clip.pretrained is None:
+        raise ValueError(
+            "prior.pretrained: draws embeddings of the CLIP that it was trained with; give "
+            "clip.pretrained, that one, too"
+        )
     if prior and prior.pretrained is None:
         check_multiples("prior.width", [prior.width], prior.heads, "prior.heads")
     if section is None or prior is None:

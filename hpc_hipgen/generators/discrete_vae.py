@@ -164,7 +164,8 @@ class DiscreteLoss(nn.Module):
         """How many codes were used in about the last `USAGE_IMAGES` images, and how evenly."""
         codes = logits.argmax(1).flatten()
         self.counts *= math.exp(-len(logits) / USAGE_IMAGES)
-        self.counts += torch.bincount(codes, minlength=len(self.counts))
+        # bincount would make the host wait for a GPU, to see how many there are
+        self.counts.scatter_add_(0, codes, torch.ones_like(codes, dtype=self.counts.dtype))
         used = (self.counts > math.exp(-1)).sum().float()
         return {"codes_used": used, "code_perplexity": perplexity(self.counts)}
 

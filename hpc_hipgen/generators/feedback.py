@@ -84,6 +84,8 @@ class FeedbackLoss(nn.Module):
         self.prediction = prediction
         self.scheduler = ddim_scheduler(prediction)
         self.scheduler.set_timesteps(section.steps)
+        timesteps = self.scheduler.timesteps.clone()
+        self.register_buffer("timesteps", timesteps, persistent=False)
         self.register_buffer("alphas_cumprod", scaled_linear_alphas_cumprod(), persistent=False)
         # outside the module's parameters: the engine must not partition them
         self.frozen: dict[str, nn.Module] = {"reference": reference}
@@ -145,7 +147,7 @@ class FeedbackLoss(nn.Module):
 
     def steps_at(self, stops: Tensor) -> Tensor:
         """The timesteps of steps, of the same shape."""
-        return self.scheduler.timesteps.to(stops.device)[stops]
+        return self.timesteps[stops]
 
 
 class FeedbackTask(FilmTask):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_hipgen.files import reading_export, write_atomic
+from hpc_hipgen.files import reading_export, sha256_of, write_atomic
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.run import Run
 
@@ -207,8 +207,29 @@ def load_ruler(folder: Path, min_confidence: float = 0.05) -> Ruler:
         return Ruler(network, settings["resolution"], min_confidence)
 
 
+def check_independent(run: Run) -> None:
+    """Sees, once both are there, that what is tuned to please a ruler is measured by another.
+
+    Raises:
+        ValueError: when feedback asks the very ruler that measures, wherever each came from.
+    """
+    if not run.config.feedback:
+        return
+    paths = [run.first_stage(name) / "model.safetensors" for name in ("ruler", "reward_model")]
+    if all(path.is_file() for path in paths) and sha256_of(paths[0]) == sha256_of(paths[1]):
+        raise ValueError(
+            f"{paths[1].parent}: is the ruler that measures; what is trained to please a ruler "
+            "must be measured by another"
+        )
+
+
 def ruler_of(run: Run, device: str) -> Ruler:
-    """The ruler that measures a run: its own, or the pretrained one."""
+    """The ruler that measures a run: its own, or the pretrained one.
+
+    Raises:
+        ValueError: when feedback asked it, too, or its folder holds none.
+    """
+    check_independent(run)
     ruler = load_ruler(run.first_stage("ruler"), run.config.evaluation.min_confidence)
     ruler.network.to(device)
     return ruler

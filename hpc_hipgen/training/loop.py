@@ -117,12 +117,18 @@ def optimizer_step(
     share = training.batch // world_size()
     first = images + rank() * share
     sums: dict[str, Tensor] = {}
-    for offset in range(0, share, size):
+
+    def batch_at(offset: int) -> dict[str, Tensor]:
         after = offset + size if offset + size < share else training.batch
-        batch = source.at(first + offset, first + after)
+        return source.at(first + offset, first + after)
+
+    batch = batch_at(0)
+    for offset in range(0, share, size):
         losses, scalars = engine(**place_batch(batch))
         engine.backward(losses.mean())
-        # after the backward pass is under way, for the host waits for a GPU here
+        # while the backward pass is under way, for after it the host waits for a GPU
+        if offset + size < share:
+            batch = batch_at(offset + size)
         _check_finite(losses, task, source.items(first + offset), images, title)
         if not step(engine, training):
             raise NonFiniteLossError(_not_finite("gradient", images, title))

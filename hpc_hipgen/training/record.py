@@ -80,7 +80,7 @@ class Record:
         self.began = self.logged_at = time.monotonic()
         self.window = window
         self.writer = SummaryWriter(
-            folder.parent / "tensorboard" / folder.name, purge_step=images or None
+            folder.parent / "tensorboard" / folder.name, purge_step=images + 1 if images else 0
         )
         if images:
             self._say(f"goes on from {images} images")

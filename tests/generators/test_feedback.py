@@ -1,5 +1,7 @@
 """Feedback: it draws as a stock pipeline does, a ruler reads it, and the UNet follows."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from diffusers import DDIMScheduler
 from interrupted import train_interrupted
 from torch.nn import functional as F
 
+from hpc_hipgen import tasks
 from hpc_hipgen.config import SCHEDULE, Feedback, Training, parse_experiment
 from hpc_hipgen.diffusion.schedule import to_x0
 from hpc_hipgen.generators.autoencoder import encode, round_trip
@@ -14,8 +17,9 @@ from hpc_hipgen.generators.feedback import SNR_LIMIT, FeedbackTask
 from hpc_hipgen.generators.sampling import SCHEDULERS, load_pipeline
 from hpc_hipgen.radiograph.captions import parse_caption
 from hpc_hipgen.radiograph.layouts import read_manifest
-from hpc_hipgen.rulers.ruler import read_points, standardise
+from hpc_hipgen.rulers.ruler import check_independent, read_points, ruler_of, standardise
 from hpc_hipgen.rulers.ruler_training import norberg_angles
+from hpc_hipgen.run import Run
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.loop import train
 
@@ -28,6 +32,27 @@ def make_task(run, tree, **section):
     films = read_manifest(run.path("data"), "train")
     base, ruler = run.path("stable_diffusion", "export"), run.path("ruler", "export")
     return FeedbackTask(parse_experiment(tree, "test"), films, base, ruler)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_ruler_that_measures_is_not_asked_whatever_its_folder_is_called(
+    tiny_run, tiny_settings, tmp_path, same
+):
+    other = shutil.copytree(tiny_run.path("ruler", "export"), tmp_path / "other")
+    if not same:
+        with (other / "model.safetensors").open("ab") as file:
+            file.write(b" ")
+    tiny_settings["feedback"] = {"training": STEPS}
+    tiny_settings["reward_model"] = {"pretrained": str(other)}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    check_independent(run)  # the own one is still to be trained
+    shutil.copytree(tiny_run.path("ruler", "export"), run.path("ruler", "export"))
+    if not same:
+        check_independent(run)
+        return
+    for use in (lambda: tasks.feedback(run, "feedback"), lambda: ruler_of(run, "cpu")):
+        with pytest.raises(ValueError, match="must be measured by another"):
+            use()
 
 
 def batch_of(task, n=4):

@@ -270,6 +270,7 @@ def test_first_stages_of_another_run(embedding_run, embedding_settings, tmp_path
         ("clip.vision.patch", 12, "data.resolution: 32 is not a multiple of 12"),
         ("clip.vision.heads", 3, "clip.vision.width: 32 is not a multiple of 3"),
         ("prior.pretrained", "/nowhere", "width: given, but the pretrained folder /nowhere"),
+        ("prior", {"pretrained": "/nowhere"}, "embeddings of the CLIP that it was trained with"),
         ("prior.heads", 3, "prior.width: 32 is not a multiple of 3"),
         ("unclip.noise_levels", 3, "noise_level: 3 is not below unclip.noise_levels, 3"),
         ("unclip.sampling.prior_step", 1, "unknown key 'unclip.sampling.prior_step'"),
