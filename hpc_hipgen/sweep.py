@@ -168,11 +168,11 @@ def _crossed(
     """Solvers, steps and guidance scales of one model; notes what it cannot do."""
     sampling = run.config.sampling
     if model not in FEW_STEPS:
-        solvers = grid.solver or (sampling.solver,)
+        solvers, steps = grid.solver or (sampling.solver,), list(grid.steps or (sampling.steps,))
         if set(solvers) != {"leapfrog"}:  # which has Karras' levels
-            for number in grid.steps or (sampling.steps,):
+            for number in steps:
                 check_teacher_steps(f"{model}: steps", number)
-        return solvers, list(grid.steps or (sampling.steps,)), _scales(run, grid, model, notes)
+        return solvers, steps, _scales(run, grid, model, notes)
     student = getattr(run.config, model)
     if grid.solver:
         notes.append(f"{model}: solver {', '.join(grid.solver)} ignored, a student has its own")

@@ -18,11 +18,19 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards, status_of
 from hpc_hipgen.files import write_atomic
-from hpc_hipgen.generators.drawing import Drawer, drawer_of, drawn, round_trip, with_subjects
+from hpc_hipgen.generators.drawing import (
+    Drawer,
+    OneDrawer,
+    drawer_of,
+    drawn,
+    round_trip,
+    with_subjects,
+)
 from hpc_hipgen.pipeline import Item, report_items, row_data, sample_shard
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, ROUND_TRIPS, row_model, row_settings
 from hpc_hipgen.run import Run
@@ -47,7 +55,7 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
 
     folders = {row_data(run, row) for row, _ in todo}
     films_of = {folder: read_manifest(folder, "test", nominal_only=True) for folder in folders}
-    held: tuple[str, Drawer] | None = None  # the rows of one model follow each other
+    drawers = OneDrawer(partial(drawer_of, run))  # the rows of one model follow each other
     for number, (row, shard) in enumerate(sorted(todo), 1):
         films = films_of[row_data(run, row)]
         specs = _row_specs(run, films, row)
@@ -59,10 +67,7 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
             images = _views(run, row, films.images[[spec["view"] for spec in specs]])
         else:
             model, _ = row_model(run.config, row)
-            if held is None or held[0] != model:
-                held = None  # before the next: the memory of a GPU holds one
-                held = model, drawer_of(run, model)
-            images, cost = _drawn_at_cost(run, held[1], specs)
+            images, cost = _drawn_at_cost(run, drawers.of(model), specs)
             write_atomic(path.with_suffix(".json"), json.dumps(cost))
         write_atomic(path, shard_bytes(specs, images, synthetic=is_synthetic(run.config, row)))
         print(

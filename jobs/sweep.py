@@ -34,6 +34,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen import sweep as sweeps
@@ -42,7 +43,7 @@ from hpc_hipgen.cluster.launching import dry_run, execute_cells
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import write_atomic
-from hpc_hipgen.generators.drawing import Drawer, drawer_of, drawn, with_subjects
+from hpc_hipgen.generators.drawing import Drawer, OneDrawer, drawer_of, drawn, with_subjects
 from hpc_hipgen.pipeline import Item
 from hpc_hipgen.rows import model_rows, row_settings
 from hpc_hipgen.run import Run
@@ -63,14 +64,12 @@ def draw_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
     cells = {cell.name: cell for cell in sweep.cells}
     films = read_manifest(run.path("data"), sweep.split, nominal_only=True)
     ruler = ruler_of(run, "cuda" if torch.cuda.is_available() else "cpu")
-    loaded: tuple[tuple[str, str], Drawer] | None = None
+    drawers = OneDrawer(partial(_drawer, run))
     for number, item in enumerate(sorted(todo), 1):
         cell = cells[item[0]]
-        weights = (cell.model, cell.checkpoint)
-        if loaded is None or loaded[0] != weights:
-            loaded = None  # one pipeline at a time
-            loaded = (weights, _drawer(run, cell))
-        line = _draw_and_measure(run, sweep, cell, films, loaded[1], ruler)
+        line = _draw_and_measure(
+            run, sweep, cell, films, drawers.of(cell.model, cell.checkpoint), ruler
+        )
         print(f"sweep {number}/{len(todo)}  {cell.name}: {line}", flush=True)
     return len(todo)
 
@@ -82,13 +81,13 @@ def _saved(run: Run, name: str) -> Sweep:
     return sweep
 
 
-def _drawer(run: Run, cell: Cell) -> Drawer:
+def _drawer(run: Run, model: str, checkpoint: str) -> Drawer:
     from hpc_hipgen.generators.sampling import PipelineDrawer, load_average
 
-    drawer = drawer_of(run, cell.model)
-    if cell.checkpoint != EXPORT:
-        folder = sweeps.checkpoint_folder(run, cell.model, cell.checkpoint)
-        assert isinstance(drawer, PipelineDrawer), f"{cell.model} has no pipeline"
+    drawer = drawer_of(run, model)
+    if checkpoint != EXPORT:
+        folder = sweeps.checkpoint_folder(run, model, checkpoint)
+        assert isinstance(drawer, PipelineDrawer), f"{model} has no pipeline"
         load_average(drawer.pipeline, folder)
     return drawer
 

@@ -251,7 +251,7 @@ def _check_feedback(config: Experiment) -> None:
             "from; leave one of them out"
         )
     given = [r.pretrained.resolve() for r in (asked, measuring) if r and r.pretrained]
-    if len(given) == 2 and given[0] == given[1]:
+    if len(set(given)) < len(given):
         raise ValueError(
             "reward_model.pretrained: is ruler.pretrained; what is trained to please a ruler must "
             "be measured by another"

@@ -93,7 +93,7 @@ def write_card(
         settings=yaml.safe_dump(public_settings(section), sort_keys=False),
         scores=scores,
         judged=drawn or bool(about.scored),
-        validation=[_number(figures[name]) for name in VALIDATION if name in figures],
+        validation=[figures[name] for name in VALIDATION if name in figures],
         ruler=(metrics.get("ruler") or {}).get("mae"),
         baseline=metrics.get("baseline"),
         audited=any(score["copies"] for score in scores),

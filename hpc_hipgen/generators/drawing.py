@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hpc_hipgen.config import DreamBooth
@@ -37,6 +37,26 @@ def drawer_of(run: Run, model: str) -> Drawer:
     named = MODELS[model].drawer
     assert named, f"{model} draws nothing"
     return resolve(named)(run, model)
+
+
+class OneDrawer:
+    """The drawer that was asked for last, and no other: the memory of a GPU holds one.
+
+    Keep no other reference to what `of` returns.
+    """
+
+    def __init__(self, load: Callable[..., Drawer]) -> None:
+        """`load` makes the drawer of the names that `of` is given."""
+        self._load = load
+        self._names: tuple[str, ...] = ()
+        self._drawer: Drawer | None = None
+
+    def of(self, *names: str) -> Drawer:
+        """The drawer of these names, loaded unless it is the one that is held."""
+        if self._drawer is None or self._names != names:
+            self._drawer = None  # before the next
+            self._drawer, self._names = self._load(*names), names
+        return self._drawer
 
 
 def with_subjects(run: Run, model: str, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,19 +118,16 @@ def optimizer_step(
     share = training.batch // world_size()
     first = images + rank() * share
     sums: dict[str, Tensor] = {}
-
-    def batch_at(offset: int) -> dict[str, Tensor]:
-        after = offset + size if offset + size < share else training.batch
-        return source.at(first + offset, first + after)
-
-    batch = batch_at(0)
-    for offset in range(0, share, size):
+    starts = list(range(first, first + share, size))
+    calls = pairwise([*starts, first + training.batch])
+    batch = source.at(*next(calls))
+    for start in starts:
         losses, scalars = engine(**place_batch(batch))
         engine.backward(losses.mean())
         # while the backward pass is under way, for after it the host waits for a GPU
-        if offset + size < share:
-            batch = batch_at(offset + size)
-        _check_finite(losses, task, source.items(first + offset), images, title)
+        if call := next(calls, None):
+            batch = source.at(*call)
+        _check_finite(losses, task, source.items(start), images, title)
         if not step(engine, training):
             raise NonFiniteLossError(_not_finite("gradient", images, title))
         for name, value in {"loss": losses.detach().mean(), **scalars}.items():

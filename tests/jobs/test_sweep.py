@@ -21,8 +21,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(tmp_path, tiny_settings):
-    """A run that looks trained: exports of both generators and one kept checkpoint."""
-    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    return looks_trained(tmp_path / "run", tiny_settings)
+
+
+def looks_trained(folder, tree):
+    """A run with exports of both generators and one kept checkpoint, all of them empty."""
+    run = Run.create(folder, parse_experiment(tree, "x"))
     for model in ("stable_diffusion", "llcm"):
         run.path(model, "export").mkdir(parents=True)
         run.path(model, "export", "model_index.json").touch()
@@ -83,34 +87,27 @@ def test_what_a_student_cannot_do_is_left_out_and_said(run):
     ]
 
 
-def test_steps_that_begin_amid_the_schedule_are_one_line(tmp_path, tiny_settings):
-    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
-    run.path("stable_diffusion", "export").mkdir(parents=True)
-    run.path("stable_diffusion", "export", "model_index.json").touch()
+def test_steps_that_begin_amid_the_schedule_are_one_line(run):
     with pytest.raises(ConfigError, match="stable_diffusion: steps: 501 steps would begin"):
         planned(run, "model=stable_diffusion", "steps=[20,501]")
     found, _ = planned(run, "model=stable_diffusion", "steps=[20,501]", "solver=leapfrog")
     assert [c.steps for c in found.cells] == [20, 501]
 
 
-def test_steps_of_the_run_are_checked_for_the_solver_of_the_sweep(run, tmp_path, tiny_settings):
+def test_steps_of_the_run_are_checked_for_the_solver_of_the_sweep(tmp_path, tiny_settings):
     tiny_settings["sampling"] |= {"solver": "leapfrog", "steps": 150, "eta": 0}
-    other = Run.create(tmp_path / "other", parse_experiment(tiny_settings, "x"))
-    for name in ("stable_diffusion", "ruler", "data"):
-        shutil.copytree(run.path(name), other.path(name))
-    planned(other, "model=stable_diffusion", "solver=leapfrog")
+    run = looks_trained(tmp_path / "run", tiny_settings)
+    planned(run, "model=stable_diffusion", "solver=leapfrog")
     with pytest.raises(ConfigError, match="150 steps would begin at timestep 895"):
-        planned(other, "model=stable_diffusion", "solver=[ddim,leapfrog]")
+        planned(run, "model=stable_diffusion", "solver=[ddim,leapfrog]")
 
 
-def test_a_scale_at_the_end_of_what_a_student_knows_is_drawn(run, tmp_path, tiny_settings):
+def test_a_scale_at_the_end_of_what_a_student_knows_is_drawn(tmp_path, tiny_settings):
     """1.6 - 1 is a little more than 0.6."""
     tiny_settings["llcm"]["guidance"] = [0.2, 0.6]
     tiny_settings["sampling"] |= {"llcm_guidance": 1.6}
-    other = Run.create(tmp_path / "other", parse_experiment(tiny_settings, "x"))
-    for name in ("llcm", "ruler", "data"):
-        shutil.copytree(run.path(name), other.path(name))
-    found, notes = planned(other, "model=llcm", "steps=2", "guidance=[1.2,1.6,1.7]")
+    run = looks_trained(tmp_path / "run", tiny_settings)
+    found, notes = planned(run, "model=llcm", "steps=2", "guidance=[1.2,1.6,1.7]")
     assert [cell.guidance for cell in found.cells] == [1.2, 1.6] and "1.7 left out" in notes[0]
 
 
