@@ -42,7 +42,7 @@ def status_of(work: Callable[[], int], mistakes: type[Exception] | None = None) 
     except PermissionError as error:
         print(
             f"error: {error.filename}: {error.strerror}; name a folder of your own by --run, or as "
-            "`results` in a site file",
+            "`results` in a site file, or have its owner open it to the group",
             file=sys.stderr,
         )
     except DamagedError as error:

@@ -182,7 +182,9 @@ MODELS = {
     "dreambooth": Model(
         task="hpc_hipgen.tasks:dreambooth",
         title="DreamBooth",
-        use=_STOCK,
+        use=_STOCK
+        + "\n\nIt draws what it has learnt where the token of a class (`subjects` in the "
+        "settings above) stands before the caption of a film of that class, as the run's do.",
         drawer=_PIPELINE,
         label="DreamBooth, {steps}",
     ),

@@ -41,6 +41,7 @@ class Stage:
     artefact: Callable[[Run, Item], Path] | None = None
     follows: str | None = None  # the array, one of `after`, that makes what each item here reads
     model: str | None = None  # section of the model that it trains, saving when it is stopped
+    blocks: bool = False  # items beside each other share a model, which an array's task loads once
     reads_films: bool = False  # whose mistakes it finds, so that a ValueError is the user's
 
     @property
@@ -50,11 +51,16 @@ class Stage:
 
     def missing(self, run: Run) -> list[Item] | None:
         """Items without their artefact, or None while the items are not known."""
-        assert self.items and self.artefact, f"{self.name} is not an array"
+        assert self.items, f"{self.name} is not an array"
         items = self.items(run)
         if items is None:
             return None
-        return [item for item in items if not self.artefact(run, item).is_file()]
+        return [item for item in items if not self.there(run, item)]
+
+    def there(self, run: Run, item: Item) -> bool:
+        """True when an item has its artefact."""
+        assert self.artefact, f"{self.name} is not an array"
+        return self.artefact(run, item).is_file()
 
     def done(self, run: Run) -> bool:
         """True when nothing of this stage is left to do."""

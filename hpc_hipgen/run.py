@@ -66,7 +66,8 @@ class Run:
             if other := [line for key, line in changed if not HOW.search(key)]:
                 raise ConfigError(
                     f"{folder} was made with other settings ({'; '.join(other[:3])}). "
-                    "Choose another run with --run NAME, or remove the folder."
+                    "Choose another run with --run NAME; or go on with its own settings, which "
+                    f"may be older than this program: CONFIG={path}"
                 )
             if changed and write:
                 print(f"{folder}: changed, {'; '.join(line for _, line in changed)}")

@@ -219,6 +219,8 @@ def check_there(run: Run, model: str, checkpoint: str) -> None:
     file = "pytorch_lora_weights.safetensors" if adapters else "model_index.json"
     if not run.path(model, EXPORT, file).is_file():
         raise ConfigError(f"{run.path(model, EXPORT)}: no export; train {model} to its end first")
+    if adapters and not (run.base(model) / "model_index.json").is_file():
+        raise ConfigError(f"{run.base(model)}: no diffusers folder, on which {model} is drawn")
     if checkpoint == EXPORT:
         return
     folder = checkpoint_folder(run, model, checkpoint)
@@ -303,6 +305,7 @@ def graph(name: str) -> list[Stage]:
             arguments=(name,),
             items=partial(items, name=name),
             artefact=partial(cell_table, name=name),
+            blocks=True,
         ),
         Stage(f"sweep-{name}-table", "jobs.sweep:merge", "cpu", (f"sweep-{name}",), (name,)),
     ]

@@ -15,8 +15,10 @@ import argparse
 import contextlib
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Container, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser, status_of
@@ -27,13 +29,19 @@ from hpc_hipgen.config import (
     Experiment,
     check_batches,
     check_inputs,
+    input_notes,
     load_experiment,
 )
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.pipeline import Stage, contrast, stages
-from hpc_hipgen.radiograph.film_sources import check_unchanged, lab_films, read_films
+from hpc_hipgen.radiograph.film_sources import check_prepared, lab_films, read_films
 from hpc_hipgen.run import Run, check_place
 from hpc_hipgen.tracking import check_tracking
+
+if TYPE_CHECKING:
+    from hpc_hipgen.radiograph.dataset import Film
+
+_FEW_DOGS = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,8 +85,8 @@ def _launch(options: argparse.Namespace) -> int:
     done = [s.name for s in graph if run and s.done(run)]
     stale = outdated(graph, options.redo) if options.redo else made_of_less(graph, done)
     done = [name for name in done if name not in stale]
-    if run and "prepare" in done:
-        check_unchanged(config, run.done("prepare") or {})
+    if run:
+        check_prepared(run)
     if run and len(done) == len(graph) and not options.dry_run:
         print(f"{shown(folder)}: everything is done. {report_line(run)}")
         for line in film_lines(run):
@@ -89,6 +97,8 @@ def _launch(options: argparse.Namespace) -> int:
     check_inputs(config, options.experiment, done)
     check_films(config, done)
     check_place(folder, config)
+    for line in input_notes(config):
+        print(line, file=sys.stderr)
     if options.dry_run:
         return dry_run(folder, f"experiment {config.name}", graph, site, slurm, stale)
     run = Run.create(folder, config)
@@ -119,8 +129,8 @@ def check_films(config: Experiment, done: Iterable[str] = ()) -> None:
 
     Raises:
         ConfigError: one line for each film or row that cannot be used, or the splits without a
-            film, or the batch that is above the number of their views; or the number of dogs, too
-            small for the folds.
+            film, or the class with too few for DreamBooth, or the batch that is above the number of
+            their views; or the number of dogs, too small for the folds.
     """
     lab = config.lab_ruler
     if not (config.data.films or config.evaluation.films or lab) or "prepare" in done:
@@ -132,9 +142,25 @@ def check_films(config: Experiment, done: Iterable[str] = ()) -> None:
         films, _ = read_films(config)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
+    trained = [film for film in films if film.split == "train"]
     if config.data.source == "films":
         _check_splits({film.split for film in films})
-    check_batches(config, sum(film.split == "train" for film in films))
+        classes = Counter(getattr(film, "prompt_class", 0) for film in trained)
+        if config.dreambooth and (problem := config.dreambooth.lacking(classes)):
+            raise ConfigError(problem)
+        _note_few_dogs(films)
+    check_batches(config, len(trained))
+
+
+def _note_few_dogs(films: Iterable[Film]) -> None:
+    """Says where too few are held out to measure by."""
+    for split in ("validation", "test"):
+        if (dogs := len({film.dog for film in films if film.split == split})) < _FEW_DOGS:
+            print(
+                f"note: {dogs} dogs in split {split}; data.train, data.validation and data.test "
+                "are proportions, and a table may name the splits",
+                file=sys.stderr,
+            )
 
 
 def _check_splits(found: Container[str]) -> None:

@@ -56,11 +56,13 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
     folders = {row_data(run, row) for row, _ in todo}
     films_of = {folder: read_manifest(folder, "test", nominal_only=True) for folder in folders}
     drawers = OneDrawer(partial(drawer_of, run))  # the rows of one model follow each other
+    size = run.config.sampling.shard_size
+    of_row: dict[str, list[dict[str, Any]]] = {}
     for number, (row, shard) in enumerate(sorted(todo), 1):
         films = films_of[row_data(run, row)]
-        specs = _row_specs(run, films, row)
-        size = run.config.sampling.shard_size
-        specs = specs[shard * size : (shard + 1) * size]
+        if row not in of_row:
+            of_row = {row: _row_specs(run, films, row)}
+        specs = of_row[row][shard * size : (shard + 1) * size]
         path = sample_shard(run, (row, shard))
         images: Iterable[np.ndarray]
         if row in MEASURED_ROWS:

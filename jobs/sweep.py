@@ -55,15 +55,14 @@ if TYPE_CHECKING:
 
 def draw_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
     """Draws and measures cells of a sweep; returns how many were done now."""
-    import torch
-
     from hpc_hipgen.radiograph.layouts import read_manifest
     from hpc_hipgen.rulers.ruler import ruler_of
+    from hpc_hipgen.training.engine import device
 
     sweep = _saved(run, name)
     cells = {cell.name: cell for cell in sweep.cells}
     films = read_manifest(run.path("data"), sweep.split, nominal_only=True)
-    ruler = ruler_of(run, "cuda" if torch.cuda.is_available() else "cpu")
+    ruler = ruler_of(run, device().type)
     drawers = OneDrawer(partial(_drawer, run))
     for number, item in enumerate(sorted(todo), 1):
         cell = cells[item[0]]

@@ -33,8 +33,7 @@ def train(run: Run, model: str) -> dict[str, Any]:
     from hpc_hipgen.training.checkpoint import complete_checkpoints
     from hpc_hipgen.training.engine import init_distributed, rank
 
-    if model not in run.config.trained():
-        raise ValueError(f"{run.folder}: this experiment does not train '{model}'")
+    _check_trained(run, model)
     stage = f"train-{model}"
     if done := run.done(stage):
         return done
@@ -57,6 +56,31 @@ def train(run: Run, model: str) -> dict[str, Any]:
     return figures
 
 
+def _check_trained(run: Run, model: str) -> None:
+    if model not in run.config.trained():
+        raise ValueError(f"{run.folder}: this experiment does not train '{model}'")
+
+
+def _train_alone(run: Run, model: str) -> dict[str, Any]:
+    """`train`, unless a job of the run or somebody else trains the model at this moment.
+
+    Raises:
+        ValueError: naming that process, besides what `train` raises.
+    """
+    from hpc_hipgen.cluster import rendezvous
+    from hpc_hipgen.cluster.calls import AtWorkError, holding
+
+    _check_trained(run, model)
+    stage = f"train-{model}"
+    if rendezvous.find().rank or run.done(stage):  # of several ranks the first one holds it
+        return train(run, model)
+    try:
+        with holding(run, stage):
+            return train(run, model)
+    except AtWorkError as error:
+        raise ValueError(str(error)) from None
+
+
 def _line(figures: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:g}" for name, value in figures.items() if isinstance(value, int | float)
@@ -75,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from hpc_hipgen.training.outcome import exit_status
 
     def work() -> None:
-        figures = train(Run(given.run), given.model)
+        figures = _train_alone(Run(given.run), given.model)
         print(f"{given.model}: complete, {_line(figures)}")
 
     return exit_status(work, Path(given.run))

@@ -2,6 +2,8 @@
 # Sourced by the scripts beside it, from the root of the clone: finds the python and starts a module.
 
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 # compute nodes have no internet
+# ~/.local would come before the packages of conda or of a container
+export PYTHONNOUSERSITE=${PYTHONNOUSERSITE-1}
 # modules that are loaded put packages there, which would hide those of our own environment
 export PYTHONPATH=$PWD${HIPGEN_PYTHON:+${PYTHONPATH:+:$PYTHONPATH}}
 

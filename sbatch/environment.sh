@@ -86,6 +86,8 @@ build() {
         die "$environment is of another requirements.lock, and other jobs may work with it;" \
             "run \`make env\` on the login node when they have ended"
     fi
+    # uv keeps what it has fetched, some 8 GB, in the home, unless the environment is elsewhere
+    [[ -z ${HIPGEN_ENV:-} ]] || export UV_CACHE_DIR=${UV_CACHE_DIR:-$(dirname "$environment")/uv-cache}
     python=$(base_python)
     uv=$(find_uv "$python")
     # throw away only what this script began: HIPGEN_ENV may point at something else by mistake

@@ -13,7 +13,9 @@ from hpc_hipgen.config import (
     ConfigError,
     Experiment,
     Text,
+    Training,
     check_inputs,
+    input_notes,
     load_experiment,
     parse_experiment,
 )
@@ -88,6 +90,29 @@ def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_pa
     with pytest.raises(ConfigError, match=r"set stable_diffusion\.prediction=epsilon"):
         check_inputs(config, "x.yaml")
     check_inputs(config, "x.yaml", done=["train-stable_diffusion"])
+
+
+def test_a_folder_of_another_size_is_noted_and_one_of_grey_images_refused(tiny_settings, tmp_path):
+    published_folder(tmp_path, sample_size=64)
+    tiny_settings["llcm"] |= {"base": str(tmp_path)}
+    config = parse_experiment(tiny_settings, "x.yaml")
+    (tmp_path / "vae" / "config.json").write_text('{"block_out_channels": [8, 8, 8, 8]}')
+    check_inputs(config, "x.yaml")
+    words = "note: llcm.base: was made to draw 512 pixels, and data.resolution is 32"
+    assert input_notes(config) == [words]
+    published_folder(tmp_path, sample_size=32)
+    (tmp_path / "vae" / "config.json").write_text('{"in_channels": 1, "out_channels": 1}')
+    assert input_notes(config) == []
+    with pytest.raises(ConfigError, match=r"llcm.base: .* has in_channels 1; views") as error:
+        check_inputs(config, "x.yaml")
+    assert str(error.value).count("\n") == 1
+
+
+@pytest.mark.parametrize("batch, expected", [(8, 2000), (32, 2000), (1024, 61_440)])
+def test_a_checkpoint_is_not_written_every_second_step(batch, expected):
+    training = Training(images=200_000, batch=batch, lr=1e-3)
+    assert training.checkpoint_images == expected
+    assert Training(**training.model_dump() | {"checkpoint_images": 9}).checkpoint_images == 9
 
 
 def published_folder(folder, scheduler=SCHEDULE, **unet):

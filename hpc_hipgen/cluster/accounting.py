@@ -65,7 +65,7 @@ def look_up(ids: Iterable[str]) -> tuple[dict[str, Job], bool]:
     format_ = "JobID,State,Elapsed"
     queue, accounts = _ask(
         squeue(wanted, "-r", "-o", "%F|%K|%T|%M|%r"),
-        ["sacct", "-X", "-n", "-P", "-j", ",".join(wanted), "-o", format_],
+        ["sacct", *cluster_options(), "-X", "-n", "-P", "-j", ",".join(wanted), "-o", format_],
     )
     jobs: dict[str, Job] = {}
     for line in (accounts or "").splitlines():
@@ -75,6 +75,12 @@ def look_up(ids: Iterable[str]) -> tuple[dict[str, Job], bool]:
     return {job: jobs[job] for job in wanted if job in jobs}, queue is not None
 
 
+def cluster_options() -> list[str]:
+    """What has another command ask the cluster that sbatch submits to."""
+    clusters = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS")
+    return [f"--clusters={clusters}"] if clusters else []
+
+
 def squeue(ids: Sequence[str], *options: str) -> list[str]:
     """A command that lists those of these jobs that are in the queue.
 
@@ -82,11 +88,9 @@ def squeue(ids: Sequence[str], *options: str) -> list[str]:
     for squeue filters them, and it asks the cluster that sbatch submits to.
     """
     unset = [f"--unset={name}" for name in os.environ if name.startswith("SQUEUE_")]
-    clusters = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS")
-    where = [f"--clusters={clusters}"] if clusters else []
     # a lone job that Slurm has forgotten is an error to it, one of several is not
     jobs = ",".join(ids if len(ids) > 1 else [*ids, *ids])
-    return ["env", *unset, "squeue", "-h", "-a", *where, "-j", jobs, *options]
+    return ["env", *unset, "squeue", "-h", "-a", *cluster_options(), "-j", jobs, *options]
 
 
 def _ask(*commands: list[str]) -> list[str | None]:

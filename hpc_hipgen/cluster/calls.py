@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,13 @@ LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
 
 _LOCK_SECONDS = 10.0  # more than a job of a killed launcher needs to notice and end
 
-_OWN_LOCK_SECONDS = 300.0
-"""How long a lock of an earlier start of the same job is waited for: on NFS the lock of a node that
-died is held until its lease runs out, and Slurm starts the job elsewhere before that."""
+_OWN_LOCK_SECONDS = 2400.0
+"""How long a lock of an earlier start of the same job is waited for.
+
+On NFS the lock of a node that died is held until its lease runs out, and Slurm starts the job
+elsewhere before that. Of a node that is only cut off the processes live on: the first rank may wait
+for the others for `training.engine.TIMEOUT`, half an hour.
+"""
 
 _REQUEUE_SECONDS = 600.0
 """Within which Slurm ends the ranks of a job that is queued again, or rank 0 gives up and ends: its
@@ -80,7 +84,7 @@ class StageCall:
         """Runs the stage and marks it done.
 
         Raises:
-            RuntimeError: when another process works on the same part of the stage.
+            AtWorkError: when another process works on the same part of the stage.
         """
         restore_gpus()
         _end_with_launcher()
@@ -92,7 +96,7 @@ class StageCall:
             return
         logs = stage_logs(run, self.stage.name)
         part = f"-{self.share[0]}" if self.stage.items else ""
-        with _lock(logs / f"running{part}"):
+        with holding(run, self.stage.name, part):
             failed = logs / f"failed{part}.json"
             # a start before this one may have had more ranks
             of_ranks = () if self.stage.items else logs.glob(f"{_OF_RANK}*.json")
@@ -108,6 +112,8 @@ class StageCall:
                 if isinstance(error, Interrupted):
                     if _on_slurm() and (error.signal == GO_ON_LATER or _preempted()):
                         error = _queue_again(error)
+                elif _refused_requeue(error):
+                    error = _queue_again(error)
                 elif self._again_after(error):
                     traceback.print_exc()
                     print(f"{self.stage.name}: put back, to be tried again", flush=True)
@@ -151,15 +157,13 @@ class StageCall:
         function = resolve(self.stage.function)
         if self.stage.items is None:
             return function(run, *self.stage.arguments)
-        missing = self.stage.missing(run)
-        assert missing is not None, f"{self.stage.name}: its items are not known"
-        if self.items is None:
-            mine = (self.stage.items(run) or [])[self.share[0] :: self.share[1]]
-        else:
-            mine = self.items
+        mine = self.items
+        if mine is None:
+            every = self.stage.items(run)
+            assert every is not None, f"{self.stage.name}: its items are not known"
+            mine = every[self.share[0] :: self.share[1]]
         # what an earlier start of this very job finished is left alone
-        left = set(missing)
-        todo = sorted(item for item in mine if item in left)
+        todo = sorted(item for item in mine if not self.stage.there(run, item))
         return function(run, *self.stage.arguments, todo) if todo else None
 
 
@@ -176,6 +180,16 @@ def _preempted() -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return bool(number) and re.search(r" PreemptTime=\d", said) is not None
+
+
+def _refused_requeue(error: Exception) -> bool:
+    """True where submitit's handler wanted to put the job back, amid a stage that saves nothing.
+
+    It asks the controller once; training, which has a handler of its own, comes to `_queue_again`.
+    """
+    if not isinstance(error, subprocess.CalledProcessError | subprocess.TimeoutExpired):
+        return False
+    return _on_slurm() and "scontrol" in str(error.cmd)
 
 
 def _queue_again(why: Exception) -> Exception:
@@ -281,18 +295,32 @@ def running(run: Run, stage: str) -> list[dict[str, Any]]:
     return found
 
 
+class AtWorkError(RuntimeError):
+    """Another process works on the same part of a stage."""
+
+
+def holding(run: Run, stage: str, part: str = "") -> AbstractContextManager[None]:
+    """Holds a stage, or a part of an array, against other processes, of any node.
+
+    Entering raises AtWorkError, after a short wait for a process that is about to end.
+    """
+    return _lock(stage_logs(run, stage) / f"running{part}")
+
+
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Holds `path` against a second process; waits a little for one that is about to end."""
     job = os.environ.get("SLURM_JOB_ID")
     with path.open("a+") as file:
-        began = time.monotonic()
+        began, said = time.monotonic(), False
         while lock(file) is False:  # None, on a file system without locks: nothing to hold
             file.seek(0)
             holder = file.read()
             own = job and json.loads(holder or "{}").get("job") == job
+            if own and not said:
+                said = True
+                print(f"waits for an earlier start of this job to end: {holder}", flush=True)
             if time.monotonic() - began > (_OWN_LOCK_SECONDS if own else _LOCK_SECONDS):
-                raise RuntimeError(
+                raise AtWorkError(
                     f"{path.parent.name} is being worked on already: {holder or path}"
                 )
             time.sleep(0.2)

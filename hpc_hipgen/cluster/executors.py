@@ -47,9 +47,9 @@ def clean_environment(kept: Sequence[str] = ()) -> Iterator[None]:
     """Hides the variables of an enclosing job while another one is submitted from inside it.
 
     Each of SLURM_MEM_PER_*, SLURM_NTASKS, SLURM_ARRAY_*, SLURM_CPU_BIND ... would change or break
-    the new job. Those that say which cluster this is stay. So do those in `kept`.
+    the new job. Those that say which cluster this is, and who asks, stay. So do those in `kept`.
     """
-    stay = ("SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_CLUSTERS", *kept)
+    stay = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_CLUSTERS", *kept)
     hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k not in stay}
     for name in hidden:
         del os.environ[name]
@@ -98,7 +98,9 @@ def job_variables(site: Site) -> dict[str, str]:
     theirs = os.environ.get("PYTHONPATH", "") if os.environ.get("HIPGEN_PYTHON") else ""
     path = os.pathsep.join(p for p in (str(ROOT), theirs) if p)
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | offline | site.env
+    # ~/.local would come before the packages of conda or of a container
+    alone = {"PYTHONNOUSERSITE": os.environ.get("PYTHONNOUSERSITE", "1")}
+    return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | alone | offline | site.env
 
 
 def submission_folder(logs: Path) -> Path:

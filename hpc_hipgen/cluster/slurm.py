@@ -9,9 +9,10 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
-from hpc_hipgen.cluster.accounting import FINE, look_up
+from hpc_hipgen.cluster.accounting import FINE, cluster_options, look_up
 from hpc_hipgen.cluster.calls import StageCall, failures, stage_logs, submitted
 from hpc_hipgen.cluster.executors import (
     queued_jobs,
@@ -158,7 +159,9 @@ def calls_of(
         ]
     else:
         n = min(site.array_tasks, len(items))
-        shares = [items[k::n] for k in range(n)]
+        ends = [k * len(items) // n for k in range(n + 1)]
+        blocks = [sorted(items)[first:last] for first, last in pairwise(ends)]
+        shares = blocks if stage.blocks else [items[k::n] for k in range(n)]
     return [
         StageCall(stage, folder, share, (k, len(shares)), retries=retries)
         for k, share in enumerate(shares)
@@ -233,7 +236,7 @@ def _cancel(ids: list[str]) -> None:
     if not ids:
         return
     try:
-        subprocess.run(["scancel", *ids], check=False, timeout=60)
+        subprocess.run(["scancel", *cluster_options(), *ids], check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         print(f"scancel does not answer; what was submitted stays: {' '.join(ids)}", flush=True)
 

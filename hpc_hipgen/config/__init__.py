@@ -48,7 +48,12 @@ from hpc_hipgen.config.generators import (
     TokenSampling,
     UNet,
 )
-from hpc_hipgen.config.inputs import autoencoder_config, autoencoder_stride, check_inputs
+from hpc_hipgen.config.inputs import (
+    autoencoder_config,
+    autoencoder_stride,
+    check_inputs,
+    input_notes,
+)
 from hpc_hipgen.config.reading import (
     load_experiment,
     parse_experiment,
@@ -108,6 +113,7 @@ __all__ = [
     "autoencoder_stride",
     "check_batches",
     "check_inputs",
+    "input_notes",
     "load_experiment",
     "parse_experiment",
     "parse_settings",

@@ -88,17 +88,22 @@ class Training(Section):
     # on a GPU the same bits every time, slower; on a CPU they always are
     deterministic: bool = False
     compile: bool = False  # torch.compile: minutes at the start, for long runs on GPUs
-    checkpoint_images: int = Field(2_000, gt=0)  # between two checkpoints, of which two are kept
+    # between two checkpoints, of which two are kept; by default no fewer than 60 batches
+    checkpoint_images: int = Field(2_000, gt=0)
     # and, for sweeps over checkpoints, the first one after every multiple of this
     keep_images: int | None = Field(None, gt=0)
     log_images: int = Field(512, gt=0)  # between two lines of metrics.jsonl
 
     @model_validator(mode="before")
     @classmethod
-    def _default_stage(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("optimizer") == "muon":
-            return {"zero_stage": 0, **values}
-        return values
+    def _defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        more = {"zero_stage": 0} if values.get("optimizer") == "muon" else {}
+        batch = values.get("batch")
+        if isinstance(batch, int) and 60 * batch > 2_000:
+            more["checkpoint_images"] = 60 * batch
+        return {**more, **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -208,6 +209,17 @@ class DreamBooth(Denoising):
     def instances(self) -> int:
         """Instance films of all subjects, where each class has enough."""
         return len(self.subjects) * self.films
+
+    def lacking(self, films: Mapping[int, int]) -> str | None:
+        """What is wrong with so many training films by prompt class; None where they suffice."""
+        for prompt_class in sorted(self.subjects):
+            if (found := films.get(prompt_class, 0)) < self.films:
+                return (
+                    f"dreambooth.subjects: class {prompt_class} has {found} training films, "
+                    f"{self.films} are needed; leave the class out (such as "
+                    "dreambooth.subjects={4: sks}) or add films"
+                )
+        return None
 
     def prompt(self, caption: str, prompt_class: int) -> str:
         """The caption of a film, after the token of its subject where it belongs to one."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
-from hpc_hipgen.config.base import ADAPTED, SCHEDULE, ConfigError
+from hpc_hipgen.config.base import ADAPTED, GENERATORS, SCHEDULE, ConfigError
 from hpc_hipgen.config.data import Data
 from hpc_hipgen.config.experiment import Experiment
 from hpc_hipgen.config.generators import Diffusion
@@ -52,6 +52,7 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
     elif auto and auto.pretrained:
         key = "autoencoder.pretrained"
         problems += _no_divisor(key, auto.pretrained, config.data.resolution)
+        problems += _of_other_channels(key, auto.pretrained)
     for name in ("stable_diffusion", "stable_diffusion_caption"):
         section = getattr(config, name)
         if section and section.pretrained and f"train-{name}" not in done:
@@ -63,6 +64,7 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
             problems += _no_pipeline(key, section.base) or [
                 *_no_base(key, section.base),
                 *_no_divisor(key, section.base, config.data.resolution),
+                *_of_other_channels(key, section.base),
             ]
     for name in ("discrete_vae", "clip", "prior"):
         section = getattr(config, name)
@@ -96,6 +98,34 @@ def autoencoder_stride(folder: Path) -> int:
     """Pixels of an image, each way, for one of a latent of the KL autoencoder in a folder."""
     levels = _setting(autoencoder_config(folder), "block_out_channels", (64,))  # diffusers' own
     return 2 ** (len(levels) - 1)
+
+
+def input_notes(config: Experiment) -> list[str]:
+    """What is no mistake, and may be meant otherwise: models that draw another size of views."""
+    found = []
+    for name in GENERATORS:
+        for key in ("pretrained", "base"):
+            folder = getattr(getattr(config, name), key, None)
+            if not folder or not autoencoder_config(folder).is_file():
+                continue
+            size = _setting(folder / "unet" / "config.json", "sample_size", None)
+            pixels = isinstance(size, int) and size * autoencoder_stride(folder)
+            if pixels and pixels != config.data.resolution:
+                found.append(
+                    f"note: {name}.{key}: was made to draw {pixels} pixels, and data.resolution is "
+                    f"{config.data.resolution}"
+                )
+    return found
+
+
+def _of_other_channels(key: str, folder: Path) -> list[str]:
+    path = autoencoder_config(folder)
+    channels = {n: _setting(path, n, 3) for n in ("in_channels", "out_channels")}
+    return [
+        f"{key}: {path} has {name} {number}; views are given to it as 3 equal ones"
+        for name, number in channels.items()
+        if number != 3
+    ]
 
 
 def _no_pipeline(key: str, folder: Path) -> list[str]:

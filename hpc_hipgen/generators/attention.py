@@ -6,7 +6,11 @@ import logging
 from functools import lru_cache
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor2_0,
+    XFormersAttnProcessor,
+)
 from torch import nn
 
 log = logging.getLogger(__name__)
@@ -50,6 +54,9 @@ def best_attention() -> XFormersAttnProcessor | AttnProcessor2_0:
 def use_best_attention(unet: nn.Module) -> None:
     """Sets the attention of a diffusers UNet.
 
-    (`set_attention_backend` has no effect on UNet2DConditionModel in diffusers 0.42.)
+    (`set_attention_backend` has no effect on UNet2DConditionModel in diffusers 0.42.) In bf16
+    xformers has no kernel for heads whose width is no multiple of 8.
     """
-    unet.set_attn_processor(best_attention())
+    layers = [layer for layer in unet.modules() if isinstance(layer, Attention)]
+    fits = all(layer.inner_dim // layer.heads % 8 == 0 for layer in layers)
+    unet.set_attn_processor(best_attention() if fits else AttnProcessor2_0())

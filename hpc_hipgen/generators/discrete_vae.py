@@ -30,7 +30,11 @@ from hpc_hipgen.generators.autoencoder import to_images, to_pixels, training_win
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
+from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.task import FilmTask, parameter_count
+
+USAGE_VIEWS = 4096
+"""Training views, evenly spread, whose codes an export tells of."""
 
 USAGE_IMAGES = 500
 """Images over which the use of the codebook is counted in training."""
@@ -211,7 +215,8 @@ class DiscreteVAETask(FilmTask):
         """Writes config.json and safetensors; the figures say how the codebook is used."""
         autoencoder = self.averages["export"].module.float().cpu()
         autoencoder.save_pretrained(folder, safe_serialization=True)
-        codes = encode_codes(autoencoder, self.films.images)
+        some = self.films.images[:: max(1, self.size // USAGE_VIEWS)]
+        codes = encode_codes(autoencoder.to(device()), some)
         counts = torch.bincount(codes.flatten(), minlength=self.section.codes).float()
         return {
             "codes": float(self.section.codes),

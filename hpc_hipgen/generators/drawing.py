@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,6 +56,7 @@ class OneDrawer:
         """The drawer of these names, loaded unless it is the one that is held."""
         if self._drawer is None or self._names != names:
             self._drawer = None  # before the next
+            gc.collect()  # networks that are autocast refer to themselves
             self._drawer, self._names = self._load(*names), names
         return self._drawer
 

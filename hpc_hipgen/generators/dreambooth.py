@@ -9,6 +9,7 @@ loss(instance) + prior_weight * loss(prior).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,15 +48,13 @@ def instance_films(films: Films, section: DreamBooth) -> Films:
     Raises:
         ValueError: a class folder has fewer films than a subject needs.
     """
+    class_of = dict(zip(films.film, films.prompt_class.tolist(), strict=True))
+    if problem := section.lacking(Counter(class_of.values())):
+        raise ValueError(problem)
     chosen: list[int] = []
     for prompt_class in sorted(section.subjects):
         views = np.flatnonzero(films.prompt_class == prompt_class)
         names = list(dict.fromkeys(films.film[i] for i in views))
-        if len(names) < section.films:
-            raise ValueError(
-                f"dreambooth.subjects: folder class_{prompt_class} has {len(names)} training "
-                f"films, {section.films} are needed; leave the class out or add films"
-            )
         chosen += [int(i) for i in views if films.film[i] in names[: section.films]]
     found = films.take(chosen)
     labelled = zip(found.captions, found.prompt_class, strict=True)

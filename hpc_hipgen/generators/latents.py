@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.generators.autoencoder import encode, views_at_once
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
-from hpc_hipgen.training.engine import device
+from hpc_hipgen.training.engine import device, rank, world_size
 from hpc_hipgen.training.rank_zero import only_rank_0
 
 _WAIT_SECONDS = 1.0
@@ -32,42 +33,114 @@ def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Ten
     file's name is a hash of the autoencoder's weights and of the views, so latents of another
     autoencoder or of other films are never used.
 
-    All ranks have to ask, and rank 0 computes; of several jobs that ask, the first one does. A file
-    of each, put in the place of the one before, would take that from those who have mapped it, on a
-    disk that nodes share.
+    All ranks have to ask, and each encodes a share, with the same bits however many they are. What
+    a rank has made stays for the next start of as many. Of several jobs that ask, the first one
+    computes: a file of each, put in the place of the one before, would take that from those who
+    have mapped it, on a disk that nodes share.
 
     Raises:
-        ValueError: names the first views of a batch whose latents are not finite; nothing is kept.
+        ValueError: names the first views of a batch whose latents are not finite.
     """
+    found: list[Any] = ["", False]  # the file's name, and whether it has to be made
+    held: list[IO[str]] = []
+
+    def look(say_busy: Callable[[], None]) -> None:
+        found[0] = _name(autoencoder, films, say_busy)
+        if file := _claimed(cache / found[0], len(films), say_busy):
+            held.append(file)
+            found[1] = True
+
+    only_rank_0(look)
+    if world_size() > 1:
+        torch.distributed.broadcast_object_list(found, src=0)
+    path = cache / found[0]
+    if found[1]:
+        try:
+            _make(path, autoencoder, films)
+        finally:
+            for file in held:
+                file.close()
+    # copy-on-write: torch warns of arrays that it may not write to
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def _claimed(path: Path, views: int, say_busy: Callable[[], None]) -> IO[str] | None:
+    """A lock on latents that have to be made; None where they are there, maybe made meanwhile."""
+    if _whole(path, views):
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_suffix(".lock").open("w")
+    while lock(file) is False:  # another job of this run is at it
+        say_busy()
+        time.sleep(_WAIT_SECONDS)
+    if _whole(path, views):
+        file.close()
+        return None
+    if path.exists():
+        print(f"{path}: damaged; computed anew", file=sys.stderr, flush=True)
+    return file
+
+
+def _make(path: Path, autoencoder: AutoencoderKL, films: Films) -> None:
+    """Writes the file, each rank a part of it where there are several."""
+    batch = views_at_once(films.images.shape[1])
+    count = -(-len(films) // batch)  # of batches: their bounds, and so the bits, are the same
+    ends = [min(count * k // world_size() * batch, len(films)) for k in range(world_size() + 1)]
+    share = range(ends[rank()], ends[rank() + 1])
+    if world_size() == 1:
+        _encode_share(path, autoencoder, films, share, batch)
+        return
+    parts = [path.with_suffix(f".part-{k}-of-{world_size()}") for k in range(world_size())]
+    problem: Exception | None = None
+    try:
+        if share and not _whole(parts[rank()], len(share)):
+            _encode_share(parts[rank()], autoencoder, films, share, batch)
+    except (ValueError, OSError) as error:
+        problem = error
+    said: list[str | None] = [None] * world_size()
+    torch.distributed.all_gather_object(said, problem and str(problem))
+
+    def join(say_busy: Callable[[], None]) -> None:
+        if problem:
+            raise problem
+        if other := next(filter(None, said), None):
+            raise ValueError(other)
+        write_atomic(path, _joined([part for part in parts if part.exists()], say_busy))
+        for part in path.parent.glob(f"{path.stem}.part-*"):
+            part.unlink()
+
+    only_rank_0(join)
+
+
+def _encode_share(
+    path: Path, autoencoder: AutoencoderKL, films: Films, share: range, batch: int
+) -> None:
+    # channels last: on a CPU an encoder is 1.7 times as fast so (docs/log.md); its training is
+    # not, hence the copy
+    encoder = copy.deepcopy(autoencoder).to(device(), memory_format=torch.channels_last)
+    write_atomic(path, _encoded(encoder.eval(), films, share, batch))
+
+
+def _joined(parts: list[Path], say_busy: Callable[[], None]) -> Iterator[bytes]:
+    """The .npy files one after another, as one."""
+    arrays = [np.load(part, mmap_mode="r") for part in parts]
+    yield _header((sum(map(len, arrays)), *arrays[0].shape[1:]))
+    for array in arrays:
+        for start in range(0, len(array), 4096):
+            yield array[start : start + 4096].tobytes()
+            say_busy()
+
+
+def _name(autoencoder: AutoencoderKL, films: Films, say_busy: Callable[[], None]) -> str:
+    """Of the file: every view is read for it, where an index of shards does not know them."""
     digest = hashlib.sha256()
     for name, value in autoencoder.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     digest.update(str(autoencoder.config.scaling_factor).encode())
     digest.update("\n".join(films.ids).encode())
-    digest.update(films.fingerprint())
-    path = cache / f"{digest.hexdigest()[:20]}.npy"
-
-    def compute(say_busy: Callable[[], None]) -> None:
-        if _whole(path, len(films)):
-            return
-        cache.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as file:
-            while lock(file) is False:  # another job of this run is at it
-                say_busy()
-                time.sleep(_WAIT_SECONDS)
-            if _whole(path, len(films)):
-                return
-            if path.exists():
-                print(f"{path}: damaged; computed anew", file=sys.stderr, flush=True)
-            # channels last: on a CPU an encoder is 1.7 times as fast so (docs/log.md); its
-            # training is not, hence the copy
-            encoder = copy.deepcopy(autoencoder).to(device(), memory_format=torch.channels_last)
-            write_atomic(path, _encoded(encoder.eval(), films, say_busy))
-
-    only_rank_0(compute)
-    # copy-on-write: torch warns of arrays that it may not write to
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+    digest.update(films.fingerprint(say_busy))
+    return f"{digest.hexdigest()[:20]}.npy"
 
 
 def _whole(path: Path, views: int) -> bool:
@@ -78,25 +151,20 @@ def _whole(path: Path, views: int) -> bool:
         return False
 
 
-def _encoded(
-    autoencoder: AutoencoderKL, films: Films, say_busy: Callable[[], None]
-) -> Iterator[bytes]:
-    """The latents as an .npy file, batch by batch; the next views are decoded meanwhile."""
-    numbers = np.arange(len(films))
-    batch = views_at_once(films.images.shape[1])
-    starts = range(0, len(films), batch)
+def _encoded(autoencoder: AutoencoderKL, films: Films, share: range, batch: int) -> Iterator[bytes]:
+    """Latents of the views of a share as an .npy file; the next views are decoded meanwhile."""
+    starts = range(share.start, share.stop, batch)
     for start in progress(starts, len(starts), f"encoding views by {batch}"):
-        views = films.images[start : start + batch]
-        films.ahead(numbers[start + batch : start + 2 * batch])
+        views = films.images[start : min(start + batch, share.stop)]
+        films.ahead(np.arange(start + batch, min(start + 2 * batch, share.stop)))
         latents = encode(autoencoder, views, batch)
         bad = (~torch.isfinite(latents).flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:
             names = ", ".join(films.ids[start + i] for i in bad[:5])
             raise ValueError(f"the autoencoder gives non-finite latents for {names}")
-        if start == 0:
-            yield _header((len(films), *latents.shape[1:]))
+        if start == share.start:
+            yield _header((len(share), *latents.shape[1:]))
         yield latents.numpy().tobytes()
-        say_busy()
 
 
 def _header(shape: tuple[int, ...]) -> bytes:

@@ -163,7 +163,7 @@ class DistillationTask(FilmTask):
         self.averages = {"target": WeightAverage(student, section.ema_decay)}
         self.module.frozen["target"] = self.averages["target"].module
         if section.training.ema_images:  # else the target itself is exported
-            self.averages["export"] = WeightAverage.for_export(student, section.training)
+            self.averages["export"] = self.export_average()
         self.timesteps = distillation_timesteps(section.skip)
         self.others = OtherCaptions(films, section.other_captions)
 
@@ -175,6 +175,10 @@ class DistillationTask(FilmTask):
     def build_student(self, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
         """The network that is trained; it starts as its teacher."""
         raise NotImplementedError
+
+    def export_average(self) -> WeightAverage:
+        """What is exported, but for the target."""
+        return WeightAverage.for_export(self.module.student, self.section.training)
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Latents, noise, timesteps, guidance weights, text states and focus."""

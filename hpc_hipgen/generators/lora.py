@@ -24,6 +24,7 @@ from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.llcm import DistillationTask, lcm_scheduler
 from hpc_hipgen.generators.stable_diffusion import DenoisingTask, adapted_parts
 from hpc_hipgen.radiograph.layouts import Films
+from hpc_hipgen.training.average import WeightAverage
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 MORE = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "time_emb_proj")
@@ -53,8 +54,29 @@ def adapter_parameters(unet: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     By name and not by what is trained: a copy that is only averaged trains nothing.
     """
     for name, parameter in unet.named_parameters():
-        if re.search(rf"\.lora_[AB]\.{ADAPTER}\.weight$", name):
+        if _is_adapter(name):
             yield name, parameter
+
+
+def _is_adapter(name: str) -> bool:
+    return re.search(rf"\.lora_[AB]\.{ADAPTER}\.weight$", name) is not None
+
+
+def adapter_list(unet: nn.Module) -> nn.ParameterList:
+    """The adapters alone, so that an average costs their size and not the model's."""
+    return nn.ParameterList(weight for _, weight in adapter_parameters(unet))
+
+
+class AdapterAverage(WeightAverage):
+    """The average of an `adapter_list`."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """As of any average; takes those of a whole network, too, as they once were."""
+        weights = state["module"]
+        if not all(name.isdecimal() for name in weights):
+            adapters = [weight for name, weight in weights.items() if _is_adapter(name)]
+            state = state | {"module": {str(i): w for i, w in enumerate(adapters)}}
+        super().load_state_dict(state)
 
 
 def save_adapters(names: list[str], weights: list[Tensor], folder: Path) -> dict[str, float]:
@@ -77,6 +99,8 @@ def save_adapters(names: list[str], weights: list[Tensor], folder: Path) -> dict
 class LoRATask(DenoisingTask):
     """A LoRA for the training loop."""
 
+    stores_frozen = False
+
     def __init__(self, config: Experiment, films: Films, base: Path, cache: Path) -> None:
         """`films`: the training split; `base`: a diffusers folder of Stable Diffusion."""
         section = config.section("lora", LoRA)
@@ -87,8 +111,8 @@ class LoRATask(DenoisingTask):
         self.names = [name for name, _ in adapter_parameters(parts.unet)]
 
     def trained(self) -> nn.Module:
-        """The adapters alone, so that the average costs their size and not the model's."""
-        return nn.ParameterList(weight for _, weight in adapter_parameters(self.parts.unet))
+        """The adapters."""
+        return adapter_list(self.parts.unet)
 
     def export(self, folder: Path) -> dict[str, float]:
         """Writes the averaged adapters."""
@@ -103,6 +127,7 @@ class LCMLoRATask(DistillationTask):
     """
 
     section: LCMLoRA
+    stores_frozen = False
 
     def __init__(self, config: Experiment, films: Films, base: Path, cache: Path) -> None:
         """`films`: the training split; `base`: a diffusers folder, the teacher too."""
@@ -115,10 +140,15 @@ class LCMLoRATask(DistillationTask):
         add_adapters(student, self.section)
         return student
 
+    def export_average(self) -> WeightAverage:
+        """Of the adapters; the target is a whole UNet, which the loss asks."""
+        return AdapterAverage.for_export(adapter_list(self.module.student), self.section.training)
+
     def export(self, folder: Path) -> dict[str, float]:
         """Writes the averaged adapters, and the LCM scheduler that they are sampled with."""
-        average = self.averages.get("export", self.averages["target"])
-        names, weights = zip(*adapter_parameters(average.module), strict=True)
+        names, weights = zip(*adapter_parameters(self.averages["target"].module), strict=True)
+        if "export" in self.averages:
+            weights = tuple(self.averages["export"].module)
         scheduler = lcm_scheduler(self.parts.prediction, self.section.skip)
         scheduler.save_pretrained(folder / "scheduler")
         return save_adapters(list(names), list(weights), folder)

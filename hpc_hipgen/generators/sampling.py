@@ -120,10 +120,11 @@ def load_average(pipeline: StableDiffusionPipeline, checkpoint: Path) -> None:
     """
     averages = torch.load(checkpoint / AVERAGES, weights_only=True, map_location="cpu")
     weights = averages.get("export", averages.get("target"))["module"]
-    if all(name.isdecimal() for name in weights):  # a LoRA averages the list of its adapters
-        loaded = adapter_parameters(pipeline.unet)
-        for (_, parameter), weight in zip(loaded, weights.values(), strict=True):
-            parameter.copy_(weight)
+    if adapters := dict(adapter_parameters(pipeline.unet)):
+        if all(name.isdecimal() for name in weights):  # the average of a list of adapters
+            weights = dict(zip(adapters, weights.values(), strict=True))
+        for name, parameter in adapters.items():
+            parameter.copy_(weights[name])
         return
     parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text_encoder": {}}
     for name, value in weights.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import io
+import mmap
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ KEPT_BYTES = 2**30
 
 OPEN_SHARDS = 128
 """Shards that are held open at once, well below the usual limit of 1,024 files."""
+
+_AT_ONCE = 4096  # files that are read between two signs of life
 
 BACKUP = "make the data again in another run (--run NAME), or copy the file from a backup"
 """What to do about a damaged file of the data folder."""
@@ -79,8 +82,8 @@ class Pictures:
         self.shape = (len(self), *(size or _size(self._bytes(0))))
         self._kept: np.ndarray | None = None
         if np.prod(self.shape) <= KEPT_BYTES:
-            self._kept = np.empty(self.shape, np.uint8)  # takes memory as it is filled
-            self._known = np.zeros(len(self), bool)
+            self._kept = _shared(self.shape)
+            self._known = _shared((len(self),)).view(bool)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -120,12 +123,22 @@ class Pictures:
             if not known and (pid, number) not in self._coming:
                 self._coming[pid, number] = _pool(pid).submit(self._decode, number)
 
-    def fingerprint(self) -> bytes:
-        """CRC-32 and size of every PNG image: the same in files and in shards, without decoding."""
+    def fingerprint(self, say_busy: Callable[[], None] = lambda: None) -> bytes:
+        """CRC-32 and size of every PNG image: the same in files and in shards, without decoding.
+
+        Files are read for it, several at a time; `say_busy` is called now and then.
+        """
         crc32 = self.places.crc32
         if crc32 is None:
-            crc32 = np.array([zlib.crc32(self._bytes(i)) for i in range(len(self))], np.uint32)
+            crc32 = np.empty(len(self), np.uint32)
+            for start in range(0, len(self), _AT_ONCE):
+                part = range(start, min(start + _AT_ONCE, len(self)))
+                crc32[part.start : part.stop] = list(_pool(os.getpid()).map(self._crc32, part))
+                say_busy()
         return crc32.astype("<u4").tobytes() + self.places.size.astype("<i8").tobytes()
+
+    def _crc32(self, number: int) -> int:
+        return zlib.crc32(self._bytes(number))
 
     def _view(self, number: int) -> np.ndarray:
         if self._kept is not None and self._known[number]:
@@ -159,10 +172,15 @@ class Pictures:
         path, size = places.files[places.file[number]], int(places.size[number])
         if places.crc32 is None:  # such files are not worth keeping open
             return path.read_bytes()
-        file = self._opened(
-            path
-        )  # kept: another thread's call may have opened it too, or closed it
+        # a name of its own keeps it open: another thread's call may have closed the one held
+        file = self._opened(path)
         return os.pread(file.fileno(), size, int(places.offset[number]))
+
+
+def _shared(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros uint8, which take memory as they are filled; forks of this process fill the same."""
+    size = int(np.prod(shape))
+    return np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8, size).reshape(shape)
 
 
 def _decoded(data: bytes) -> np.ndarray:

@@ -68,20 +68,28 @@ class WeightAverage:
         every = self.every if self.steps > 8 * self.every else 1  # a young one follows each step
         if self.steps % every:
             return
-        sources = list(self.source.parameters())
-        targets = list(self.module.parameters())
-        with gathered(sources):
+        both = zip(self.source.parameters(), self.module.parameters(), strict=True)
+        sources, targets = zip(*(pair for pair in both if pair[0].requires_grad), strict=True)
+        with gathered(list(sources)):
             torch._foreach_lerp_(
                 [t.data for t in targets], [s.data for s in sources], 1 - decay**every
             )
         for target, source in zip(self.module.buffers(), self.source.buffers(), strict=True):
             target.copy_(source)
 
-    def state_dict(self) -> dict[str, Tensor | int | dict[str, Tensor]]:
-        """Weights and step count."""
-        return {"steps": self.steps, "module": self.module.state_dict()}
+    def state_dict(self, frozen: bool = True) -> dict[str, Tensor | int | dict[str, Tensor]]:
+        """Weights and step count; `frozen`: with the weights that are not trained."""
+        left_out = set() if frozen else self._frozen()
+        weights = {n: w for n, w in self.module.state_dict().items() if n not in left_out}
+        return {"steps": self.steps, "module": weights}
 
     def load_state_dict(self, state: dict) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`; frozen weights that it left out stay as they are."""
         self.steps = int(state["steps"])
-        self.module.load_state_dict(state["module"])
+        frozen = self._frozen()
+        as_they_are = {n: w for n, w in self.module.state_dict().items() if n in frozen}
+        self.module.load_state_dict(as_they_are | state["module"])
+
+    def _frozen(self) -> set[str]:
+        parameters = self.source.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in parameters if not parameter.requires_grad}

@@ -57,10 +57,10 @@ def save(
         CheckpointError: on every rank, when rank 0 could not write it.
     """
     also = {"rate": rate.state_dict(), "window": window.state_dict()}
-    state = portable.state_of(engine) | also
+    state = portable.state_of(engine, task.stores_frozen) | also
     problem = None
     if rank() == 0:
-        averages = {name: average.state_dict() for name, average in task.averages.items()}
+        averages = {n: a.state_dict(task.stores_frozen) for n, a in task.averages.items()}
         try:
             _write(folder, images, {STATE: state, AVERAGES: averages}, keep)
         except (OSError, RuntimeError) as error:  # torch wraps some errors of a disk

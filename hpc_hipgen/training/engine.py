@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import os
 import platform
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +35,31 @@ def device() -> torch.device:
     """The device of this rank: its GPU where there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    _check_no_gpu()
     return torch.device("cpu")
+
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@functools.cache
+def _check_no_gpu() -> None:
+    """Sees that it is no mistake that a process works on the CPU, for days maybe.
+
+    Raises:
+        RuntimeError: when it was given GPUs, which torch cannot use.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    given = visible not in ("", "-1", "NoDevFiles")
+    if "SLURM_JOB_ID" in os.environ:
+        numbers = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
+        given &= bool(numbers) or os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0")
+    if given and _DRIVER.is_file():
+        raise RuntimeError(
+            f"{platform.node()} has GPUs for this process, and torch {torch.__version__} cannot "
+            f"use them: it needs a driver for CUDA {torch.version.cuda}, and a container its --nv; "
+            "with CUDA_VISIBLE_DEVICES= (empty) it works on the CPU"
+        )
 
 
 def init_distributed() -> None:
@@ -42,7 +68,7 @@ def init_distributed() -> None:
     The launcher (hpc_hipgen/cluster/rendezvous.py) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
     and MASTER_PORT; without them this is a world of one.
     """
-    if not torch.cuda.is_available():
+    if device().type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it looked for a GPU
     import deepspeed
     from deepspeed.ops import __compatible_ops__
@@ -195,6 +221,8 @@ def deepspeed_settings(training: Training, stage: int | None = None) -> dict[str
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        # it has the host wait for the GPU at the beginning and the end of every micro-batch
+        "timers": {"throughput": {"enabled": False}},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }

@@ -17,16 +17,26 @@ from hpc_hipgen.training.average import gathered
 from hpc_hipgen.training.engine import rank, world_size
 from hpc_hipgen.training.muon import MOMENTS, Muon
 
+FROZEN = "frozen"
+"""Part of a state with the sums of weights that are not trained, where they are left out."""
+
 _GATHERED_AT_ONCE = 32
 
 
-def state_of(engine: Any) -> dict[str, Any]:
-    """Weights, buffers, moments and step count; called by every rank, whole on rank 0 only."""
+def state_of(engine: Any, frozen: bool = True) -> dict[str, Any]:
+    """Weights, buffers, moments and step count; called by every rank, whole on rank 0 only.
+
+    Without `frozen` it holds the shapes and sums of weights that are not trained instead of them.
+    """
     parameters = dict(engine.module.named_parameters())
-    state: dict[str, Any] = {"weights": {}}
+    state: dict[str, Any] = {"weights": {}, FROZEN: {}}
     for names in _batches(parameters):
         with gathered([parameters[name] for name in names]):
-            state["weights"] |= {name: _kept(parameters[name]) for name in names}
+            for name in names:
+                if frozen or parameters[name].requires_grad:
+                    state["weights"][name] = _kept(parameters[name])
+                else:
+                    state[FROZEN][name] = _sum(parameters[name])
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
     states = _partition_states(engine)
     state["step"] = int(next(iter(states))["step"]) if states else 0
@@ -41,12 +51,16 @@ def load_state(engine: Any, state: dict[str, Any]) -> None:
     """Inverse of `state_of`, on any number of ranks; every rank holds the whole state.
 
     Raises:
-        ValueError: for the state of another network; names the first parameter.
+        ValueError: for the state of another network, or of one beside other frozen weights; names
+            the first parameter.
     """
     parameters = dict(engine.module.named_parameters())
     _check_names(engine, parameters, state)
-    for names in _batches(parameters):
+    frozen = state.get(FROZEN, {})  # older states have none: all weights are there
+    for names in _batches({n: p for n, p in parameters.items() if n not in frozen}):
         _set_weights({name: parameters[name] for name in names}, state["weights"])
+    for names in _batches({n: p for n, p in parameters.items() if n in frozen}):
+        _check_sums({name: parameters[name] for name in names}, frozen)
     for name, buffer in _buffers(engine).items():
         buffer.copy_(state["buffers"][name])
     if hasattr(engine.optimizer, "refresh_fp32_params"):
@@ -75,6 +89,20 @@ def _kept(value: Tensor) -> Tensor | None:
     return value.detach().to("cpu", copy=True).contiguous() if rank() == 0 else None
 
 
+def _sum(value: Tensor) -> Tensor:
+    """Shape and sum of the bits of a float32 tensor, the same in whatever order it is added up."""
+    total = value.detach().view(torch.int32).sum(dtype=torch.int64)
+    return torch.tensor([*value.shape, int(total)])
+
+
+def _check_sums(parameters: dict[str, nn.Parameter], sums: dict[str, Tensor]) -> None:
+    """Sees that weights that are not trained are those of the state."""
+    with gathered(list(parameters.values())):
+        for name, parameter in parameters.items():
+            if not torch.equal(sums[name], _sum(parameter)):
+                raise ValueError(f"{name} of the base has changed since")
+
+
 def _set_weights(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
     """Copies weights into parameters; a partitioned one takes rank 0's and shares it out."""
 
@@ -100,6 +128,7 @@ def _check_names(engine: Any, parameters: dict[str, nn.Parameter], state: dict[s
     here |= {name: tuple(b.shape) for name, b in buffers.items()}
     kept = {name: value for name, value in state["buffers"].items() if name in buffers}
     there = {name: tuple(value.shape) for name, value in [*state["weights"].items(), *kept.items()]}
+    there |= {name: tuple(v[:-1].tolist()) for name, v in state.get(FROZEN, {}).items()}
     for name in [*here, *there]:
         if here.get(name) != there.get(name):
             raise ValueError(f"{name}: {there.get(name)} in the checkpoint, {here.get(name)} here")

@@ -30,6 +30,9 @@ class Task(ABC):
     averages: dict[str, WeightAverage]
     """Moving averages that the loop updates and stores."""
 
+    stores_frozen = True
+    """Whether checkpoints hold what is not trained, too; the weights of a base are read again."""
+
     @abstractmethod
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """The inputs of `module` for the data items `indices` (b,)."""

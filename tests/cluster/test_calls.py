@@ -193,6 +193,36 @@ def test_a_requeue_that_the_controller_does_not_take_is_tried_again(
     assert refusals == 2 or "Slurm does not put the job back" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("function", ["interrupted amid", "other"])
+def test_a_requeue_amid_a_stage_that_saves_nothing_is_tried_again(
+    run, fake_stages, fake_slurm, monkeypatch, function
+):
+    """submitit's handler asks the controller once, wherever the stage is."""
+    on_slurm(monkeypatch)
+    asked = []
+
+    def requeue(number, frame):
+        asked.append(number)
+        if len(asked) == 1:
+            raise subprocess.TimeoutExpired(["scontrol", "requeue", "101"], 60)
+        raise SystemExit(-1)
+
+    def work(run):
+        if function == "other":
+            raise subprocess.CalledProcessError(1, ["git"])
+        signal.raise_signal(signal.SIGUSR2)
+
+    monkeypatch.setattr(fake_stages, "first", work)
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(subprocess.CalledProcessError if function == "other" else SystemExit):
+            StageCall(fake_stages.GRAPH[0], str(run.folder))()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert len(asked) == (0 if function == "other" else 2)
+    assert len(failures(run, "first")) == (function == "other")
+
+
 def test_the_lock_of_an_earlier_start_of_the_same_job_is_waited_for(
     run, fake_stages, fake_slurm, monkeypatch
 ):

@@ -23,10 +23,11 @@ def test_submission_hides_the_enclosing_job_and_keeps_the_cluster(monkeypatch):
     for name in ("SLURM_NTASKS", "SBATCH_GRES", "SRUN_CPUS_PER_TASK", "SUBMITIT_EXECUTOR"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    monkeypatch.setenv("SLURM_JWT", "token")  # who asks
     with clean_environment():
         inside = dict(os.environ)
     hidden = [n for n in inside if n.startswith(("SLURM", "SBATCH", "SRUN", "SUBMITIT"))]
-    assert hidden == ["SLURM_CONF"]
+    assert sorted(hidden) == ["SLURM_CONF", "SLURM_JWT"]
     assert os.environ["SLURM_NTASKS"] == os.environ["SUBMITIT_EXECUTOR"] == "1"
 
 
@@ -99,6 +100,9 @@ def test_jobs_import_this_clone_and_never_ask_the_hub(monkeypatch):
     assert variables["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/elsewhere"]
     assert '"$@"\' /bin/true -u -m submitit' in sbatch_script({})
     assert variables["HF_HUB_OFFLINE"] == "1"
+    assert variables["PYTHONNOUSERSITE"] == "1", "~/.local comes before conda's packages"
+    monkeypatch.setenv("PYTHONNOUSERSITE", "")  # where a user keeps them there
+    assert job_variables(Site())["PYTHONNOUSERSITE"] == ""
 
 
 @pytest.mark.parametrize("visible", [None, "0,2", "GPU-8f", ""])

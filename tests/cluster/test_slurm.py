@@ -169,11 +169,16 @@ def test_what_a_user_tells_sbatch_holds_where_the_site_says_nothing(
     assert told == ["SBATCH_ACCOUNT=own", "SBATCH_RESERVATION=own"]
 
 
-def test_a_refused_job_cancels_those_before_it(run, fake_stages, fake_slurm):
+@pytest.mark.parametrize(("cluster", "told"), [(None, "101\n"), ("b", "--clusters=b 101\n")])
+def test_a_refused_job_cancels_those_before_it(
+    run, fake_stages, fake_slurm, monkeypatch, cluster, told
+):
+    if cluster:
+        monkeypatch.setenv("SBATCH_CLUSTERS", cluster)
     (fake_slurm / "refuse").write_text("job-name=tiny:second\n")
     with pytest.raises(ConfigError, match="refuses second: sbatch: error: invalid partition"):
         submit_stages(run, fake_stages.GRAPH, SITE)
-    assert (fake_slurm / "cancelled").read_text() == "101\n"
+    assert (fake_slurm / "cancelled").read_text() == told
 
 
 def test_a_job_that_cannot_be_written_down_is_cancelled(run, fake_stages, fake_slurm, monkeypatch):
@@ -212,6 +217,19 @@ def test_an_array_submits_only_what_is_missing(run, fake_stages, tasks):
     shares = calls_of(run, fake_stages.GRAPH[2], Site(array_tasks=tasks))
     assert len(shares) == min(tasks, 2)
     assert sorted(i for call in shares for i in call.items) == [("a", 1), ("b", 0)]
+
+
+@pytest.mark.parametrize("tasks, sizes", [(1, [7]), (3, [2, 2, 3]), (9, [1] * 7)])
+def test_neighbours_of_a_sweep_go_to_one_task(run, tasks, sizes):
+    """They share a checkpoint, which is loaded once."""
+    cells = [(f"checkpoint-{k}", 0) for k in (3, 0, 6, 1, 5, 2, 4)]
+    stage = Stage(
+        "sweep-x", "", "gpu", items=lambda _: cells, artefact=lambda run, _: run.path("x"),
+        blocks=True,
+    )  # fmt: skip
+    calls = calls_of(run, stage, Site(array_tasks=tasks))
+    assert [len(call.items) for call in calls] == sizes
+    assert [item for call in calls for item in call.items] == sorted(cells)
 
 
 def test_thousands_of_shards_are_as_many_jobs_as_the_site_says(tmp_path):

@@ -67,7 +67,7 @@ def test_a_subject_has_all_views_of_its_first_films_with_its_token(tiny_run, mak
         plain = films.captions[films.ids.index(view)]
         assert text == f"sks {plain}" and parse_caption(text) == parse_caption(plain)
     few = films.take(range(4))  # two films
-    with pytest.raises(ValueError, match="class_4 has 2 training films, 3 are needed"):
+    with pytest.raises(ValueError, match="class 4 has 2 training films, 3 are needed"):
         instance_films(few, section)
 
 

@@ -11,11 +11,18 @@ from stock_pipelines import asked_of_stock
 
 from hpc_hipgen.config import Training, parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples
-from hpc_hipgen.generators.lora import LCMLoRATask, LoRATask, adapter_parameters
+from hpc_hipgen.generators.lora import (
+    AdapterAverage,
+    LCMLoRATask,
+    LoRATask,
+    adapter_list,
+    adapter_parameters,
+)
 from hpc_hipgen.generators.sampling import load_average, load_pipeline
 from hpc_hipgen.generators.stable_diffusion import load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
+from hpc_hipgen.training.checkpoint_files import AVERAGES, STATE
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.loop import train
 from jobs import prepare, sample
@@ -121,6 +128,51 @@ def test_the_average_of_a_lora_has_the_size_of_its_adapters(tiny_run, tiny_setti
     task = make_task("lora", tiny_run, tiny_settings)
     average = sum(p.numel() for p in task.averages["export"].module.parameters())
     assert average == sum(p.numel() for _, p in adapter_parameters(task.parts.unet))
+
+
+def test_checkpoints_of_adapters_hold_adapters_alone(tiny_run, tiny_settings, tmp_path):
+    """A base of gigabytes is read where it lies; gone on with beside another one is an error."""
+    for name in TASKS:
+        task = make_task(name, tiny_run, tiny_settings)
+        train(task, Training(**STEPS | {"precision": "fp32"}), tmp_path / name, seed=3, title=name)
+        adapters = sum(p.numel() for _, p in adapter_parameters(unet_of(task)))
+        (path,) = (tmp_path / name / "checkpoints").iterdir()
+        state = torch.load(path / STATE, weights_only=True)
+        averages = torch.load(path / AVERAGES, weights_only=True)
+        for weights in (state["weights"], *(kept["module"] for kept in averages.values())):
+            assert sum(weight.numel() for weight in weights.values()) == adapters
+        another = make_task(name, tiny_run, tiny_settings)
+        with torch.no_grad():
+            next(unet_of(another).parameters()).view(-1)[0] += 1
+        with pytest.raises(ValueError, match="of the base has changed since"):
+            train(another, Training(**STEPS), tmp_path / name, seed=3, title=name)
+
+
+def test_the_exported_average_of_an_lcm_lora_is_of_its_adapters(tiny_run, tiny_settings, tmp_path):
+    """Beside the target, a whole UNet, which the loss asks; sweeps load either."""
+    section = {"training": STEPS | {"precision": "fp32", "ema_images": 8}}
+    task = make_task("lcm_lora", tiny_run, tiny_settings, **section)
+    assert isinstance(task.averages["export"].module, torch.nn.ParameterList)
+    train(task, Training(**section["training"]), tmp_path / "lcm_lora", seed=3, title="lcm_lora")
+    task.export(tmp_path / "export")
+    base = tiny_run.path("stable_diffusion", "export")
+    pipeline = load_pipeline(base, "fp32", tmp_path / "export")
+    kept = list(task.averages["export"].module)
+    found = [weight for _, weight in adapter_parameters(pipeline.unet)]
+    assert all(torch.equal(a, b) for a, b in zip(kept, found, strict=True))
+    with torch.no_grad():
+        for weight in found:
+            weight.zero_()
+    load_average(pipeline, tmp_path / "lcm_lora" / "checkpoints" / "0000000008")
+    assert all(torch.equal(a, b) for a, b in zip(kept, found, strict=True))
+    # of before: that of a whole UNet, by its names
+    with torch.no_grad():
+        for weight, adapter in zip(kept, adapter_list(pipeline.unet), strict=True):
+            weight.copy_(adapter)
+    former = {"steps": 2, "module": pipeline.unet.state_dict()}
+    other = AdapterAverage(adapter_list(task.module.student), 0.5)
+    other.load_state_dict(former)
+    assert all(torch.equal(a, b) for a, b in zip(kept, other.module, strict=True))
 
 
 def test_an_lcm_lora_distils_one_guidance_weight(tiny_run, tiny_settings):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hpc_hipgen.cluster import calls
 from hpc_hipgen.cluster.calls import StageCall, failures
 from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.pipeline import Stage
@@ -49,6 +50,17 @@ def prepared(tiny_run, folder, **training):
 
 def checkpoint_files(run, name):
     return json.loads(run.path("ruler", "checkpoints", name, "complete.json").read_text())["files"]
+
+
+def test_training_by_hand_leaves_a_job_of_the_run_alone(tiny_run, tmp_path, monkeypatch, capsys):
+    run = prepared(tiny_run, tmp_path / "run")
+    monkeypatch.setattr(calls, "_LOCK_SECONDS", 0.1)
+    with calls.holding(run, "train-ruler"):
+        assert train.main(["--run", str(run.folder), "ruler"]) == 2
+    assert "train-ruler is being worked on already" in capsys.readouterr().err
+    assert not run.path("ruler").exists() and run.done("train-ruler") is None
+    assert train.main(["--run", str(run.folder), "probe"]) == 2
+    assert not run.path("logs", "train-probe").exists(), "which is no model of this run"
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Site
-from hpc_hipgen.config import Experiment, load_experiment
+from hpc_hipgen.config import DreamBooth, Experiment, load_experiment
 from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.pipeline import sample_shard, score_shard, stages
 from hpc_hipgen.run import Run
@@ -250,7 +250,7 @@ def test_splits_without_a_film_are_named(experiment, tmp_path, capsys):
 
 def test_a_batch_above_the_films_is_refused(experiment, tmp_path, capsys, monkeypatch):
     splits = ("train", "train", "validation", "test")
-    films = [SimpleNamespace(split=split) for split in splits]
+    films = [SimpleNamespace(split=split, dog=split, prompt_class=4) for split in splits]
     monkeypatch.setattr(launch, "read_films", lambda config: (films, []))
     (tmp_path / "films").mkdir()
     arguments = ["data.source=films", f"data.films={tmp_path / 'films'}", "data.views=7"]
@@ -260,6 +260,21 @@ def test_a_batch_above_the_films_is_refused(experiment, tmp_path, capsys, monkey
     assert not (tmp_path / "runs").exists()
     arguments[-1] = "data.views=8"
     assert launch.main([*arguments, "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "note: 1 dogs in split validation; data.train" in said and "in split test" in said
+    more = [SimpleNamespace(split=s, dog=i, prompt_class=4) for s in splits[2:] for i in range(10)]
+    films[2:] = more
+    assert launch.main([*arguments, "--dry-run"]) == 0
+    assert "note" not in capsys.readouterr().err
+
+
+def test_a_subject_without_films_is_said_before_anything_is_trained():
+    training = {"images": 4, "batch": 1, "lr": 1.0}
+    section = DreamBooth(films=3, training=training)
+    words = "dreambooth.subjects: class 2 has 1 training films, 3 are needed; leave the class out"
+    assert section.lacking({1: 3, 2: 1, 3: 9, 4: 5}).startswith(words)
+    assert section.lacking({1: 3, 3: 9, 4: 5}).startswith(words.replace("has 1", "has 0"))
+    assert DreamBooth(films=3, subjects={4: "sks"}, training=training).lacking({4: 3}) is None
 
 
 def test_a_site_says_where_runs_lie(experiment, run, tmp_path, capsys):
@@ -339,7 +354,11 @@ def test_a_rank_holds_whole_groups_of_contrasted_pairs(tmp_path):
 
 def test_a_run_keeps_its_settings(experiment, run, capsys):
     assert launch.main([str(experiment), "--run", str(run.folder), "seed=3"]) == 2
-    assert "other settings (seed: 0 there, 3 now)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "other settings (seed: 0 there, 3 now)" in said
+    own = f"{run.folder}/config.yaml"
+    assert f"CONFIG={own}" in said
+    assert launch.main([own, "--run", str(run.folder), "--dry-run"]) == 0, "as it says"
 
 
 def test_how_a_run_is_executed_may_change(experiment, run, capsys):

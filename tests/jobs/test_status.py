@@ -118,7 +118,9 @@ def test_the_queue_and_the_accounts_are_put_together(tmp_path, monkeypatch):
     queue += ["20|N/A|PENDING|0:00|Dependency"]
     (tmp_path / "accounts").write_text("\n".join(accounts))
     (tmp_path / "queue").write_text("\n".join(queue))
-    asked = f'[[ "$*" == *"-j 17,18,19,20,21 -o"* ]] && cat {tmp_path}/accounts'
+    monkeypatch.setenv("SBATCH_CLUSTERS", "b")
+    where = '[[ "$*" == *"--clusters=b"* ]]'
+    asked = f'{where} && [[ "$*" == *"-j 17,18,19,20,21 -o"* ]] && cat {tmp_path}/accounts'
     slurm(tmp_path, monkeypatch, squeue=f"cat {tmp_path}/queue", sacct=asked)
     jobs, answered = look_up(["17", "18", "19", "20", "21"])
     assert answered and {job: known.state for job, known in jobs.items()} == {

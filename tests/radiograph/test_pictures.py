@@ -98,6 +98,24 @@ def test_a_process_that_is_forked_off_waits_for_no_thread_of_its_parent(arrays):
     assert not alive and process.exitcode == 0
 
 
+def test_processes_that_are_forked_off_decode_for_all(arrays):
+    """Of a set that stays in memory, there is one copy, whoever makes the batches."""
+    images, files = arrays
+    views = Pictures(Places.whole(files))
+    context = multiprocessing.get_context("fork")
+    for numbers in ([1, 3], [3, 4]):
+        process = context.Process(target=views.__getitem__, args=(numbers,))
+        process.start()
+        process.join(30)
+        assert process.exitcode == 0
+        for number in numbers:
+            files[number].unlink(missing_ok=True)
+    np.testing.assert_array_equal(views[:5], images[:5])
+    files[5].unlink()
+    with pytest.raises(ValueError, match=r"5\.png"):
+        views[5]
+
+
 def test_nothing_is_decoded_before_it_is_asked_for(tmp_path):
     write_layouts(tmp_path, fill(tmp_path))
     films = read_shards(tmp_path / "layouts/shards", "train")

@@ -72,3 +72,21 @@ def test_its_state_goes_on():
     other.load_state_dict(one.state_dict())
     assert follow(one, [5.0, 6.0]) == follow(other, [5.0, 6.0])
     assert one.steps == other.steps == 4
+
+
+def test_what_is_not_trained_can_be_left_out_of_its_state():
+    def network(frozen, trained):
+        both = nn.Sequential(linear(frozen), linear(trained))
+        both[0].requires_grad_(False)
+        return WeightAverage(both, 0.5)
+
+    one, other = network(8.0, 4.0), network(8.0, 0.0)
+    with torch.no_grad():
+        one.source[1].weight.fill_(2.0)
+    one.update()
+    state = one.state_dict(frozen=False)
+    assert set(state["module"]) == {"1.weight", "1.bias"}
+    other.load_state_dict(state)
+    assert float(other.module[1].weight) == 3.0 and float(other.module[0].weight) == 8.0
+    other.load_state_dict(network(7.0, 1.0).state_dict())
+    assert float(other.module[0].weight) == 7.0, "where they are in it, they count"

@@ -35,7 +35,7 @@ def test_the_marker_lists_every_file(folder):
 
 
 def test_what_a_killed_writer_left_is_no_checkpoint_and_no_hindrance(tmp_path):
-    partial = tmp_path / "toy" / "checkpoints" / ".0000000040.ab12cd.tmp"
+    partial = tmp_path / "toy" / "checkpoints" / ".0000000040.ab12cd34.tmp"
     partial.mkdir(parents=True)
     (partial / "complete.json").write_text("{}")
     (partial / "junk").write_text("half")

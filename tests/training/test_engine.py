@@ -159,6 +159,45 @@ raise RuntimeError("why")
 """
 
 
+@pytest.mark.parametrize(
+    "variables, fails",
+    [
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "0"}, True),  # its number, of one
+        ({"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "0"}, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "0"}, False),
+        ({"SLURM_JOB_ID": "7"}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": ""}, False),
+        ({}, True),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("driver", [True, False])
+def test_gpus_that_torch_cannot_use_are_no_reason_to_work_on_the_cpu(
+    monkeypatch, tmp_path, variables, fails, driver
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(engine, "_DRIVER", tmp_path / "version")
+    if driver:
+        (tmp_path / "version").touch()
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    engine._check_no_gpu.cache_clear()
+    try:
+        if fails and driver:
+            with pytest.raises(
+                RuntimeError, match=r"has GPUs for this process, and torch .* cannot"
+            ):
+                engine.device()
+        else:
+            assert engine.device().type == "cpu"
+    finally:
+        engine._check_no_gpu.cache_clear()
+
+
 def test_a_rank_that_failed_ends_without_waiting_for_the_others():
     call = [sys.executable, "-c", FAILS]
     done = subprocess.run(call, capture_output=True, text=True, timeout=120)

@@ -14,6 +14,7 @@ from warm_python import warm_ranks
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.files import sha256_of
+from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.checkpoint import AVERAGES, STATE, complete_checkpoints
 from hpc_hipgen.training.clock import data_order
 from hpc_hipgen.training.interruption import Interrupted
@@ -205,6 +206,41 @@ def test_a_table_that_never_changes_is_no_part_of_a_checkpoint(whole, tmp_path, 
             toy_train(tmp_path / "toy", task)
     else:
         assert same(toy_train(tmp_path / "toy", task), whole[0])
+
+
+def partly_frozen(folder, base=0, at=None, stores_frozen=False):
+    """Trains the toy on a first layer that is given, that of the weights `base`."""
+    task = ToyTask(first_weights=base)
+    first = task.module.layers[0].state_dict()
+    task = ToyTask(first_weights=5, at=at)
+    task.module.layers[0].requires_grad_(False).load_state_dict(first)
+    task.averages = {"export": WeightAverage(task.module, 0.9)}
+    task.stores_frozen = stores_frozen
+    return toy_train(folder, task, zero_stage=0)
+
+
+def test_the_weights_of_a_base_are_no_part_of_a_checkpoint(tmp_path):
+    """They are read again where it is; another base is seen."""
+    expected = partly_frozen(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        partly_frozen(tmp_path / "toy", at={48: "stop"})
+    (path,) = (tmp_path / "toy" / "checkpoints").glob("*56")
+    state = torch.load(path / STATE, weights_only=True)
+    averages = torch.load(path / AVERAGES, weights_only=True)
+    for weights in (state["weights"], averages["export"]["module"]):
+        assert weights and not any(name.startswith("layers.0.") for name in weights)
+    shutil.copytree(tmp_path / "toy", tmp_path / "other")
+    assert same(partly_frozen(tmp_path / "toy"), expected)
+    with pytest.raises(ValueError, match=r"56 is of another network: layers.0.weight of the base"):
+        partly_frozen(tmp_path / "other", base=1)
+
+
+def test_a_checkpoint_that_holds_the_base_is_gone_on_with(tmp_path):
+    """As they were once all written; and what is frozen by itself, as a prior's mean, is kept."""
+    expected = partly_frozen(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        partly_frozen(tmp_path / "toy", at={48: "stop"}, stores_frozen=True)
+    assert same(partly_frozen(tmp_path / "toy", base=1), expected)
 
 
 def means(folder):
