@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from hpc_hipgen.config import ConfigError, Section, parse_settings, settings_tree
 from hpc_hipgen.files import read_json, write_atomic
-from hpc_hipgen.pipeline import Item, Stage
+from hpc_hipgen.pipeline import Item, Stage, count_films
 from hpc_hipgen.rows import MEASURED_ROWS, row_model
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_name
@@ -156,20 +156,22 @@ def load(run: Run, name: str) -> Settings | None:
     return parse_settings(Settings, read_json(path), str(path))
 
 
-def cells(settings: Settings) -> list[Cell]:
-    """All rulers of a comparison."""
+def cells(run: Run, settings: Settings) -> list[Cell]:
+    """All rulers of a comparison; with all films of a run there are no others to add."""
+    every = count_films(run.path("data", "manifest.csv"), "train")
     return [
         Cell(arm, films, seed)
         for films in settings.films
         for seed in range(settings.seeds)
         for arm in ARMS
+        if arm != ANGLES or films < every
     ]
 
 
 def cell_items(run: Run, name: str) -> list[Item] | None:
     """The cells as items of an array stage; None before the settings are saved."""
     settings = load(run, name)
-    return None if settings is None else [(cell.name, 0) for cell in cells(settings)]
+    return None if settings is None else [(cell.name, 0) for cell in cells(run, settings)]
 
 
 def sample_items(run: Run, name: str) -> list[Item] | None:

@@ -55,15 +55,15 @@ def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
     todo = [item for item in todo if not output(run, *item).is_file()]
     if not todo:
         return 0
-    import torch
-
     from hpc_hipgen.evaluation import measurements
     from hpc_hipgen.evaluation.distances import load_backbone
     from hpc_hipgen.rulers.ruler import ruler_of
+    from hpc_hipgen.training.engine import device
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = load_backbone(run.config.evaluation.inception).to(device)
-    ruler = ruler_of(run, device) if any(row not in FEATURE_ROWS for row, _ in todo) else None
+    backbone = load_backbone(run.config.evaluation.inception).to(device())
+    ruler = (
+        ruler_of(run, device().type) if any(row not in FEATURE_ROWS for row, _ in todo) else None
+    )
     for number, (row, shard) in enumerate(todo, 1):
         if row == REFERENCE:
             line = measurements.evaluate_reference(run, backbone)

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_hipgen.arguments import check_row, documented_parser, status_of
+from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.files import atomic_folder, write_atomic
-from hpc_hipgen.pipeline import sample_shard, shard_counts, test_films
+from hpc_hipgen.pipeline import sample_shard, score_shard, shard_counts, test_films
 from hpc_hipgen.rows import MEASURED_ROWS
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_numbers
@@ -45,6 +46,8 @@ def export_row(run: Run, row: str) -> Path:
     if len(numbers) < whole:
         print(f"{row}: {len(numbers)} of {whole} shards are sampled, the others are left out")
     measured, identity = _measured(run, row), _identity(run)
+    if unseen := set(numbers) - set(shard_numbers(run.path("evaluation", row), "parquet")):
+        print(f"{row}: {len(unseen)} of {len(numbers)} shards are not measured, their films say so")
     captions = test_films(run)
     assert captions, "a row that is sampled has captions"
     with atomic_folder(run.path("dicom", row)) as folder:
@@ -90,33 +93,32 @@ def drawn_rows(run: Run) -> list[str]:
 
 
 def _measured(run: Run, row: str) -> dict[str, dict[str, float]]:
-    """Measured angles by sample; what the ruler refused is left out, and rows it has not seen."""
-    from hpc_hipgen.evaluation.results import read_table
+    """Measured angles by sample; what the ruler refused is left out, and what it has not seen."""
+    from hpc_hipgen.evaluation.measured_files import load_table
 
-    if not run.path("evaluation", row).is_dir():
-        return {}
-    names = ["measured_left", "measured_right"]
-    table = read_table(run, row).set_index("key")[names]
-    return {
-        str(key): {str(name): value for name, value in line.items() if math.isfinite(value)}
-        for key, line in table.to_dict("index").items()
-    }
+    found: dict[str, dict[str, float]] = {}
+    for number in shard_numbers(run.path("evaluation", row), "parquet"):
+        table = load_table(score_shard(run, (row, number))).set_index("key")
+        for key, line in table[["measured_left", "measured_right"]].to_dict("index").items():
+            known = {str(name): value for name, value in line.items() if math.isfinite(value)}
+            found[str(key)] = known
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
     parser = documented_parser("export", __doc__)
-    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
+    parser.add_argument("--run", required=True, help="run folder, or its name")
     parser.add_argument(
         "--row", help="row of the report, e.g. llcm_4; default: all that were drawn"
     )
     given = parser.parse_args(arguments)
-    return status_of(lambda: _export(Path(given.run), given.row), ValueError)
+    return status_of(lambda: _export(given.run, given.row), ValueError)
 
 
-def _export(folder: Path, only: str | None) -> int:
+def _export(name: str, only: str | None) -> int:
     """Writes the films of one row, or of all, and says where; returns 0."""
-    run = Run(folder)
+    run = Run(load_site().run_folder(name))
     check_row(only, run.rows())
     for row in [only] if only else drawn_rows(run):
         written = export_row(run, row)

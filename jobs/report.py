@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_hipgen.arguments import status_of
+from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.files import sha256_of
 from hpc_hipgen.pipeline import stages
@@ -114,19 +115,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.report", description="Write the report of an evaluated run."
     )
-    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
+    parser.add_argument("--run", required=True, help="run folder, or its name")
     parser.add_argument("--force", action="store_true", help="write it again")
     given = parser.parse_args(arguments)
-    return status_of(lambda: _report(Path(given.run), given.force), ValueError)
+    return status_of(lambda: _report(given.run, given.force), ValueError)
 
 
-def _report(folder: Path, force: bool) -> int:
+def _report(name: str, force: bool) -> int:
     """Makes the report, or not, and says where it is; returns 0."""
-    run = Run(folder)
+    run = Run(load_site().run_folder(name))
     there = run.done("report")
     page = report(run, force)
-    if run.done("report") == there:  # made earlier: then nothing was printed above
-        print("\n".join(film_lines(run)), end="\n" if run.config.evaluation.films else "")
+    if there and run.done("report") == there:  # made earlier: then nothing was printed above
+        for line in film_lines(run):
+            print(line)
     print(f"report: {page}")
     return 0
 

@@ -47,7 +47,7 @@ from typing import Any
 
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.config import ConfigError
-from hpc_hipgen.files import write_atomic
+from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.performance import economics
 from hpc_hipgen.performance.economics import Cell
 from hpc_hipgen.pipeline import count_films
@@ -126,7 +126,7 @@ def written(folder: Path, cells: list[Cell], command: list[str]) -> str:
         "command": " ".join(command),
         "date": time.strftime("%Y-%m-%d"),
         "machine": describe(),
-        "plan": json.loads((folder / "plan.json").read_text()),
+        "plan": read_json(folder / "plan.json"),
         "lines": lines,
         "leapfrog over ddim": ratios,
     }

@@ -12,10 +12,11 @@
 
 Three rulers for each number of films and seed: of these films alone; of them and generated films,
 of which it is told the angles that were asked for; of them and, in place of the generated ones, of
-the other training films, told their angles. All see the same films with landmarks in the same
-order. Their errors are on the test films, every hip counted, refused or not. The generator has
-learnt from the whole training split: what is asked is whether it saves landmarks, not films. The
-run's own ruler, which measures the generators, is another and sees no generated film.
+the other training films, told their angles (not where `films` is all of them). All see the same
+films with landmarks in the same order. Their errors are on the test films, every hip counted,
+refused or not. The generator has learnt from the whole training split: what is asked is whether it
+saves landmarks, not films. The run's own ruler, which measures the generators, is another and sees
+no generated film.
 
 Here everything runs one after another, under Slurm as arrays. A second start does only what is
 missing. Afterwards:
@@ -90,7 +91,7 @@ def train_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
 
     init_distributed()
     settings = _saved(run, name)
-    known = {cell.name: cell for cell in utility.cells(settings)}
+    known = {cell.name: cell for cell in utility.cells(run, settings)}
     films = read_manifest(run.path("data"), "train")
     test = read_manifest(run.path("data"), "test", nominal_only=True)
     generated = _generated(run, name, settings)
@@ -208,7 +209,7 @@ def _utility(options: argparse.Namespace) -> int:
     saved = utility.load(run, options.name)
     settings = saved if saved and not options.settings else utility.plan(run, options.settings)
     graph, slurm = utility.graph(options.name), site.uses_slurm()
-    cells = utility.cells(settings)
+    cells = utility.cells(run, settings)
     if options.dry_run:
         for cell in cells:
             print(f"  {cell.name}")

@@ -116,9 +116,12 @@ class Auditor:
         return {"features": self.features.nearest(features), "pixels": self.pixels.nearest(images)}
 
 
-def audit(run: Run, tables: Mapping[str, pd.DataFrame], found: Features) -> dict[str, Any] | None:
+def audit(
+    run: Run, tables: Mapping[str, pd.DataFrame], found: Features, dogs: Mapping[str, str]
+) -> dict[str, Any] | None:
     """Copies of training films among what each generator drew; None where it cannot be told.
 
+    `dogs`: the dog of each film whose captions were drawn for; others are dogs of their own.
     That is without drawn films, without features of the controls (evaluated by an earlier
     version), or with fewer than `LEAST_HELD_OUT` validation films.
 
@@ -142,17 +145,20 @@ def audit(run: Run, tables: Mapping[str, pd.DataFrame], found: Features) -> dict
     held_out = features[held], controls.images[held]
     auditor = Auditor.of(FilmFeatures(found.training), gallery, held_out)
     rows = [row for row in tables if row in (*drawn, "ruler", *DECODED)]
-    stacks = ((row, _row_images(run, row, tables[row])) for row in rows)
-    pictures = {row: images for row, images in stacks if images is not None}
-    verdicts = {
-        row: auditor.judge(found.rows[row], pictures[row])
-        for row in progress(rows, len(rows), "memorisation audit, rows")
-        if row in pictures
+    verdicts: dict[str, Verdict] = {}
+    originals: dict[str, np.ndarray] = {}  # and decoded ones; of drawings only one row is held
+    for row in progress(rows, len(rows), "memorisation audit, rows"):
+        if (images := _row_images(run, row, tables[row])) is not None:
+            verdicts[row] = auditor.judge(found.rows[row], images)
+            if row not in drawn:
+                originals[row] = images
+    scores = {
+        row: rates(verdict.flagged(), [dogs.get(film, film) for film in tables[row]["film"]])
+        for row, verdict in verdicts.items()
     }
-    scores = {row: rates(verdict.flagged()) for row, verdict in verdicts.items()}
     copies = _recall(auditor, controls, features)
     for row in (row for row in DECODED if {row, "ruler"} <= verdicts.keys()):
-        if (flagged := _decoded(auditor, row, tables, found.rows, pictures)) is not None:
+        if (flagged := _decoded(auditor, row, tables, found.rows, originals)) is not None:
             copies[DECODED[row]] = rates(flagged)
     return {
         "definition": "nearer to a training film than all but "
@@ -218,7 +224,12 @@ def _decoded(
 def _row_images(run: Run, row: str, table: pd.DataFrame) -> np.ndarray | None:
     """Images (n, h, w) uint8 of a row in the order of its table; None where shards are gone."""
     by_key = read_images(run, row, zip(table["key"], table["shard"], strict=True))
-    return np.stack([by_key[k] for k in table["key"]]) if len(by_key) == len(table) else None
+    if len(by_key) < len(table) or not by_key:
+        return None
+    images = np.empty((len(table), *next(iter(by_key.values())).shape), np.uint8)
+    for place, key in enumerate(table["key"]):
+        images[place] = by_key.pop(key)  # so that they are not held twice
+    return images
 
 
 def _pairs(verdict: Verdict, table: pd.DataFrame, films: Films) -> list[dict[str, Any]]:

@@ -62,6 +62,11 @@ def svg(figure: Figure) -> bytes:
     return _saved(figure, format="svg", metadata={"Date": None, "Creator": None})
 
 
+def _many(dots: np.ndarray) -> bool:
+    """Whether dots go into an SVG as a picture: a browser does not open 100,000 elements."""
+    return len(dots) > 1000
+
+
 def png(figure: Figure, dpi: int = 130, synthetic: bool = True) -> bytes:
     """The figure as PNG with so many pixels an inch; `synthetic`: it shows no film of a patient."""
     mark = dict([SYNTHETIC]) if synthetic else {}
@@ -104,7 +109,9 @@ def _dots(
     low, high = limits
     axes.plot(limits, limits, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=1)
     inside = (y >= low) & (y <= high)
-    mark = partial(axes.scatter, color=COLOURS[side], alpha=0.65, linewidths=0, zorder=2)
+    mark = partial(
+        axes.scatter, color=COLOURS[side], alpha=0.65, linewidths=0, zorder=2, rasterized=_many(x)
+    )
     mark(x[inside], y[inside], s=15, marker=MARKERS[side])
     for outside, edge, marker in ((y > high, high, "^"), (y < low, low, "v")):
         mark(x[outside], np.full(outside.sum(), edge), s=28, marker=marker)
@@ -183,8 +190,10 @@ def bland_altman(
             for side in PATIENT_SIDES:
                 asked = table[f"asked_{side}"].to_numpy(float)
                 error = table[f"measured_{side}"].to_numpy(float) - asked
-                style = {"color": COLOURS[side], "alpha": 0.55, "linewidths": 0}
-                axes.scatter(asked + error / 2, error, s=12, marker=MARKERS[side], **style)
+                axes.scatter(
+                    asked + error / 2, error, s=12, marker=MARKERS[side], color=COLOURS[side],
+                    alpha=0.55, linewidths=0, rasterized=_many(error),
+                )  # fmt: skip
                 found = scores[row][side]
                 if found.get("limit_low") is not None:
                     axes.axhline(found["bias"], color=COLOURS[side], lw=1.2)
@@ -435,6 +444,8 @@ def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
         errors, gains = figure.subplots(1, 2)
         for k, (arm, style) in enumerate(ARM_STYLES.items()):
             own = [line for line in lines if line["arm"] == arm]
+            if not own:
+                continue
             _interval_curve(errors, own, ("mae", "low", "high"), 1 + 0.03 * (k - 1), style)
             errors.lines[-1].set_label(ARM_LABELS[arm])
             if arm != ALONE:

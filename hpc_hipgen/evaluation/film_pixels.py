@@ -52,6 +52,10 @@ class Nearest:
         return cls(1 - best[line, film].astype(np.float64), film, turned)
 
 
+def _fields(nearest: Nearest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return nearest.distance, nearest.film, nearest.mirrored
+
+
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors (n, d) of length one; zero stays zero."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
@@ -94,9 +98,12 @@ class FilmPixels:
 
     def nearest(self, images: np.ndarray) -> Nearest:
         """The nearest film of the gallery for each image (n, h, w) uint8."""
-        sides = (images, images[:, :, ::-1])
-        parts = [[self._likeness(x) for x in self._chunks(side)] for side in sides]
-        return Nearest.among(*(np.concatenate(part) for part in parts))
+        sides = (self._chunks(side) for side in (images, images[:, :, ::-1]))
+        parts = [
+            Nearest.among(*(self._likeness(part) for part in both))
+            for both in zip(*sides, strict=True)
+        ]
+        return Nearest(*(np.concatenate(found) for found in zip(*map(_fields, parts), strict=True)))
 
     def _chunks(self, images: np.ndarray | Pictures) -> Iterator[np.ndarray]:
         """Band-passed small images (n, side, side) float32, CHUNK at a time."""

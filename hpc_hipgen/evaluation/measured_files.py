@@ -34,6 +34,12 @@ def read_features(path: Path) -> tuple[list[str], np.ndarray, str]:
         return [str(k) for k in stored["keys"]], stored["features"], str(stored["backbone"])
 
 
+def read_array(path: Path, name: str) -> np.ndarray:
+    """One of the other arrays of a feature file; raises as `read_features`."""
+    with _measured_anew(path), np.load(path, allow_pickle=False) as stored:
+        return stored[name]
+
+
 def store_table(path: Path, table: pd.DataFrame) -> None:
     """Writes a table as parquet, atomically, with a checksum of every page."""
     buffer = io.BytesIO()

@@ -15,7 +15,7 @@ hip of one film to the right hip of another passes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ LEAST_HELD_OUT = 10
 
 PLANTED = 20
 """Training films that are copied for the positive controls."""
+
+_NORMAL_975 = 1.959963984540054  # quantile of the normal distribution
 
 _TINY = 1e-9  # distance of an exact copy, whose logarithm is needed
 
@@ -148,22 +150,27 @@ class Verdict:
         return lines
 
 
-def rates(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def rates(found: Mapping[str, np.ndarray], dogs: Sequence[str] | None = None) -> dict[str, Any]:
     """Share of images called copies, with Wilson's 95 % interval, and how many by each embedding.
 
-    found: what `Verdict.flagged` returns. Keys: rate, low, high, n, found, and one an embedding.
+    found: what `Verdict.flagged` returns; dogs: whose captions the images were drawn for, by
+    default one each. The interval is that of as many images as there are dogs: several drawings for
+    one dog may all be one copy. Keys: rate, low, high, n, found, and one an embedding.
     """
-    from scipy.stats import binomtest  # half a second, which no task of an array has use for
-
     either = found["either"]
-    interval = binomtest(int(either.sum()), len(either)).proportion_ci(method="wilson")
     counts = {name: int(x.sum()) for name, x in found.items() if name != "either"}
-    shares = {
-        "rate": float(either.mean()),
-        "low": float(interval.low),
-        "high": float(interval.high),
-    }
+    rate = float(either.mean())
+    low, high = wilson_interval(rate, len(either) if dogs is None else len(set(dogs)))
+    shares = {"rate": rate, "low": low, "high": high}
     return {**shares, "n": len(either), "found": int(either.sum()), **counts}
+
+
+def wilson_interval(rate: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share `rate` of n (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
+    z2 = _NORMAL_975**2
+    middle = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 / n * (rate * (1 - rate) + z2 / (4 * n))) / (1 + z2 / n)
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def planted_copies(films: np.ndarray) -> dict[str, np.ndarray]:

@@ -216,7 +216,7 @@ def _results(run: Run, scores: list[dict[str, Any]]) -> Iterator[Any]:
                     yield EvalResult(
                         task_type="text-to-image",
                         dataset_type="hpc_hipgen",
-                        dataset_name=f"{row[side]['n']} held-out {films}",
+                        dataset_name=f"{row[side]['n']} images for captions of held-out {films}",
                         metric_type=metric,
                         metric_name=f"{name} of the {side} Norberg angle, {row['label']}",
                         metric_value=round(row[side][name], 4),

@@ -7,11 +7,11 @@ patient's; ``annotated`` is the angle of the film's landmarks, which is an estim
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hpc_hipgen.files import read_json
 from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def _mean(values: Sequence[float]) -> float | None:
 def film_lines(run: Run) -> list[str]:
     """The table of a run's report for a terminal; empty when no real films were measured."""
     path = run.path("report", "metrics.json")
-    films = json.loads(path.read_text()).get("films") if path.is_file() else None
+    again = f"make it again: python -m jobs.report --run {run.folder} --force"
+    films = read_json(path, again).get("films") if path.is_file() else None
     if not films:
         return []
     width = max([4, *(len(line["film"]) for line in films["hips"])])

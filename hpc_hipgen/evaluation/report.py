@@ -237,7 +237,10 @@ def film_panels(run: Run, results: Results) -> list[dict[str, Any]]:
     table = results.tables.get(FILMS_ROW)
     if table is None:
         return []
-    found = {str(line["film"]): line for _, line in table.iterrows()}
+    errors = {s: (table[f"measured_{s}"] - table[f"asked_{s}"]).abs() for s in PATIENT_SIDES}
+    worst = pd.DataFrame(errors).max(axis=1).fillna(0).mask(table["reason"].astype(bool), np.inf)
+    ordered = table.assign(worst=worst).sort_values(["worst", "film"], ascending=[False, True])
+    found = {str(line["film"]): line for _, line in ordered[:SHOWN_FILMS].iterrows()}
     images = _images(run, FILMS_ROW, found)
     views = read_manifest(row_data(run, FILMS_ROW), "test", nominal_only=True)
     landmarks = dict(zip(views.film, views.landmarks, strict=True))
@@ -246,17 +249,15 @@ def film_panels(run: Run, results: Results) -> list[dict[str, Any]]:
         cell = _cell(line, images)
         if cell is None:
             continue
-        errors = [abs(cell[f"{side}_error"] or 0.0) for side in PATIENT_SIDES]
         panels.append(
             {
                 "film": film,
                 "asked": {side: float(line[f"asked_{side}"]) for side in PATIENT_SIDES},
                 "picture": _picture(cell, generated=False),
                 "annotated": _overlay(landmarks[film]),
-                "worst": float("inf") if cell["reason"] else max(errors),
             }
         )
-    return sorted(panels, key=lambda panel: (-panel["worst"], panel["film"]))[:SHOWN_FILMS]
+    return panels
 
 
 def _overlay(marks: np.ndarray) -> dict[str, Any]:

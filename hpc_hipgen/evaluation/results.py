@@ -21,7 +21,7 @@ from hpc_hipgen.evaluation.faithfulness import (
     paired_bootstrap,
     permutation_null,
 )
-from hpc_hipgen.evaluation.measured_files import load_table, read_features
+from hpc_hipgen.evaluation.measured_files import load_table, read_array, read_features
 from hpc_hipgen.json_lines import read_lines
 from hpc_hipgen.models import MODELS
 from hpc_hipgen.pipeline import row_data, sample_shard, score_shard, shard_counts
@@ -160,7 +160,7 @@ def collect(run: Run) -> Results:
         "films": real_films.summary(found.get(FILMS_ROW), ruler, means),
         "frechet": features and _frechet(features, found),
         "diversity": diversity.of_rows(run, found),
-        "memorisation": features and audit(run, found, features),
+        "memorisation": features and audit(run, found, features, dogs),
         "utility": summaries(run),
         "paper": {
             "test_films": PAPER_TEST_FILMS,
@@ -303,8 +303,7 @@ def _read_features(run: Run, tables: Mapping[str, pd.DataFrame]) -> Features | N
     if not path.is_file():
         return None
     _, reference, backbone = read_features(path)
-    with np.load(path) as stored:
-        classes = stored["prompt_class"]
+    classes = read_array(path, "prompt_class")
     features = {}
     for row, table in tables.items():
         features[row], name = _row_features(run, row, table)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.config import TIMESTEPS, ConfigError
-from hpc_hipgen.files import sha256_of, write_atomic
+from hpc_hipgen.files import DamagedError, read_json, sha256_of, write_atomic
 from hpc_hipgen.rows import model_rows, row_settings
 from hpc_hipgen.run import Run
 from hpc_hipgen.sweep import EXPORT, STUDENT_SOLVER, check_there
@@ -110,7 +110,7 @@ def keep_plan(folder: Path, wanted: dict[str, Any]) -> None:
     if not path.is_file():
         write_atomic(path, json.dumps(wanted, indent=1))
         return
-    there = json.loads(path.read_text())
+    there = read_json(path, f"remove {folder} and start again")
     if changed := [key for key, value in wanted.items() if there.get(key) != value]:
         raise ConfigError(
             f"{folder} was made with other {' and '.join(changed)}; "
@@ -174,12 +174,19 @@ def against_ddim(lines: Sequence[Line]) -> list[Line]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """`latents` (n, c, h, w), `angles` and `asked` (n, 2): left, right; and what it cost."""
-    from safetensors import safe_open
+    """`latents` (n, c, h, w), `angles` and `asked` (n, 2): left, right; and what it cost.
 
-    with safe_open(path, "numpy") as file:
-        arrays = {key: file.get_tensor(key) for key in file.keys()}
-        numbers = {key: int(value) for key, value in file.metadata().items()}
+    Raises:
+        DamagedError: naming the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            arrays = {key: file.get_tensor(key) for key in file.keys()}
+            numbers = {key: int(value) for key, value in file.metadata().items()}
+    except SafetensorError as error:
+        raise DamagedError(f"{path}: damaged; remove it and start again") from error
     return arrays | numbers
 
 

@@ -15,7 +15,7 @@ import torch
 
 from hpc_hipgen import ROOT
 from hpc_hipgen.config import LLCM
-from hpc_hipgen.generators.drawing import Drawer, drawer_of
+from hpc_hipgen.generators.drawing import OneDrawer, drawer_of
 from hpc_hipgen.performance.hardware import peak_tflops
 from hpc_hipgen.performance.simulation import flop_counter
 from hpc_hipgen.performance.timing import NetworkClock, ratio, seconds_of, turn_by_turn
@@ -143,29 +143,26 @@ def against_diffusers(run: Run, repeats: int) -> list[Line]:
 
 def sampling(run: Run, repeats: int) -> list[Line]:
     """Images/s of the teacher, the student and DALL-E."""
-    config, lines = run.config, []
+    config, lines, drawers = run.config, [], OneDrawer(partial(drawer_of, run))
     batch = min(config.sampling.batch, 8)
     prompts = ["norberg angle left 100 degrees, right 95 degrees"] * batch
 
-    def measure(model: str, drawer: Drawer, steps: int, settings: dict[str, Any]) -> None:
-        seeds, resolution = list(range(batch)), config.data.resolution
+    def measure(model: str, steps: int, settings: dict[str, Any]) -> None:
+        seeds, resolution, drawer = list(range(batch)), config.data.resolution, drawers.of(model)
         seconds = _median(
             lambda: drawer.draw(prompts, seeds, resolution=resolution, **settings), repeats
         )
         lines.append({"model": model, "steps": steps, "images/s": batch / seconds})
 
     for model, solver, steps in SAMPLED:
-        if getattr(config, model):
-            drawer = drawer_of(run, model)
-            for count in steps:
-                settings = {"steps": count, "guidance": 2.0, "solver": solver}
-                measure(model, drawer, count, settings)
+        for count in steps if getattr(config, model) else ():
+            measure(model, count, {"steps": count, "guidance": 2.0, "solver": solver})
     if config.dall_e:
         from hpc_hipgen.generators.dall_e import DallEDrawer
 
-        drawer = drawer_of(run, "dall_e")
-        assert isinstance(drawer, DallEDrawer)
-        measure("dall_e", drawer, drawer.parts.grid**2, row_settings(config, "dall_e"))
+        dall_e = drawers.of("dall_e")
+        assert isinstance(dall_e, DallEDrawer)
+        measure("dall_e", dall_e.parts.grid**2, row_settings(config, "dall_e"))
     return lines
 
 

@@ -80,11 +80,23 @@ def test_the_error_of_a_frechet_distance_is_its_spread_over_samples():
     assert np.mean(errors) == pytest.approx(np.std(found), rel=0.35)
 
 
-@pytest.mark.parametrize("n, m, width", [(12, 30, 5), (9, 40, 60)])
+@pytest.mark.parametrize("n, m, width", [(12, 30, 5), (9, 40, 60), (30, 4, 5), (8, 6, 7)])
 def test_the_error_of_a_frechet_distance_is_the_brute_force_jackknife(n, m, width):
     x, y = sets(n, m, width)
     left_out = [d.frechet_distance(np.delete(x, i, 0), y) for i in range(n)]
     assert d.frechet_error(x, y) == pytest.approx(np.sqrt((n - 1) * np.var(left_out)), rel=1e-5)
+
+
+def test_the_error_of_many_images_is_that_of_groups(monkeypatch):
+    """Left out by groups, as many of 1,000 could not be one by one; nearly the same number."""
+    x, y = sets(60, 80, 4)
+    alone = d.frechet_error(x, y)
+    monkeypatch.setattr(d, "ALONE", 59)
+    monkeypatch.setattr(d, "GROUPS", 20)
+    left_out = [d.frechet_distance(np.delete(x, slice(i, None, 20), 0), y) for i in range(20)]
+    expected = np.sqrt(19 * np.var(left_out))
+    assert d.frechet_error(x, y) == pytest.approx(expected, rel=1e-5)
+    assert expected == pytest.approx(alone, rel=0.4)
 
 
 def test_precision_and_recall_are_the_brute_force_ones():

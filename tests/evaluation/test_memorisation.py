@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from hpc_hipgen.evaluation.audit import Auditor
 from hpc_hipgen.evaluation.film_pixels import FilmPixels, Nearest
@@ -69,6 +70,23 @@ def test_held_out_phantoms_are_not_called_copies(phantoms, auditor):
     score = rates(auditor.judge(features(others), others).flagged())
     assert score["n"] == OTHERS and score["rate"] < 0.02
     assert score["low"] <= score["rate"] < score["high"], "so few films prove little more"
+
+
+def test_the_interval_of_a_share_is_wilsons_and_counts_dogs():
+    flags = {"either": np.arange(40) % 10 == 0}
+    found = rates(flags)
+    peer = binomtest(4, 40).proportion_ci(method="wilson")
+    assert (found["rate"], found["n"], found["found"]) == (0.1, 40, 4)
+    assert (found["low"], found["high"]) == pytest.approx((peer.low, peer.high), abs=1e-9)
+    dogs = rates(flags, [f"dog {i % 10}" for i in range(40)])  # four drawings of one film each
+    peer = binomtest(1, 10).proportion_ci(method="wilson")
+    assert (dogs["low"], dogs["high"]) == pytest.approx((peer.low, peer.high), abs=1e-9)
+    assert (dogs["rate"], dogs["n"]) == (0.1, 40)
+    for edge in (0, 1):
+        flags = {"either": np.full(8, bool(edge))}
+        peer = binomtest(8 * edge, 8).proportion_ci(method="wilson")
+        found = rates(flags)
+        assert (found["low"], found["high"]) == pytest.approx((peer.low, peer.high), abs=1e-9)
 
 
 def test_text_in_a_corner_makes_no_pair(phantoms, auditor):

@@ -50,6 +50,8 @@ def test_the_evaluation_writes_the_scores_of_the_models_own_rows(run):
     write_cards(run)
     card = ModelCard.load(run.path("llcm", "export", "README.md"))
     values = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    names = {r.dataset_name for r in card.data.eval_results}
+    assert all(name.endswith(" images for captions of held-out drawn phantoms") for name in names)
     r = METRICS["faithfulness"]["llcm_4"]["left"]["r"]
     assert values["r of the left Norberg angle, LLCM, 4 steps"] == round(r, 4)
     assert f"| LLCM, 4 steps | {both('llcm_4', 'r')} | {both('llcm_4', 'mae')} |" in card.text

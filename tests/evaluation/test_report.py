@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,13 @@ from report_run import (
 )
 
 from hpc_hipgen.evaluation import figures, report, results, samples
-from hpc_hipgen.evaluation.measured_files import load_table, read_features, store_table
+from hpc_hipgen.evaluation.measured_files import (
+    load_table,
+    read_array,
+    read_features,
+    store_features,
+    store_table,
+)
 from hpc_hipgen.files import DamagedError
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.run import Run
@@ -91,6 +98,13 @@ def test_damaged_measurements_and_features_are_named_with_what_to_do(tmp_path):
         features.write_bytes(content)
         with pytest.raises(DamagedError, match=f"^{re.escape(f'{features}: damaged; {advice}')}"):
             read_features(features)
+    store_features(features, ["a"], np.zeros((1, 2)), backbone="b", prompt_class=np.array([87654]))
+    assert read_array(features, "prompt_class").tolist() == [87654]
+    content = bytearray(features.read_bytes())
+    content[content.index(np.int64(87654).tobytes())] ^= 1
+    features.write_bytes(content)
+    with pytest.raises(DamagedError, match=re.escape(f"{features}: damaged; {advice}")):
+        read_array(features, "prompt_class")
 
 
 @pytest.mark.slow
@@ -295,6 +309,46 @@ def test_grid_films_are_spread_over_the_angles_asked_for(tmp_path, stubs):
 def test_a_figure_is_the_same_bytes_every_time():
     lines = {"llcm": [{"images": i, "loss": 1.0 / i} for i in range(1, 9)]}
     assert figures.svg(figures.loss_curves(lines)) == figures.svg(figures.loss_curves(lines))
+
+
+@pytest.mark.parametrize("n, drawn", [(900, 0), (1100, 1)])
+def test_many_dots_are_a_picture_in_the_page(n, drawn):
+    """A browser does not open 100,000 of them."""
+    angles = np.linspace(70, 120, n)
+    columns = {f"{kind}_{s}": angles for kind in ("asked", "measured") for s in PATIENT_SIDES}
+    table, scores = pd.DataFrame(columns), {side: {} for side in PATIENT_SIDES}
+    for figure in (
+        figures.dot_plot(table, scores, (70, 120)),
+        figures.bland_altman({"a": table}, {"a": "a"}, {"a": scores}),
+    ):
+        page = figures.svg(figure)
+        assert (page.count(b"<image ") > 0) == drawn
+        assert (page.count(b"<use ") > n) != drawn
+
+
+def test_the_panels_are_of_the_worst_films(tmp_path, monkeypatch):
+    """Of the others no picture is read."""
+    monkeypatch.setattr(report, "SHOWN_FILMS", 3)
+    films, nothing = ["a", "b", "c", "d", "e"], np.zeros(5)
+    table = pd.DataFrame(
+        {
+            **{"film": films, "key": films, "shard": 0, "reason": ["", "", "no hips", "", ""]},
+            **{"asked_left": nothing, "measured_left": [1.0, -3.0, np.nan, 2.0, 0.5]},
+            **{"asked_right": nothing, "measured_right": [0.0, 0.0, np.nan, np.nan, -9.0]},
+        }
+    )
+    read = []
+
+    def images(run, row, wanted):
+        read.extend(wanted)
+        return {film: np.zeros((8, 8), np.uint8) for film in wanted}
+
+    monkeypatch.setattr(report, "_images", images)
+    views = SimpleNamespace(film=films, landmarks=np.zeros((5, 2, 5)))
+    monkeypatch.setattr(report, "read_manifest", lambda *_, **__: views)
+    monkeypatch.setattr(report, "row_data", lambda *_: tmp_path)
+    found = report.film_panels(None, SimpleNamespace(tables={"films": table}))
+    assert [panel["film"] for panel in found] == read == ["c", "e", "b"]
 
 
 def test_the_last_panel_of_each_column_has_the_labels_of_its_axis():

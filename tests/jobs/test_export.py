@@ -5,18 +5,20 @@ import subprocess
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from pydicom import dcmread
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.evaluation.measured_files import store_table
 from hpc_hipgen.evaluation.samples import image_specs, read_samples, shard_bytes
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.radiograph.dicom import EMPTY, DrawnFilm, read_angles, write_dicom
 from hpc_hipgen.radiograph.films import read_film
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
-from jobs import export
+from jobs import export, report
 
 FILM = DrawnFilm(
     np.arange(63, dtype=np.uint8).reshape(7, 9),
@@ -127,6 +129,30 @@ def test_a_row_is_exported_whole(drawn, capsys):
         asked = {name: sample.info[name] for name in ("asked_left", "asked_right")}
         assert read_angles(found) == asked, "nothing was measured yet"
     assert "5 files" in capsys.readouterr().out
+
+
+def test_a_run_may_be_called_by_its_name(drawn, monkeypatch, capsys):
+    site = drawn.folder.parent / "site.yaml"
+    site.write_text(f"results: {drawn.folder.parent}")
+    monkeypatch.setenv("HIPGEN_SITE", str(site))
+    for job in (export, report):
+        assert job.main(["--run", "nobody"]) == 2
+        assert f"{drawn.folder.parent}/nobody: not a run folder" in capsys.readouterr().err
+    assert export.main(["--run", drawn.folder.name, "--row", "llcm_1"]) == 0
+
+
+def test_what_is_measured_so_far_is_exported(drawn, capsys):
+    """An array at work holds up no export."""
+    samples = read_samples(drawn.path("samples", "llcm_1", "shard-00000.tar"))
+    lines = [{"key": s.key, "measured_left": 91.5, "measured_right": np.nan} for s in samples]
+    path = drawn.path("evaluation", "llcm_1", "shard-00000.parquet")
+    path.parent.mkdir(parents=True)
+    store_table(path, pd.DataFrame(lines))
+    assert export.main(["--run", str(drawn.folder), "--row", "llcm_1"]) == 0
+    assert "1 of 2 shards are not measured" in capsys.readouterr().out
+    files = sorted(drawn.path("dicom", "llcm_1").iterdir())
+    measured = [read_angles(dcmread(file)).get("measured_left") for file in files]
+    assert measured == [91.5] * len(samples) + [None] * (len(files) - len(samples))
 
 
 def test_rows_that_are_not_sampled_yet_hold_up_no_other(drawn, capsys):

@@ -56,6 +56,13 @@ def test_the_table_and_a_cell_that_was_lost(run, tmp_path, capsys):
     assert cells[0].stat().st_mtime_ns == kept
     assert (load_file(lost)["latents"] == before["latents"]).all()
     assert (tmp_path / "out" / "table.csv").read_bytes() == table
+    # a damaged file is named
+    for path in (lost, tmp_path / "out" / "plan.json"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        assert solvers.main(command) == 2
+        assert f"{path}: damaged; remove" in capsys.readouterr().err
+        path.write_bytes(whole)
     # other captions are not mixed with these
     assert solvers.main([*command, "--captions", "1"]) == 2
     assert "made with other captions" in capsys.readouterr().err

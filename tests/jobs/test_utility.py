@@ -24,8 +24,8 @@ def run(tmp_path, tiny_settings):
     run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
     run.path("llcm", "export").mkdir(parents=True)
     run.path("data").mkdir()
-    lines = [f"film-{i // 2},train" for i in range(12)]
-    run.path("data", "manifest.csv").write_text("\n".join(["film,split", *lines]) + "\n")
+    lines = [f"film-{i // 2},train,{i % 2}" for i in range(12)]
+    run.path("data", "manifest.csv").write_text("\n".join(["film,split,view", *lines]) + "\n")
     return run
 
 
@@ -55,6 +55,12 @@ def test_the_dry_run_lists_rulers_and_scripts_and_writes_nothing(run, capsys):
     assert "  alone-4-0\n  generated-4-0\n  angles-4-0\n" in said
     assert said.count("#SBATCH --array=0-") >= 1 and "utility-utility-table" in said
     assert not run.path("utility").exists()
+
+
+def test_with_all_films_there_are_no_others_to_add(run):
+    found = utility.cells(run, utility.plan(run, ["films=[4,6]", "seeds=1", "row=llcm_1"]))
+    arms = [(cell.films, cell.arm) for cell in found]
+    assert arms == [(4, "alone"), (4, "generated"), (4, "angles"), (6, "alone"), (6, "generated")]
 
 
 def test_a_ruler_from_elsewhere_does_not_say_how_rulers_are_trained(run, tmp_path, tiny_settings):
