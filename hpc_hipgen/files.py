@@ -38,17 +38,20 @@ def read_json(path: Path, remedy: str = "remove it and start again") -> dict[str
 
 
 @contextmanager
-def reading_export(folder: Path) -> Iterator[None]:
+def reading_export(folder: Path, *more: type[Exception]) -> Iterator[None]:
     """Says which folder it is whose files a library cannot read.
+
+    `more`: what it raises besides, where nothing else raises that: a GPU without memory does.
 
     Raises:
         DamagedError: instead of what the library raised.
     """
     from safetensors import SafetensorError
 
+    told: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, SafetensorError, *more)
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except told as error:
         if isinstance(error, DamagedError):
             raise
         reason = " ".join(str(error).split())[:200]
@@ -129,7 +132,7 @@ def clean_abandoned(folder: Path, name: str | None = None, files_only: bool = Fa
 
     Nothing is removed where the file system has no locks, since nobody can tell then.
     """
-    pattern = f".{'*' if name is None else glob.escape(name)}.*{_TEMPORARY}"
+    pattern = f".{'*' if name is None else glob.escape(name)}.{'[0-9a-f]' * 8}{_TEMPORARY}"
     for temporary in folder.glob(pattern):
         whole = temporary.is_dir()
         if whole and files_only:

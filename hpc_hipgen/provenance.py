@@ -37,6 +37,11 @@ _GIVEN = re.compile(r"(\w+)([\"']?\s*[:=]\s*)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,{}]+)"
 """A name, and what a line of YAML or of a shell script gives it."""
 _SHORTEST = 6  # characters; what is shorter would blank out ordinary words
 LAUNCHES = "launches.jsonl"
+_DIFF = (
+    "diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color",
+    "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
+"""A patch for `git apply`, whatever the user has git show."""
 _CODE = (".py", ".sh", ".yaml", ".yml", ".toml", ".j2")
 # an environment that lies in the clone has thousands of such files
 _OURS = ("hpc_hipgen", "jobs", "sbatch", "configs", "tests", ":(glob)*")
@@ -128,11 +133,11 @@ def _code(folder: Path, variables: Mapping[str, str]) -> dict[str, str | None]:
 
 def _changes() -> str:
     """What differs from the commit, new files of code and settings included, as one patch."""
-    patch = _git("diff", "--binary", "HEAD")
-    new = _git("ls-files", "--others", "--exclude-standard", "--", *_OURS)
-    for name in new.splitlines():
+    patch = _git(*_DIFF, "HEAD")
+    new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *_OURS)
+    for name in new.split("\0"):
         if name.endswith(_CODE):
-            patch += _git("diff", "--binary", "--no-index", "/dev/null", name, good=(0, 1))
+            patch += _git(*_DIFF, "--no-index", "/dev/null", name, good=(0, 1))
     files = re.split(r"^(?=diff --git )", patch, flags=re.M)
     return "".join(map(_without_secrets, files))
 

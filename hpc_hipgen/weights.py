@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_hipgen.files import disk_full, fsync, lock, sha256_of, write_atomic
+from hpc_hipgen.files import disk_full, fsync, lock, read_json, sha256_of, write_atomic
 
 RECORD = "prefetch.json"
 _TIMEOUT = 30.0  # seconds for the hub to list the files
@@ -97,8 +97,8 @@ def verify(weights: Weights, folder: Path) -> None:
     """
     place = folder / weights.name
     record = place / RECORD
-    hashes = json.loads(record.read_text())["sha256"] if record.is_file() else weights.sha256
     advice = f"move {place} away and fetch it again"
+    hashes = read_json(record, advice)["sha256"] if record.is_file() else weights.sha256
     for name, expected in hashes.items():
         path = place / name if weights.files else place
         if not path.is_file():

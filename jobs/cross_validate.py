@@ -5,10 +5,10 @@
     python -m jobs.cross_validate --run results/lab_ruler-folder --fold 2   one fold (from 1)
 
 Each fold trains on the films of all other dogs, among drawn scenes, from the ruler that was trained
-on drawings alone, and measures its own films with both rulers. RUN/cross_validation/fold-N holds
-checkpoints, metrics.jsonl and measurements.json; an interrupted fold goes on from its last
-checkpoint. RUN/report then has the errors against the annotators, before and after, of every fold
-and of all (cross_validation.md and .json), and a line for each hip (hips.csv).
+on drawings alone, and measures its own films with both rulers. RUN/cross_validation/fold-0, of the
+first one, and so on hold checkpoints, metrics.jsonl and measurements.json; an interrupted fold goes
+on from its last checkpoint. RUN/report then has the errors against the annotators, before and
+after, of every fold and of all (cross_validation.md and .json), and a line for each hip (hips.csv).
 """
 
 from __future__ import annotations

@@ -47,7 +47,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import documented_parser
-from hpc_hipgen.rulers.film_measuring import OVERLAYS, SHIPPED_RULER, find_films, measure_files
+from hpc_hipgen.rulers.film_measuring import (
+    OVERLAYS,
+    RESULTS,
+    SHIPPED_RULER,
+    find_films,
+    measure_files,
+)
 from hpc_hipgen.tables import csv_text, printable
 from hpc_hipgen.training.interruption import terminable
 
@@ -62,9 +68,9 @@ OWN_RULER = Path("results/film_ruler/film_ruler/export")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the head of the module for the exit status."""
     given = _parse(arguments)
-    given.ruler = given.ruler or (OWN_RULER if OWN_RULER.is_dir() else SHIPPED_RULER)
     with terminable():
         try:
+            given.ruler = given.ruler or _default_ruler()
             return _check(_ruler(given.ruler)) if given.check else _measure(given)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -72,6 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+
+
+def _default_ruler() -> Path:
+    """The one that was made here, or where this site has its runs, or that of the program."""
+    from hpc_hipgen.cluster.site import load_site
+
+    own = (OWN_RULER, load_site().runs() / OWN_RULER.relative_to("results"))
+    return next((folder for folder in own if folder.is_dir()), SHIPPED_RULER)
 
 
 def _measure(given: argparse.Namespace) -> int:
@@ -91,10 +105,24 @@ def _measure(given: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"interrupted after {len(lines)} of {len(files)} files", file=sys.stderr)
         status = 130
-    finally:
-        # an earlier call's tables are not exchanged for empty ones
-        unread = _finish(lines, given, known, ruler.lab_films) if lines else 0
+    # an earlier call's tables are not exchanged for empty ones
+    unread = _kept(lines, given, known, ruler.lab_films) if lines else 0
     return status or unread
+
+
+def _kept(
+    lines: list[dict[str, Any]], given: argparse.Namespace, known: dict, lab_films: int
+) -> int:
+    """As `_finish`; a disk that takes no more must not lose what hours have measured."""
+    from hpc_hipgen.rulers import film_report
+
+    try:
+        return _finish(lines, given, known, lab_films)
+    except OSError as error:
+        print(csv_text(lines, film_report.COLUMNS))
+        why = f"{printable(given.out)} takes no tables ({error.strerror or error})"
+        print(f"error: {why}; the measurements are printed above", file=sys.stderr)
+        return 1
 
 
 def _check_out(out: Path) -> None:
@@ -188,7 +216,7 @@ def _finish(
     if known:
         text, about["against_landmarks"] = film_report.compare(lines, known)
     write_atomic(given.out / "measurements.csv", csv_text(lines, film_report.COLUMNS))
-    write_atomic(given.out / "measurements.json", film_report.to_json(lines, lab_films, **about))
+    write_atomic(given.out / RESULTS, film_report.to_json(lines, lab_films, **about))
     count = Counter(line["status"] for line in lines)
     for line in lines:
         if line["status"] != film_report.MEASURED:

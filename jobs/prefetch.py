@@ -92,8 +92,16 @@ def weights_folder(link: Path) -> Path:
                 f"{link} is a folder already, so it cannot become a link to "
                 f"HIPGEN_WEIGHTS={folder}; move it there, or unset HIPGEN_WEIGHTS"
             )
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder)
+        before = f", no longer to {link.readlink()}" if link.is_symlink() else ""
+        try:
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"{link}: cannot become a link to HIPGEN_WEIGHTS={folder} ({error.strerror}); use "
+                "a clone of your own, or unset HIPGEN_WEIGHTS"
+            ) from None
+        print(f"{link}: a link to {folder} now{before}")
     folder.resolve().mkdir(parents=True, exist_ok=True)  # a link may name what was removed
     return folder
 

@@ -89,10 +89,15 @@ def prepare(run: Run) -> None:
         FilmErrors: all that is wrong with the films; nothing is written.
         ConfigError: films or landmarks are no longer those that the folder was made from.
     """
-    from hpc_hipgen.radiograph.film_sources import check_unchanged, read_films, sources
+    from hpc_hipgen.radiograph.film_sources import (
+        check_prepared,
+        keep_sources,
+        read_films,
+        sources,
+    )
 
-    if done := run.done("prepare"):
-        check_unchanged(run.config, done)
+    check_prepared(run)
+    if run.done("prepare"):
         print("prepare: done already", flush=True)
         return
     if run.config.film_ruler:
@@ -133,6 +138,7 @@ def prepare(run: Run) -> None:
     if not data.deidentify and (measured or data.source == "films"):
         print(NOT_MASKED, flush=True)
     made = {"films": dict(films_of), "views": dict(views_of), "real_films": len(measured)}
+    keep_sources(run, before)
     run.mark_done("prepare", **made, sources=before)
 
 
@@ -176,7 +182,7 @@ def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
 def _prepare_scenes(run: Run, dogs: int) -> None:
     """Draw the scenes that a film ruler is trained on, and cut those of a lab's films."""
     from hpc_hipgen.files import atomic_folder
-    from hpc_hipgen.radiograph.film_sources import lab_films, sources
+    from hpc_hipgen.radiograph.film_sources import keep_sources, lab_films, sources
     from hpc_hipgen.radiograph.lab_films import write_lab_films
     from hpc_hipgen.radiograph.scene_store import draw_scenes, write_scenes
 
@@ -197,11 +203,14 @@ def _prepare_scenes(run: Run, dogs: int) -> None:
             print(f"prepare: {line}")
         print(end="" if run.config.data.deidentify else f"{NOT_MASKED}\n", flush=True)
     made = {"dogs": dogs, "lab_films": len(films), "lab_dogs": len(folds)}
+    keep_sources(run, before)
     run.mark_done("prepare", **made, sources=before)
 
 
 def _say_of_files(folder: Path | None, films: Sequence[Film]) -> None:
     """Names the films of a folder that have no landmarks, and those that are shown turned."""
+    from hpc_hipgen.parallel import run_parallel
+    from hpc_hipgen.progress import progress
     from hpc_hipgen.radiograph.dataset import unlisted_films
     from hpc_hipgen.radiograph.films import turned_by_exif
 
@@ -210,7 +219,9 @@ def _say_of_files(folder: Path | None, films: Sequence[Film]) -> None:
     if unlisted := unlisted_films(folder, films):
         shown = shortlist(printable(name) for name in unlisted)
         print(f"prepare: {len(unlisted)} films without landmarks are left out: {shown}")
-    if turned := [printable(film.name) for film in films if turned_by_exif(folder / film.name)]:
+    looked = run_parallel(turned_by_exif, [folder / film.name for film in films])
+    shown_turned = progress(zip(films, looked, strict=True), len(films), "looking for turned films")
+    if turned := [printable(film.name) for film, is_turned in shown_turned if is_turned]:
         print(
             f"prepare: {len(turned)} films are turned or mirrored by their EXIF orientation, and "
             f"their landmarks must be those of the picture as it is shown: {shortlist(turned)}"

@@ -119,6 +119,14 @@ def test_a_file_that_a_living_process_writes_is_left_alone(tmp_path, monkeypatch
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "x"
 
 
+def test_hidden_files_of_other_programs_are_left_alone(tmp_path):
+    for name in (".notes.txt.tmp", ".syncthing.a.tmp", ".a.12345678901.tmp"):
+        (tmp_path / name).touch()
+    clean_abandoned(tmp_path)
+    write_atomic(tmp_path / "a", "x")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_an_older_folder_comes_back_when_its_successor_did_not_arrive(tmp_path, monkeypatch):
     replace, target = os.replace, tmp_path / "f"
     replace_folder(target, "one")

@@ -98,6 +98,24 @@ def test_secrets_of_any_settings_file_are_blanked_out(run, clone, monkeypatch):
         assert kept in text
 
 
+def test_what_the_user_has_git_show_changes_no_patch(run, clone, monkeypatch, tmp_path):
+    """Another program for differences, colours, no prefixes: and no secret gets through."""
+    for key, value in (
+        ("diff.external", "echo difference of"), ("color.ui", "always"), ("diff.noprefix", "true"),
+    ):  # fmt: skip
+        git(clone, "config", key, value)
+    (clone / "a.py").write_text("one\nTWO\n \n")
+    (clone / "größe.yaml").write_text("env: {HF_TOKEN: hf_secret}\nname: new\n")
+    record_launch(run, ["launch"])
+    patch = run.path("provenance", lines(run)[0]["uncommitted_changes"])
+    assert "hf_secret" not in patch.read_text() and "HF_TOKEN: ***" in patch.read_text()
+    again = tmp_path / "again"
+    git(tmp_path, "clone", "-q", str(clone), str(again))
+    git(again, "apply", str(patch))
+    assert (again / "a.py").read_text() == (clone / "a.py").read_text()
+    assert (again / "größe.yaml").read_text() == "env: {HF_TOKEN: ***}\nname: new\n"
+
+
 def test_a_clone_of_somebody_else_has_a_commit_too(run, clone, monkeypatch):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     refused = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clone, capture_output=True)

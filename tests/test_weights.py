@@ -252,6 +252,9 @@ def test_the_command_says_what_it_did(command, hub, tmp_path, capsys):
     (model / "config.json").unlink()
     assert command(["--check"]) == 1
     assert "config.json is missing" in capsys.readouterr().err
+    (model / weights.RECORD).write_text("{")
+    assert command(["--check"]) == 2
+    assert f"{weights.RECORD}: damaged; move {model} away and" in capsys.readouterr().err
     assert command(["modle"]) == 2
     assert "error: modle: not known here; known are model" in capsys.readouterr().err
 
@@ -277,11 +280,22 @@ def test_weights_elsewhere_are_linked(command, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("HIPGEN_WEIGHTS")
     assert command([]) == 0  # the link holds
     assert capsys.readouterr().out.count("there already") == 2
+    monkeypatch.setenv("HIPGEN_WEIGHTS", str(tmp_path / "other"))
+    assert command([]) == 0
+    now = f"{link}: a link to {tmp_path}/other now, no longer to {tmp_path}/scratch\n"
+    assert now in capsys.readouterr().out
     link.unlink()
+    with monkeypatch.context() as theirs:
+        theirs.setattr(prefetch.Path, "symlink_to", lambda *_: of_another())
+        assert command([]) == 2
+    assert f"error: {link}: cannot become a link to HIPGEN_WEIGHTS" in capsys.readouterr().err
     link.mkdir()
-    monkeypatch.setenv("HIPGEN_WEIGHTS", str(tmp_path / "scratch"))
     assert command([]) == 2
     assert "is a folder already" in capsys.readouterr().err
+
+
+def of_another():
+    raise PermissionError(13, "Permission denied", "/elsewhere")
 
 
 @pytest.mark.parametrize("name", ["llcm_a100", "llcm_a100_sane"])

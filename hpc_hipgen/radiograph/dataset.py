@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from hpc_hipgen.config import LANDMARKS
-from hpc_hipgen.parallel import run_parallel
+from hpc_hipgen.parallel import run_parallel, usable_cpus
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
 from hpc_hipgen.radiograph.deidentify import Masking, Searched, mask_film, thumbnail
@@ -228,7 +229,7 @@ def film_files(
 
     Every film is read to its last byte. Splits come from the table, or from `split_dogs`. `masked`
     and `keep_markers` are those of `FilmFile`; `captioned`: films of a data set, with captions that
-    can name their angles, and splits.
+    can name their angles. The table's splits are of account where there are several `proportions`.
 
     Raises:
         FilmErrors: all that is wrong, one line a problem with its file and row.
@@ -236,7 +237,8 @@ def film_files(
     read = read_landmark_table(table or folder / LANDMARKS, folder)
     entries = read.entries
     problems, pixels = _film_problems(folder, read, captioned)
-    dealt_badly = [*(split_problems(entries) if captioned else []), *dog_problems(entries)]
+    several = len(proportions) > 1
+    dealt_badly = [*(split_problems(entries) if several else []), *dog_problems(entries)]
     problems = read.problems + dealt_badly + problems + _twins(entries, pixels)
     if problems:
         raise FilmErrors(problems)
@@ -273,20 +275,34 @@ def _film_problems(folder: Path, table: Table, captioned: bool) -> tuple[list[st
     Also the fingerprint of every film.
     """
     entries = {entry.film: entry for entry in table.entries}
+    given = [(film, where, entries.get(film)) for film, where in table.films.items()]
+    # a login node may have a hundred cores, and other users
+    checked = run_parallel(partial(_film_problem, folder, captioned), given, min(8, usable_cpus()))
     problems, pixels = [], {}
-    for film, where in progress(table.films.items(), len(table.films), "checking films"):
-        try:
-            read = read_spaced_film(folder / film)
-        except ValueError as error:
-            problems.append(f"{where}: {error}")
-            continue
-        pixels[film] = fingerprint(read.image)
-        if is_flat(read.image):
-            problems.append(f"{where}: {film}: {FLAT}")
-        if film in entries:
-            problems += _image_problems(entries[film], read)
-            problems += _caption_problems(entries[film], read) if captioned else []
+    for film, found, mark in progress(checked, len(given), "checking films"):
+        problems += found
+        if mark is not None:
+            pixels[film] = mark
     return problems, pixels
+
+
+def _film_problem(
+    folder: Path, captioned: bool, given: tuple[str, str, Entry | None]
+) -> tuple[str, list[str], str | None]:
+    """A film's name, what is wrong with it, and its fingerprint where it can be read.
+
+    `given`: its name, where the table names it, and what that says of it.
+    """
+    film, where, entry = given
+    try:
+        read = read_spaced_film(folder / film)
+    except ValueError as error:
+        return film, [f"{where}: {error}"], None
+    problems = [f"{where}: {film}: {FLAT}"] if is_flat(read.image) else []
+    if entry:
+        problems += _image_problems(entry, read)
+        problems += _caption_problems(entry, read) if captioned else []
+    return film, problems, fingerprint(read.image)
 
 
 def _twins(entries: Sequence[Entry], pixels: Mapping[str, str]) -> list[str]:

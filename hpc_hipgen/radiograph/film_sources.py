@@ -6,18 +6,23 @@ nothing, and nobody would be told.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.config import ConfigError
-from hpc_hipgen.files import sha256_of
+from hpc_hipgen.files import read_json, sha256_of, write_atomic
 from hpc_hipgen.tables import printable, shortlist
 
 if TYPE_CHECKING:
     from hpc_hipgen.config import Experiment, LabRuler
     from hpc_hipgen.radiograph.dataset import Film, FilmFile
+    from hpc_hipgen.run import Run
+
+_KEPT = "sources.json"
 
 
 def sources(config: Experiment, films: Mapping[str, Iterable[Film]]) -> dict[str, Any]:
@@ -46,7 +51,8 @@ def sources(config: Experiment, films: Mapping[str, Iterable[Film]]) -> dict[str
 def check_unchanged(config: Experiment, prepared: Mapping[str, Any]) -> None:
     """Sees that films and landmarks are still those that a run was prepared from.
 
-    What is no longer there is not needed any more, and runs of before `sources` say nothing.
+    What is no longer there, or not for this user, is not needed any more, and runs of before
+    `sources` say nothing.
 
     Args:
         config: the experiment.
@@ -61,10 +67,10 @@ def check_unchanged(config: Experiment, prepared: Mapping[str, Any]) -> None:
         if not (before := stored.get(key)):
             continue
         changed = []
-        if table.is_file() and sha256_of(table) != before["table"]:
+        if os.access(table, os.R_OK) and sha256_of(table) != before["table"]:
             changed.append(printable(table))
         sizes = before["films"].items()
-        there = [(folder / name, size) for name, size in sizes if (folder / name).is_file()]
+        there = [(folder / name, size) for name, size in sizes if os.path.isfile(folder / name)]
         changed += [printable(path) for path, size in there if path.stat().st_size != size]
         if changed:
             lines.append(
@@ -73,6 +79,24 @@ def check_unchanged(config: Experiment, prepared: Mapping[str, Any]) -> None:
             )
     if lines:
         raise ConfigError("\n".join(lines))
+
+
+def keep_sources(run: Run, found: Mapping[str, Any]) -> None:
+    """Keeps what `sources` found apart from the marker of `prepare`, which may be lost."""
+    run.path("provenance").mkdir(exist_ok=True)
+    write_atomic(run.path("provenance", _KEPT), json.dumps(found, indent=1))
+
+
+def check_prepared(run: Run) -> None:
+    """As `check_unchanged`, of a run: also where it has models, and its marker is gone.
+
+    `prepare` would deal the dogs anew then, and test a model on films that it was trained on.
+    """
+    stored, kept = run.done("prepare"), run.path("provenance", _KEPT)
+    trained = any(run.path("stages").glob("train-*.json"))
+    if stored is None and trained and kept.is_file():
+        stored = {"sources": read_json(kept)}
+    check_unchanged(run.config, stored or {})
 
 
 def lab_films(config: Experiment, lab: LabRuler) -> tuple[list[FilmFile], dict[str, int]]:

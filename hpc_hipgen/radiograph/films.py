@@ -244,7 +244,7 @@ def _loses_bits(picture: Image.Image) -> bool:
 
 def _check_square(path: Path, picture: Image.Image) -> None:
     """Raises ValueError where a picture's header says that its pixels are not square."""
-    for key in ("dpi", "jfif_density", "aspect"):
+    for key in ("dpi", "resolution", "jfif_density", "aspect"):
         across, down = map(float, picture.info.get(key, (1, 1)))
         if across > 0 and down > 0 and not 1 / _OBLONG <= across / down <= _OBLONG:
             raise ValueError(
@@ -327,10 +327,16 @@ def is_film_name(path: Path) -> bool:
 
 
 def films_below(folder: Path) -> list[Path]:
-    """The films of a folder and of all that lies below it, in order; links are followed."""
+    """The films of a folder and of all that lies below it, in order; links are followed.
+
+    A link to nothing is one of them if its name is a film's: whoever reads it says so.
+
+    Raises:
+        ValueError: naming a folder that cannot be read.
+    """
     seen: set[str] = set()
     found: list[Path] = []
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a second link to it, or one to a folder that it lies in
             folders.clear()
@@ -338,7 +344,13 @@ def films_below(folder: Path) -> list[Path]:
         seen.add(real)
         folders.sort()
         found += [Path(place, name) for name in files]
-    return sorted(path for path in found if path.is_file() and is_film_name(path))
+    return sorted(
+        path for path in found if (path.is_file() or path.is_symlink()) and is_film_name(path)
+    )
+
+
+def _unreadable(error: OSError) -> None:
+    raise ValueError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, float]:

@@ -109,6 +109,8 @@ def read_landmark_table(path: Path, folder: Path | None = None) -> Table:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         return Table(problems=[f"{path}: not a UTF-8 text file"])
+    except OSError as error:
+        return Table(problems=[f"{path}: cannot be read ({error.strerror})"])
     if path.suffix.lower() == ".json":
         table = _read_coco(path, text)
     else:

@@ -16,13 +16,14 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Landmarks
 from hpc_hipgen.radiograph.landmark_table import SPLITS
@@ -87,10 +88,10 @@ class Films:
         if isinstance(self.images, Pictures):
             self.images.ahead(indices)
 
-    def fingerprint(self) -> bytes:
-        """Bytes that are others for other images."""
+    def fingerprint(self, say_busy: Callable[[], None] = lambda: None) -> bytes:
+        """Bytes that are others for other images; `say_busy` is called now and then."""
         if isinstance(self.images, Pictures):
-            return self.images.fingerprint()
+            return self.images.fingerprint(say_busy)
         return self.images.tobytes()
 
 
@@ -104,17 +105,20 @@ def write_layouts(data_folder: Path, rows: Sequence[Row]) -> None:
         if chosen:
             _write_imagefolder(data_folder, layouts / "imagefolder" / split, chosen)
             _write_shards(data_folder, layouts / "shards", split, chosen)
-    for row in rows:
-        if row["split"] == "train":
-            pair = layouts / "pairs" / row["id"]
-            beside = layouts / "classes" / f"class_{row['prompt_class']}" / row["id"]
-            _link(data_folder / row["file"], pair.with_suffix(".png"))
-            pair.with_suffix(".txt").write_text(row["caption"] + "\n")
-            for suffix in (".png", ".txt"):
-                _link(pair.with_suffix(suffix), beside.with_suffix(suffix))
+    trained = [row for row in rows if row["split"] == "train"]
+    for folder in ("pairs", *{f"classes/class_{row['prompt_class']}" for row in trained}):
+        (layouts / folder).mkdir(parents=True)
+    for row in progress(trained, len(trained), "laying out training views"):
+        pair = layouts / "pairs" / row["id"]
+        beside = layouts / "classes" / f"class_{row['prompt_class']}" / row["id"]
+        _link(data_folder / row["file"], pair.with_suffix(".png"))
+        pair.with_suffix(".txt").write_text(row["caption"] + "\n")
+        for suffix in (".png", ".txt"):
+            _link(pair.with_suffix(suffix), beside.with_suffix(suffix))
 
 
 def _write_imagefolder(data_folder: Path, folder: Path, rows: Sequence[Row]) -> None:
+    folder.mkdir(parents=True)
     for row in rows:
         _link(data_folder / row["file"], folder / f"{row['id']}.png")
     columns = ("file_name", "text", *(c for c in COLUMNS if c not in ("file", "caption")))
@@ -152,7 +156,6 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except OSError:  # another device, or a file system without hard links
@@ -166,9 +169,11 @@ def read_manifest(data_folder: Path, split: str, nominal_only: bool = False) -> 
         ValueError: no manifest, or no view of that split.
     """
     path = data_folder / "manifest.csv"
-    rows = [row for row in _read_csv(path) if row["split"] == split]
-    if nominal_only:
-        rows = [row for row in rows if int(row["view"]) == 0]
+    rows = [
+        row
+        for row in _read_csv(path)
+        if row["split"] == split and not (nominal_only and int(row["view"]))
+    ]
     if not rows:
         raise ValueError(f"{path}: no view in split {split}")
     return _films((row, row["caption"], data_folder / row["file"]) for row in rows)
@@ -176,10 +181,12 @@ def read_manifest(data_folder: Path, split: str, nominal_only: bool = False) -> 
 
 def read_view(data_folder: Path, split: str, view: int, films: Sequence[str]) -> Films | None:
     """Load one view of each of these films; None when they have no such view."""
-    rows = _read_csv(data_folder / "manifest.csv")
     wanted = set(films)
-    rows = [r for r in rows if r["split"] == split and int(r["view"]) == view]
-    rows = [row for row in rows if row["film"] in wanted]
+    rows = [
+        row
+        for row in _read_csv(data_folder / "manifest.csv")
+        if row["split"] == split and int(row["view"]) == view and row["film"] in wanted
+    ]
     return _films((r, r["caption"], data_folder / r["file"]) for r in rows) if rows else None
 
 
@@ -190,7 +197,7 @@ def read_imagefolder(folder: Path) -> Films:
         ValueError: no metadata.csv, or no view in it.
     """
     path = folder / "metadata.csv"
-    rows = _read_csv(path)
+    rows = list(_read_csv(path))
     if not rows:
         raise ValueError(f"{path}: no view")
     return _films((row, row["text"], folder / row["file_name"]) for row in rows)
@@ -260,11 +267,12 @@ def read_shards(folder: Path, split: str) -> Films:
     )
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def _read_csv(path: Path) -> Iterator[dict[str, str]]:
+    """Line by line: of a manifest of a million views, most readers keep one in a hundred."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; run the stage prepare first")
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        yield from csv.DictReader(file)
 
 
 def _films(items: Iterable[tuple[Row, str, Path]]) -> Films:

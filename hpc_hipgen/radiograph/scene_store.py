@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -93,7 +94,9 @@ def draw_held_out(index: int) -> tuple[np.ndarray, Landmarks]:
 def write_scenes(folder: Path, scenes: Scenes) -> None:
     """Stores scenes, one .npy file a field, in an existing folder."""
     for name, values in vars(scenes).items():
-        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+        with (folder / f"{name}.npy").open("wb") as file:
+            # what is no file for numpy it writes by python, whose error says that a disk is full
+            np.save(SimpleNamespace(write=file.write), values, allow_pickle=False)
 
 
 def read_scenes(folder: Path) -> Scenes:

@@ -67,19 +67,20 @@ def index_shards(folder: Path, split: str) -> ShardIndex:
     Raises:
         ValueError: no shard of that split, or one that is cut off or damaged; names it.
     """
-    from pyarrow import BufferOutputStream, parquet
+    from pyarrow import ArrowInvalid, BufferOutputStream, parquet
 
     paths = sorted(folder.glob(f"{split}-class_*.tar"))
     if not paths:
         raise ValueError(f"{folder}: no shard {split}-class_*.tar")
     path = folder / f"{split}.parquet"
     if _is_current(path, paths):
-        return ShardIndex(folder, parquet.read_table(path))
+        with suppress(ArrowInvalid, OSError):  # of a damaged one, which is made anew
+            return ShardIndex(folder, parquet.read_table(path, page_checksum_verification=True))
     sizes = _sizes(paths)
     table = _table([line for shard in paths for line in _contents(shard)])
     table = table.replace_schema_metadata({_SIZES: sizes})
     stream = BufferOutputStream()
-    parquet.write_table(table, stream)
+    parquet.write_table(table, stream, write_page_checksum=True)
     with suppress(PermissionError):  # of another user's data: the next reader looks again
         write_atomic(path, stream.getvalue().to_pybytes())
     return ShardIndex(folder, table)

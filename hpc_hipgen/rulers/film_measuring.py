@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 OVERLAYS = "overlays"
 """Folder of the pictures in --out."""
 
+RESULTS = "measurements.json"
+"""What is written beside them at the end."""
+
 _LONGEST_NAME = 200  # bytes of a picture's name that are the film's; a name ends at 255
 
 SHIPPED_RULER = ROOT / "results" / "reference" / "film_ruler"
@@ -28,11 +31,11 @@ SHIPPED_RULER = ROOT / "results" / "reference" / "film_ruler"
 def find_films(given: Sequence[str], out: Path) -> list[Path]:
     """Files that arguments name, each once: files, folders with all below, globs.
 
-    Of a folder: what has the suffix of a film or is DICOM without one, but not the overlays that an
-    earlier call may have drawn in `out`.
+    Of a folder: what has the suffix of a film or is DICOM without one, but not the overlays that
+    earlier calls may have drawn there, or in `out`.
 
     Raises:
-        ValueError: naming the argument that names nothing.
+        ValueError: naming the argument that names nothing, or a folder that cannot be read.
     """
     from hpc_hipgen.radiograph.films import FILM_SUFFIXES, films_below
 
@@ -43,7 +46,11 @@ def find_films(given: Sequence[str], out: Path) -> list[Path]:
         if not name:
             raise ValueError("an argument is empty; name a file, a folder or a pattern")
         if path.is_dir():
-            paths = [p for p in films_below(path) if not p.resolve().is_relative_to(drawn)]
+            paths = [
+                p
+                for p in films_below(path)
+                if not (p.resolve().is_relative_to(drawn) or _is_overlay(p))
+            ]
             if not paths:
                 raise ValueError(f"{name}: no films in this folder ({', '.join(FILM_SUFFIXES)})")
         elif path.exists():
@@ -55,6 +62,11 @@ def find_films(given: Sequence[str], out: Path) -> list[Path]:
         for path in paths:
             found.setdefault(path.resolve(), path)
     return list(found.values())
+
+
+def _is_overlay(path: Path) -> bool:
+    """Whether a file is the picture of an earlier call, whose results lie above it."""
+    return path.parent.name == OVERLAYS and (path.parents[1] / RESULTS).is_file()
 
 
 def measure_files(
@@ -73,9 +85,9 @@ def measure_files(
     from hpc_hipgen.progress import progress
 
     names = _overlay_names(files)
-    workers = usable_cpus()
-    with ThreadPoolExecutor(workers) as pool:
-        pictures: list[Future[None]] = []
+    pool = ThreadPoolExecutor(usable_cpus())
+    pictures: list[Future[None]] = []
+    try:
         done = progress(_measured(files, ruler, batch, pool), len(files), "measuring")
         for path, film, found, line in done:
             lines.append(line)
@@ -86,6 +98,8 @@ def measure_files(
                     pictures.pop(0).result()
         for picture in pictures:
             picture.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 Measured = tuple[Path, "SpacedFilm | None", "FilmMeasurement | None", dict[str, Any]]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from scipy.special import expit, logit
 from torch import Tensor
 
-from hpc_hipgen.files import write_atomic
+from hpc_hipgen.files import reading_export, write_atomic
 from hpc_hipgen.radiograph.films import FLAT, is_flat
 from hpc_hipgen.radiograph.geometry import IMAGE_SIDES, Landmarks, norberg_angle
 from hpc_hipgen.radiograph.scenes import CLOSE_UP, CLOSE_UP_MARGIN, close_up_matrices
@@ -395,11 +395,9 @@ def load_film_ruler(folder: Path, **limits: float) -> FilmRuler:
     """
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder}: holds no film ruler ({SETTINGS})")
-    try:
+    with reading_export(folder, RuntimeError, TypeError):
         settings = json.loads((folder / SETTINGS).read_text())
         networks = FilmNetworks(tuple(settings["finder"]), tuple(settings["hip"]))
         networks.load_state_dict(load_file(folder / "model.safetensors"))
         calibration, films = Calibration(**settings["calibration"]), settings.get("lab_films", 0)
         return FilmRuler(networks, calibration, lab_films=films, **limits)
-    except (OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{folder}: a damaged film ruler ({error})") from None

@@ -200,7 +200,7 @@ def load_ruler(folder: Path, min_confidence: float = 0.05) -> Ruler:
     """
     if not (folder / "ruler.json").is_file():
         raise ValueError(f"{folder}: holds no ruler (ruler.json)")
-    with reading_export(folder):
+    with reading_export(folder, RuntimeError, TypeError):
         settings = json.loads((folder / "ruler.json").read_text())
         network = RulerNetwork(tuple(settings["channels"]))
         network.load_state_dict(load_file(folder / "model.safetensors"))

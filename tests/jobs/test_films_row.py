@@ -18,7 +18,7 @@ from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import real_films as count_real_films
 from hpc_hipgen.pipeline import report_items, sample_shard, stages
-from hpc_hipgen.radiograph.film_sources import read_films
+from hpc_hipgen.radiograph.film_sources import check_prepared, read_films
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.radiograph.phantom import draw_phantom
 from hpc_hipgen.rulers.ruler import Measurement
@@ -193,6 +193,9 @@ def test_a_finished_launch_prints_the_table(run, films, tmp_path, capsys):
     assert "everything is done" in said and "estimates!" in said
     assert "a.png  left        90.0      93.5    +3.5        0.50\n" in said
     assert "held-out films of its data set: 0.75 degrees" in said and "always answering" not in said
+    run.path("report", "metrics.json").write_text("{")
+    assert launch.main([str(run.folder)]) == 2
+    assert f"make it again: python -m jobs.report --run {run.folder}" in capsys.readouterr().err
 
 
 def test_bad_films_end_with_all_problems_before_anything_is_written(films, tmp_path, capsys):
@@ -215,7 +218,9 @@ def test_bad_films_end_with_all_problems_before_anything_is_written(films, tmp_p
     assert [p.name for p in run.folder.iterdir()] == ["config.yaml"]
 
 
-def test_films_that_change_once_they_are_prepared_are_not_ignored(films, tmp_path, capsys):
+def test_films_that_change_once_they_are_prepared_are_not_ignored(
+    films, tmp_path, capsys, monkeypatch
+):
     own = shutil.copytree(films, tmp_path / "own")
     run = Run.create(tmp_path / "run", experiment(own))
     prepare.prepare(run)
@@ -233,6 +238,11 @@ def test_films_that_change_once_they_are_prepared_are_not_ignored(films, tmp_pat
         assert len(said) == 2 and all(text.startswith(line) for text in said)
         path.write_bytes(before)
     assert launch.main(given) == 0
+    with monkeypatch.context() as theirs:  # of a user who may not read it any more
+        theirs.setattr("os.access", lambda path, _: path != table)
+        table.write_text("")
+        assert launch.main(given) == 0
+    table.write_bytes(before)
     (own / "1.png").unlink()  # as after they were put away
     assert launch.main(given) == 0
     table.write_text("")
@@ -240,6 +250,22 @@ def test_films_that_change_once_they_are_prepared_are_not_ignored(films, tmp_pat
     marker.pop("sources")  # a run of before
     write_atomic(run.path("stages", "prepare.json"), json.dumps(marker))
     assert launch.main(given) == 0
+
+
+def test_films_that_have_changed_are_not_prepared_anew_for_models_that_are_there(films, tmp_path):
+    """A purged scratch may take the marker: dogs would be dealt anew."""
+    own = shutil.copytree(films, tmp_path / "own")
+    run = Run.create(tmp_path / "run", experiment(own))
+    prepare.prepare(run)
+    table = own / "landmarks.csv"
+    table.write_text(table.read_text() + "\n")
+    run.unmark("prepare")
+    check_prepared(run)  # nothing is trained yet: made again
+    run.mark_done("train-ruler")
+    with pytest.raises(ConfigError, match="has changed since this run was prepared"):
+        check_prepared(run)
+    with pytest.raises(ConfigError, match="has changed since this run was prepared"):
+        prepare.prepare(run)
 
 
 def test_both_sets_of_films_are_checked_at_once(films, tmp_path):
@@ -250,6 +276,15 @@ def test_both_sets_of_films_are_checked_at_once(films, tmp_path):
         read_films(experiment(tmp_path / "measured", data=data))
     assert "2 problems" in str(error.value)
     assert all(f"{name}/landmarks.csv" in str(error.value) for name in ("trained", "measured"))
+
+
+def test_films_that_are_only_measured_need_no_splits(films, tmp_path):
+    """A table that deals some of its films, or one dog twice, says nothing of measuring them."""
+    own = shutil.copytree(films, tmp_path / "own")
+    table = own / "landmarks.csv"
+    table.write_text(table.read_text().replace("test", ""))
+    _, measured = read_films(experiment(own))
+    assert [film.split for film in measured] == ["test", "test"]
 
 
 def test_films_are_not_trained_on_and_measured(films):

@@ -136,6 +136,54 @@ def test_pictures_that_cannot_be_written_lose_no_measurement(films, monkeypatch,
     assert "No space left on device; stopped after 2 of 2 files" in capsys.readouterr().err
 
 
+def test_a_disk_that_takes_no_table_either_loses_no_measurement(films, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    begun = []
+    monkeypatch.setattr(film_measuring, "_draw", lambda *_: begun.append(1) or full())
+    monkeypatch.setattr("hpc_hipgen.files.write_atomic", full)
+    assert measure.main(["films", "--out", "out", "--batch", "1"]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("film,status,") and said.out.count(",measured,") == 2
+    assert "the measurements are printed above" in said.err
+    assert not Path("out/measurements.csv").exists()
+
+
+def test_the_ruler_that_was_made_where_the_site_has_its_runs_is_taken(films, monkeypatch, tmp_path):
+    assert measure._default_ruler() == measure.SHIPPED_RULER
+    site = tmp_path / "site.yaml"
+    site.write_text(f"results: {tmp_path}/scratch")
+    monkeypatch.setenv("HIPGEN_SITE", str(site))
+    assert measure._default_ruler() == measure.SHIPPED_RULER
+    there = tmp_path / "scratch" / "film_ruler" / "film_ruler" / "export"
+    there.mkdir(parents=True)
+    assert measure._default_ruler() == there
+    (tmp_path / measure.OWN_RULER).mkdir(parents=True)
+    assert measure._default_ruler() == measure.OWN_RULER
+
+
+def test_films_that_cannot_be_read_are_not_left_out(films, monkeypatch, capsys):
+    (films / "gone.dcm").symlink_to("nowhere")  # content that was not fetched
+    assert measure.main(["films", "--out", "out"]) == 1
+    assert table(Path("out"))["gone.dcm"]["status"] == "unreadable"
+
+    def closed(top, onerror, **_):
+        onerror(PermissionError(13, "Permission denied", f"{top}/more"))
+        return iter(())
+
+    monkeypatch.setattr("os.walk", closed)
+    assert measure.main(["films", "--out", "out"]) == 2
+    assert "error: films/more: cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+def test_pictures_of_any_earlier_call_are_not_measured(films):
+    assert measure.main(["films/a.png", "--out", "films/first"]) == 0
+    assert (films / "first" / "overlays" / "a.png.png").is_file()
+    found = film_measuring.find_films(["films"], Path("second"))
+    assert [path.name for path in found] == ["a.png", "b.tif", "noise.png", "z.png"]
+
+
 @pytest.mark.parametrize("out", ["file", "file/below", "taken"])
 def test_an_out_folder_that_cannot_be_is_said_before_anything_is_measured(
     films, monkeypatch, capsys, out

@@ -234,6 +234,16 @@ def test_pixels_that_a_header_calls_oblong_are_refused(tmp_path, suffix, saved):
     assert read_film(path).shape == (20, 30)
 
 
+def test_a_tiff_that_states_the_shape_of_its_pixels_alone(tmp_path):
+    """Without a unit (ResolutionUnit 1), as of ImageJ, the resolution is an aspect ratio."""
+    path, film = tmp_path / "a.tif", Image.fromarray(np.zeros((20, 30), np.uint8))
+    film.save(path, tiffinfo={282: 2.0, 283: 1.0, 296: 1})
+    with pytest.raises(ValueError, match=r"not square by its header \(resolution 2 x 1\)"):
+        read_film(path)
+    film.save(path, tiffinfo={282: 2.0, 283: 2.0, 296: 1})
+    assert read_film(path).shape == (20, 30)
+
+
 def test_damaged_dicom_is_refused(tmp_path):
     path = write_dicom(tmp_path / "film.dcm", RAMP)
     path.write_bytes(path.read_bytes()[:-1000])

@@ -1,7 +1,12 @@
 """Scenes of the film ruler: what is there is marked, and nothing else changes the phantoms."""
 
-import numpy as np
+import errno
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from hpc_hipgen.files import disk_full
 from hpc_hipgen.radiograph.phantom_overlays import _write as write
 from hpc_hipgen.radiograph.scene_store import draw_scenes, read_scenes, write_scenes
 from hpc_hipgen.radiograph.scenes import (
@@ -63,6 +68,26 @@ def test_looseness_does_not_tell_the_angle():
     assert np.ptp(angles) > 45
     low = loose[angles < 85]
     assert (low < 0.2).any() and (low > 0.7).any()
+
+
+def test_a_full_disk_is_known_as_one(tmp_path, monkeypatch):
+    """numpy's own writing of a file says so and so many bytes of so many, and nothing else."""
+    scenes = draw_scenes(0, 1)
+
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return False
+
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda *_: Full())
+    with pytest.raises(OSError) as error:
+        write_scenes(tmp_path, scenes)
+    assert disk_full(error.value)
 
 
 def test_stored_scenes_are_read_back(tmp_path):

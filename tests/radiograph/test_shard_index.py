@@ -63,10 +63,22 @@ def replace_by_another_table(folder):
     pd.DataFrame({"id": []}).to_parquet(folder / "train.parquet")
 
 
-OLD = [lambda f: (f / "train.parquet").unlink(), touch, damage, replace_by_another_table]
+def flip_a_number(folder):
+    """A byte of the landmarks: the table reads as before, but for the value."""
+    path = folder / "train.parquet"
+    content, table = bytearray(path.read_bytes()), pd.read_parquet(path)
+    value = table["patient_left"].iloc[0]
+    place = content.index(np.float64(value).tobytes())
+    content[place + 5] ^= 1
+    path.write_bytes(content)
+    assert pd.read_parquet(path)["patient_left"].iloc[0] != value
 
 
-@pytest.mark.parametrize("change", OLD, ids=["none", "older", "damaged", "foreign"])
+OLD = [lambda f: (f / "train.parquet").unlink(), touch, damage]
+OLD += [replace_by_another_table, flip_a_number]
+
+
+@pytest.mark.parametrize("change", OLD, ids=["none", "older", "damaged", "foreign", "flipped"])
 def test_it_is_made_anew_where_there_is_none_or_an_old_one(folder, passes, change):
     content = (folder / "train.parquet").read_bytes()
     change(folder)
