@@ -43,6 +43,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +98,9 @@ def _measure(given: argparse.Namespace) -> int:
     print(f"{len(files)} files, measured with the ruler of {given.ruler}", file=sys.stderr)
     lines: list[dict[str, Any]] = []
     status = 0
+    keep = partial(_write_table, given.out, lines)
     try:
-        measure_files(files, ruler, given.out, given.batch, not given.no_overlays, lines)
+        measure_files(files, ruler, given.out, given.batch, not given.no_overlays, lines, keep)
     except (ValueError, OSError) as error:
         print(f"error: {error}; stopped after {len(lines)} of {len(files)} files", file=sys.stderr)
         status = 1
@@ -203,6 +205,13 @@ def _annotated(table: Path, files: Sequence[Path]) -> dict[str, Landmarks]:
     return known
 
 
+def _write_table(out: Path, lines: list[dict[str, Any]]) -> None:
+    from hpc_hipgen.files import write_atomic
+    from hpc_hipgen.rulers.film_report import COLUMNS
+
+    write_atomic(out / "measurements.csv", csv_text(lines, COLUMNS))
+
+
 def _finish(
     lines: list[dict[str, Any]], given: argparse.Namespace, known: dict, lab_films: int
 ) -> int:
@@ -215,7 +224,7 @@ def _finish(
     text: list[str] = []
     if known:
         text, about["against_landmarks"] = film_report.compare(lines, known)
-    write_atomic(given.out / "measurements.csv", csv_text(lines, film_report.COLUMNS))
+    _write_table(given.out, lines)
     write_atomic(given.out / RESULTS, film_report.to_json(lines, lab_films, **about))
     count = Counter(line["status"] for line in lines)
     for line in lines:

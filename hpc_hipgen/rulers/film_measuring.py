@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ OVERLAYS = "overlays"
 
 RESULTS = "measurements.json"
 """What is written beside them at the end."""
+
+KEPT_EVERY = 500
+"""Films after which what was measured is written."""
 
 _LONGEST_NAME = 200  # bytes of a picture's name that are the film's; a name ends at 255
 
@@ -76,9 +79,11 @@ def measure_files(
     batch: int,
     overlays: bool,
     lines: list[dict[str, Any]],
+    keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Adds a line for each file to `lines`, in their order; pictures go to out/overlays.
 
+    `keep` is called after every `KEPT_EVERY` lines, so that a process that is killed loses few.
     Reading and drawing share a few threads, while this one measures batch after batch.
     """
     from hpc_hipgen.parallel import usable_cpus
@@ -91,6 +96,8 @@ def measure_files(
         done = progress(_measured(files, ruler, batch, pool), len(files), "measuring")
         for path, film, found, line in done:
             lines.append(line)
+            if len(lines) % KEPT_EVERY == 0:
+                keep()
             if overlays and film is not None and found is not None:
                 place = out / OVERLAYS / names[path]
                 pictures.append(pool.submit(_draw, place, film, line, found))

@@ -136,6 +136,13 @@ def test_pictures_that_cannot_be_written_lose_no_measurement(films, monkeypatch,
     assert "No space left on device; stopped after 2 of 2 files" in capsys.readouterr().err
 
 
+def test_a_process_that_is_killed_loses_few_films(films, monkeypatch):
+    monkeypatch.setattr(film_measuring, "KEPT_EVERY", 3)
+    monkeypatch.setattr(measure, "_kept", lambda *_: 0)  # where it never comes
+    assert measure.main(["films", "--out", "out"]) == 0
+    assert len(table(Path("out"))) == 3
+
+
 def test_a_disk_that_takes_no_table_either_loses_no_measurement(films, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
