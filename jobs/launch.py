@@ -85,7 +85,7 @@ def _launch(options: argparse.Namespace) -> int:
     done = [s.name for s in graph if run and s.done(run)]
     stale = outdated(graph, options.redo) if options.redo else made_of_less(graph, done)
     done = [name for name in done if name not in stale]
-    if run:
+    if run and "prepare" not in stale:
         check_prepared(run)
     if run and len(done) == len(graph) and not options.dry_run:
         print(f"{shown(folder)}: everything is done. {report_line(run)}")

@@ -112,6 +112,8 @@ def test_a_folder_of_another_size_is_noted_and_one_of_grey_images_refused(tiny_s
 def test_a_checkpoint_is_not_written_every_second_step(batch, expected):
     training = Training(images=200_000, batch=batch, lr=1e-3)
     assert training.checkpoint_images == expected
+    kept = Training(images=200_000, batch=batch, lr=1e-3, keep_images=5000)
+    assert kept.checkpoint_images == min(expected, 5000), "those that are kept are written"
     assert Training(**training.model_dump() | {"checkpoint_images": 9}).checkpoint_images == 9
 
 

@@ -159,7 +159,7 @@ def calls_of(
         ]
     else:
         n = min(site.array_tasks, len(items))
-        ends = [k * len(items) // n for k in range(n + 1)]
+        ends = [k * len(items) // max(n, 1) for k in range(n + 1)]
         blocks = [sorted(items)[first:last] for first, last in pairwise(ends)]
         shares = blocks if stage.blocks else [items[k::n] for k in range(n)]
     return [

@@ -100,9 +100,11 @@ class Training(Section):
         if not isinstance(values, dict):
             return values
         more = {"zero_stage": 0} if values.get("optimizer") == "muon" else {}
-        batch = values.get("batch")
+        batch, keep = values.get("batch"), values.get("keep_images")
         if isinstance(batch, int) and 60 * batch > 2_000:
-            more["checkpoint_images"] = 60 * batch
+            # those that are kept must have been written
+            most = max(2_000, keep) if isinstance(keep, int) else 60 * batch
+            more["checkpoint_images"] = min(60 * batch, most)
         return {**more, **values}
 
     @model_validator(mode="after")

@@ -8,6 +8,8 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +23,7 @@ from hpc_hipgen.generators.autoencoder import encode, views_at_once
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.engine import device, rank, world_size
-from hpc_hipgen.training.rank_zero import only_rank_0
+from hpc_hipgen.training.rank_zero import only_rank_0, together
 
 _WAIT_SECONDS = 1.0
 
@@ -83,29 +85,25 @@ def _claimed(path: Path, views: int, say_busy: Callable[[], None]) -> IO[str] | 
 
 def _make(path: Path, autoencoder: AutoencoderKL, films: Films) -> None:
     """Writes the file, each rank a part of it where there are several."""
-    batch = views_at_once(films.images.shape[1])
+    batch, ranks = views_at_once(films.images.shape[1]), world_size()
     count = -(-len(films) // batch)  # of batches: their bounds, and so the bits, are the same
-    ends = [min(count * k // world_size() * batch, len(films)) for k in range(world_size() + 1)]
-    share = range(ends[rank()], ends[rank() + 1])
-    if world_size() == 1:
-        _encode_share(path, autoencoder, films, share, batch)
+    ends = [min(count * k // ranks * batch, len(films)) for k in range(ranks + 1)]
+    shares = [range(first, last) for first, last in pairwise(ends)]
+    encode_share = partial(_encode_share, autoencoder, films, shares[rank()], batch)
+    if ranks == 1:
+        encode_share(path)
         return
-    parts = [path.with_suffix(f".part-{k}-of-{world_size()}") for k in range(world_size())]
-    problem: Exception | None = None
-    try:
-        if share and not _whole(parts[rank()], len(share)):
-            _encode_share(parts[rank()], autoencoder, films, share, batch)
-    except (ValueError, OSError) as error:
-        problem = error
-    said: list[str | None] = [None] * world_size()
-    torch.distributed.all_gather_object(said, problem and str(problem))
+    parts = [path.with_suffix(f".part-{k}-of-{ranks}") for k in range(ranks)]
+    there = _whole(parts[rank()], len(shares[rank()]))
+    wanted = shares[rank()] and not there
+    together(
+        lambda beat: encode_share(parts[rank()], beat) if wanted else None,
+        -(-max(map(len, shares)) // batch),
+    )
 
     def join(say_busy: Callable[[], None]) -> None:
-        if problem:
-            raise problem
-        if other := next(filter(None, said), None):
-            raise ValueError(other)
-        write_atomic(path, _joined([part for part in parts if part.exists()], say_busy))
+        whole = [part for part, share in zip(parts, shares, strict=True) if share]
+        write_atomic(path, _joined(whole, len(films), say_busy))
         for part in path.parent.glob(f"{path.stem}.part-*"):
             part.unlink()
 
@@ -113,17 +111,19 @@ def _make(path: Path, autoencoder: AutoencoderKL, films: Films) -> None:
 
 
 def _encode_share(
-    path: Path, autoencoder: AutoencoderKL, films: Films, share: range, batch: int
-) -> None:
+    autoencoder: AutoencoderKL, films: Films, share: range, batch: int, path: Path,
+    beat: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     # channels last: on a CPU an encoder is 1.7 times as fast so (docs/log.md); its training is
     # not, hence the copy
     encoder = copy.deepcopy(autoencoder).to(device(), memory_format=torch.channels_last)
-    write_atomic(path, _encoded(encoder.eval(), films, share, batch))
+    write_atomic(path, _encoded(encoder.eval(), films, share, batch, beat))
 
 
-def _joined(parts: list[Path], say_busy: Callable[[], None]) -> Iterator[bytes]:
-    """The .npy files one after another, as one."""
+def _joined(parts: list[Path], views: int, say_busy: Callable[[], None]) -> Iterator[bytes]:
+    """The .npy files one after another, as one of so many views."""
     arrays = [np.load(part, mmap_mode="r") for part in parts]
+    assert sum(map(len, arrays)) == views, "a part of another file"
     yield _header((sum(map(len, arrays)), *arrays[0].shape[1:]))
     for array in arrays:
         for start in range(0, len(array), 4096):
@@ -151,8 +151,13 @@ def _whole(path: Path, views: int) -> bool:
         return False
 
 
-def _encoded(autoencoder: AutoencoderKL, films: Films, share: range, batch: int) -> Iterator[bytes]:
-    """Latents of the views of a share as an .npy file; the next views are decoded meanwhile."""
+def _encoded(
+    autoencoder: AutoencoderKL, films: Films, share: range, batch: int, beat: Callable[[], None]
+) -> Iterator[bytes]:
+    """Latents of the views of a share as an .npy file; the next views are decoded meanwhile.
+
+    `beat` is called after each batch.
+    """
     starts = range(share.start, share.stop, batch)
     for start in progress(starts, len(starts), f"encoding views by {batch}"):
         views = films.images[start : min(start + batch, share.stop)]
@@ -165,6 +170,7 @@ def _encoded(autoencoder: AutoencoderKL, films: Films, share: range, batch: int)
         if start == share.start:
             yield _header((len(share), *latents.shape[1:]))
         yield latents.numpy().tobytes()
+        beat()
 
 
 def _header(shape: tuple[int, ...]) -> bytes:

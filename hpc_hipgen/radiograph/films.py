@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -313,8 +314,8 @@ def _side_at_right(dataset: "Dataset") -> str:
 
 def is_film_name(path: Path) -> bool:
     """Whether a file of a folder is taken for a film: by its suffix, or as DICOM without one."""
-    if path.name.startswith("._") or path.name.upper() == "DICOMDIR":
-        return False  # what macOS leaves behind, and the index of a DICOM disc
+    if path.name.startswith(("._", ".#")) or path.name.upper() == "DICOMDIR":
+        return False  # what macOS and Emacs leave behind, and the index of a DICOM disc
     if path.suffix.lower() in FILM_SUFFIXES:
         return True
     # DICOM files are named by identifiers, whose last part looks like a suffix
@@ -322,6 +323,8 @@ def is_film_name(path: Path) -> bool:
         return False
     try:
         return _begins_as_dicom(path)
+    except FileNotFoundError:  # a link to nothing
+        return False
     except OSError:  # whoever reads it says why it cannot be
         return True
 
@@ -329,10 +332,8 @@ def is_film_name(path: Path) -> bool:
 def films_below(folder: Path) -> list[Path]:
     """The films of a folder and of all that lies below it, in order; links are followed.
 
-    A link to nothing is one of them if its name is a film's: whoever reads it says so.
-
-    Raises:
-        ValueError: naming a folder that cannot be read.
+    A link to nothing is one of them if its suffix is a film's: whoever reads it says so. A folder
+    that cannot be read is named on the console.
     """
     seen: set[str] = set()
     found: list[Path] = []
@@ -350,7 +351,8 @@ def films_below(folder: Path) -> list[Path]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise ValueError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    said = f"warning: {error.filename}: cannot be read ({error.strerror}); its films are left out"
+    print(said, file=sys.stderr, flush=True)
 
 
 def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, float]:

@@ -38,7 +38,7 @@ def find_films(given: Sequence[str], out: Path) -> list[Path]:
     earlier calls may have drawn there, or in `out`.
 
     Raises:
-        ValueError: naming the argument that names nothing, or a folder that cannot be read.
+        ValueError: naming the argument that names nothing.
     """
     from hpc_hipgen.radiograph.films import FILM_SUFFIXES, films_below
 

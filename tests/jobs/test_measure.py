@@ -172,16 +172,30 @@ def test_the_ruler_that_was_made_where_the_site_has_its_runs_is_taken(films, mon
 
 def test_films_that_cannot_be_read_are_not_left_out(films, monkeypatch, capsys):
     (films / "gone.dcm").symlink_to("nowhere")  # content that was not fetched
+    for other in ("latest", ".#a.png"):  # a link to a folder that is gone, a lock of an editor
+        (films / other).symlink_to("nowhere")
     assert measure.main(["films", "--out", "out"]) == 1
-    assert table(Path("out"))["gone.dcm"]["status"] == "unreadable"
+    found = table(Path("out"))
+    assert found["gone.dcm"]["status"] == "unreadable" and len(found) == 5
 
     def closed(top, onerror, **_):
         onerror(PermissionError(13, "Permission denied", f"{top}/more"))
         return iter(())
 
     monkeypatch.setattr("os.walk", closed)
-    assert measure.main(["films", "--out", "out"]) == 2
-    assert "error: films/more: cannot be read (Permission denied)" in capsys.readouterr().err
+    assert measure.main(["films", "films/a.png", "--out", "out"]) == 2, "none is left in it"
+    said = capsys.readouterr().err
+    assert "warning: films/more: cannot be read (Permission denied); its films are left" in said
+
+
+def test_whatever_stops_it_what_was_measured_is_kept(films, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a kernel")
+
+    monkeypatch.setattr(film_measuring, "_draw", broken)
+    with pytest.raises(RuntimeError, match="a kernel"):
+        measure.main(["films/a.png", "films/more", "--out", "out"])
+    assert set(table(Path("out"))) == {"a.png", "b.tif"}
 
 
 def test_pictures_of_any_earlier_call_are_not_measured(films):
