@@ -107,12 +107,9 @@ def _measure(given: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"interrupted after {len(lines)} of {len(files)} files", file=sys.stderr)
         status = 130
-    except BaseException:  # whatever it is, what was measured is kept
-        if lines:
-            _kept(lines, given, known, ruler.lab_films)
-        raise
-    # an earlier call's tables are not exchanged for empty ones
-    unread = _kept(lines, given, known, ruler.lab_films) if lines else 0
+    finally:  # whatever stops it, what was measured is kept
+        # an earlier call's tables are not exchanged for empty ones
+        unread = _kept(lines, given, known, ruler.lab_films) if lines else 0
     return status or unread
 
 

@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -299,17 +299,13 @@ class AtWorkError(RuntimeError):
     """Another process works on the same part of a stage."""
 
 
-def holding(run: Run, stage: str, part: str = "") -> AbstractContextManager[None]:
+@contextmanager
+def holding(run: Run, stage: str, part: str = "") -> Iterator[None]:
     """Holds a stage, or a part of an array, against other processes, of any node.
 
     Entering raises AtWorkError, after a short wait for a process that is about to end.
     """
-    return _lock(stage_logs(run, stage) / f"running{part}")
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    job = os.environ.get("SLURM_JOB_ID")
+    path, job = stage_logs(run, stage) / f"running{part}", os.environ.get("SLURM_JOB_ID")
     with path.open("a+") as file:
         began, said = time.monotonic(), False
         while lock(file) is False:  # None, on a file system without locks: nothing to hold
@@ -320,9 +316,7 @@ def _lock(path: Path) -> Iterator[None]:
                 said = True
                 print(f"waits for an earlier start of this job to end: {holder}", flush=True)
             if time.monotonic() - began > (_OWN_LOCK_SECONDS if own else _LOCK_SECONDS):
-                raise AtWorkError(
-                    f"{path.parent.name} is being worked on already: {holder or path}"
-                )
+                raise AtWorkError(f"{stage} is being worked on already: {holder or path}")
             time.sleep(0.2)
         file.seek(0)
         file.truncate()

@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 from hpc_hipgen.cluster.accounting import FINE, cluster_options, look_up
@@ -159,9 +158,11 @@ def calls_of(
         ]
     else:
         n = min(site.array_tasks, len(items))
-        ends = [k * len(items) // max(n, 1) for k in range(n + 1)]
-        blocks = [sorted(items)[first:last] for first, last in pairwise(ends)]
-        shares = blocks if stage.blocks else [items[k::n] for k in range(n)]
+        if stage.blocks:
+            ordered, count = sorted(items), len(items)
+            shares = [ordered[k * count // n : (k + 1) * count // n] for k in range(n)]
+        else:
+            shares = [items[k::n] for k in range(n)]
     return [
         StageCall(stage, folder, share, (k, len(shares)), retries=retries)
         for k, share in enumerate(shares)

@@ -121,10 +121,10 @@ def audit(
 ) -> dict[str, Any] | None:
     """Copies of training films among what each generator drew; None where it cannot be told.
 
-    `dogs`: the dog of each film whose captions were drawn for; others are dogs of their own.
     That is without drawn films, without features of the controls (evaluated by an earlier
     version), or with fewer than `LEAST_HELD_OUT` validation films.
 
+    `dogs`: the dog of each film whose captions were drawn for; others are dogs of their own.
     Keys: definition; alarm; embeddings (what, threshold and held_out of each); held_out, rows and
     controls (see `rates`, by row or kind of copy); pairs (the closest of each row).
     Raises ValueError naming the file when the stored features are of other films.

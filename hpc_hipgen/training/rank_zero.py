@@ -72,18 +72,18 @@ def together(work: Callable[[Callable[[], None]], None], steps: int) -> None:
 
     problem: Exception | None = None
     try:
-        try:
-            work(step)
-        except _StoppedError:
-            raise
-        except Exception as error:
-            problem = error
+        work(step)
+    except _StoppedError as stopped:
+        problem = stopped.error()  # all ranks have heard of it
+    except Exception as error:
+        problem = error
+    try:
         while left:
             beat(problem)
     except _StoppedError as stopped:
-        if problem:
-            raise problem from None
-        raise stopped.error() from None
+        problem = problem or stopped.error()
+    if problem:
+        raise problem
 
 
 class _StoppedError(Exception):
