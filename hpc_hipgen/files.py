@@ -11,10 +11,18 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_AT_ONCE = 16
+"""Files that are written to the disk, linked or read at a time, where they are many."""
 
 
 class DamagedError(ValueError):
@@ -90,8 +98,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         # A hard link needs no second sync of the same file.
-        for file in {f.stat().st_ino: f for f in temporary.rglob("*") if f.is_file()}.values():
-            fsync(file)
+        files = {f.stat().st_ino: f for f in temporary.rglob("*") if f.is_file()}
+        for _ in overlapped(fsync, files.values()):
+            pass
         if path.exists():
             os.replace(path, workspace / _RETIRED)
         os.replace(temporary, path)
@@ -197,6 +206,17 @@ def disk_full(error: BaseException | None) -> bool:
 def full_disk_advice(folder: Path) -> str:
     """One line for whoever filled the disk."""
     return f"{folder}: the disk is full. Free space there, then start again to go on."
+
+
+def overlapped(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """What `work`, which waits for a disk, returns for each of many items, in their order.
+
+    In threads: a disk has the files of many on it in little more time than that of one.
+    """
+    rest = iter(items)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        while part := list(islice(rest, 4 * _AT_ONCE)):
+            yield from pool.map(work, part)
 
 
 def sha256_of(path: Path) -> str:

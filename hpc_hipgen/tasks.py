@@ -183,7 +183,7 @@ def dall_e(run: Run, _: str) -> Task:
     """Learns from pairs of image and caption."""
     from hpc_hipgen.generators.dall_e import DallETask
 
-    return DallETask(run.config, _pairs(run), load_discrete_vae(run))
+    return DallETask(run.config, _pairs(run), load_discrete_vae(run), run.path("latents"))
 
 
 def clip(run: Run, _: str) -> Task:
@@ -198,7 +198,8 @@ def prior(run: Run, _: str) -> Task:
     from hpc_hipgen.generators.clip import load_parts
     from hpc_hipgen.generators.prior import PriorTask
 
-    return PriorTask(run.config, _imagefolder(run), load_parts(run.first_stage("clip")))
+    parts, cache = load_parts(run.first_stage("clip")), run.path("latents")
+    return PriorTask(run.config, _imagefolder(run), parts, cache)
 
 
 def unclip(run: Run, _: str) -> Task:

@@ -9,6 +9,7 @@ films those of the stage before. Nothing heavy is imported here.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -105,7 +106,8 @@ def _check_films(run: Run, settings: Settings) -> None:
         raise ConfigError(f"{run.folder}: this experiment has no ruler")
     if run.config.ruler.training is None:
         raise ConfigError("ruler.training: missing in this run, and says how rulers are trained")
-    batch, least = run.config.ruler.training.batch, settings.films[0] * len(views) // films
+    batch = run.config.ruler.training.batch
+    least = sum(sorted(Counter(views).values())[: settings.films[0]])  # which films, is left to lot
     if least < batch:
         raise ConfigError(f"films={settings.films[0]}: {least} views, less than a batch of {batch}")
     if settings.images < batch:

@@ -41,6 +41,8 @@ What is made is set by `seed` and `data` of RUN/config.yaml:
   resolution, head_distance, views   size of the square views, distance between the femoral
                   heads as a fraction of it, crops of each training film; half of them are mirrored,
                   but not of films with a letter or text left in them, or in prompt classes 1 to 3
+  balance         how much more crops films with rare angles become (0: all as many, 1: as if all
+                  angles were equally frequent, within half and four times `views`, their mean)
   even_angles     share of the training phantoms whose angles are even over 58 to 122 degrees
   jitter          share of the full jitter (4 degrees, 3 % of the width, 5 % zoom) of those crops
   warp            degrees by which the angles of a crop with jitter differ from its film's (0: not)
@@ -113,7 +115,13 @@ def prepare(run: Run) -> None:
     _say_of_files(run.config.evaluation.films, measured)
     before = sources(run.config, {"data.films": films, "evaluation.films": measured})
     settings = ViewSettings(
-        data.resolution, data.head_distance, data.views, run.config.seed, data.jitter, data.warp
+        data.resolution,
+        data.head_distance,
+        data.views,
+        run.config.seed,
+        data.jitter,
+        data.warp,
+        data.balance,
     )
     with atomic_folder(run.path("data")) as folder:
         rows, budget, masking = write_dataset(folder, films, settings)
@@ -129,6 +137,9 @@ def prepare(run: Run) -> None:
         dogs = len({film.dog for film in films if film.split == split})
         of = f" of {dogs} dogs" if data.source == "films" else ""
         print(f"prepare: {split}: {films_of[split]} films{of}, {views_of[split]} views")
+    if data.balance:
+        each = Counter(row["film"] for row in rows if row["split"] == "train").values()
+        print(f"prepare: {min(each)} to {max(each)} views a training film, most of rare angles")
     for line in [*budget.lines(), *masking]:
         print(f"prepare: {line}", flush=True)
     if measured:

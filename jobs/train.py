@@ -17,6 +17,7 @@ from typing import Any
 
 from hpc_hipgen.config import TRAINED
 from hpc_hipgen.files import atomic_folder
+from hpc_hipgen.models import RULERS
 from hpc_hipgen.run import Run
 from hpc_hipgen.tasks import measured_task
 
@@ -28,6 +29,8 @@ def train(run: Run, model: str) -> dict[str, Any]:
     not train.
     """
     from hpc_hipgen.evaluation.model_card import write_card
+    from hpc_hipgen.radiograph.duplicates import keep_learnt
+    from hpc_hipgen.radiograph.film_sources import films_learnt
     from hpc_hipgen.tracking import tracked
     from hpc_hipgen.training import loop
     from hpc_hipgen.training.checkpoint import complete_checkpoints
@@ -47,6 +50,8 @@ def train(run: Run, model: str) -> dict[str, Any]:
         if rank() == 0:
             with atomic_folder(folder / "export") as export:
                 figures |= task.export(export)
+                if model not in RULERS:  # they have it among their settings
+                    keep_learnt(export, films_learnt(run))
                 write_card(run, model, export, figures, {})
             print(f"{model}: done, {_line(figures)}", file=sys.stderr, flush=True)
             run.mark_done(stage, **figures)

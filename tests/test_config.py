@@ -258,6 +258,7 @@ def test_the_default_experiment_has_all_models():
         ("data.source", "films", "data.films: a folder is needed"),
         ("data.films", "/films", "x.yaml: data.films: given, but"),
         ("data", {"warp": 5, "views": 1}, "data.warp: given, but the one view"),
+        ("data", {"balance": 1, "views": 1}, "data.balance: given, but data.views leaves"),
         ("name", "a b", "name: "),
         ("llcm.skip", 30, "llcm.skip: 30 does not divide"),
         ("llcm.guidance", [6, 2], "llcm.guidance: 0 <= w_min <= w_max"),

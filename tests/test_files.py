@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hpc_hipgen.files import (
     DamagedError,
     atomic_folder,
     clean_abandoned,
+    overlapped,
     read_json,
     reading_export,
     remove_folder,
@@ -178,3 +181,26 @@ def test_an_export_that_cannot_be_read_is_named(tmp_path):
             raise OSError("no file\nof it")
     with pytest.raises(RuntimeError), reading_export(tmp_path):
         raise RuntimeError("the GPU is out of memory")
+
+
+def test_overlapped_work_overlaps():
+    both = threading.Barrier(2, timeout=30)
+    assert list(overlapped(lambda number: both.wait() * 0 + number, range(2))) == [0, 1]
+
+
+def test_overlapped_work_keeps_its_order_and_does_not_run_far_ahead():
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        time.sleep(0.002 * (number % 3))
+        if number == 700:
+            raise OSError("a full disk")
+        return -number
+
+    results = overlapped(work, iter(range(1000)))
+    assert [next(results) for _ in range(5)] == [0, -1, -2, -3, -4]
+    assert len(begun) < 100
+    with pytest.raises(OSError, match="a full disk"):
+        list(results)
+    assert max(begun) < 800 and list(overlapped(work, [])) == []

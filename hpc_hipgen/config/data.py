@@ -9,6 +9,9 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from hpc_hipgen.config.base import Channels, Section, check_brings_its_own
 
+VIEWS_OF_A_FILM = (0.5, 4.0)
+"""Fewest and most that `balance` gives a film, in parts of `views`."""
+
 
 class Data(Section):
     """The films: where they come from and how they are cropped."""
@@ -32,6 +35,9 @@ class Data(Section):
     # Degrees: spread by which the angles of a jittered view differ from its film's; 0: none. Few
     # films then show many angles, and are not learnt by heart with the one they have.
     warp: float = Field(0.0, ge=0, le=6)
+    # Films with rare angles get more views than others, which `views` is the mean of then: 1: as if
+    # all angles were equally frequent, within half and four times the mean; 0: all have as many.
+    balance: float = Field(0.0, ge=0, le=1)
     # Share of the training phantoms whose angles are drawn evenly over their range: of the
     # population's, one in fifty is below 80 degrees, and what is rare is drawn badly.
     even_angles: float = Field(0.0, ge=0, le=1)
@@ -45,6 +51,8 @@ class Data(Section):
             raise ValueError(f"data.{key}: given, but data.source is 'phantom', which ignores it")
         if self.warp and self.views == 1:
             raise ValueError("data.warp: given, but the one view of data.views is the nominal one")
+        if self.balance and self.views == 1:
+            raise ValueError("data.balance: given, but data.views leaves every film one view")
         if self.source == "films" and self.even_angles:
             raise ValueError("data.even_angles: given, but films have the angles that they have")
         return self
@@ -90,7 +98,8 @@ class Training(Section):
     compile: bool = False  # torch.compile: minutes at the start, for long runs on GPUs
     # between two checkpoints, of which two are kept; by default no fewer than 60 batches
     checkpoint_images: int = Field(2_000, gt=0)
-    # and, for sweeps over checkpoints, the first one after every multiple of this
+    # and, for sweeps over checkpoints, the weight average of the first one after every multiple of
+    # this
     keep_images: int | None = Field(None, gt=0)
     log_images: int = Field(512, gt=0)  # between two lines of metrics.jsonl
 

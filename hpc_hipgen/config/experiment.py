@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from hpc_hipgen.config.base import (
     check_multiples,
 )
 from hpc_hipgen.config.data import (
+    VIEWS_OF_A_FILM,
     Autoencoder,
     Data,
     DiscreteVAE,
@@ -95,6 +97,20 @@ class Experiment(Section):
             for name, section in sections.items()
             if section and not (name in FIRST_STAGES and getattr(section, "pretrained", None))
         ]
+
+    def given_models(self) -> dict[str, Path]:
+        """Folders of models from elsewhere that this experiment goes on from or takes, by key.
+
+        But for rulers, which no generator learns from.
+        """
+        sections = {name: getattr(self, name) for name in TRAINED}
+        return {
+            f"{name}.{key}": folder
+            for name, section in sections.items()
+            if not isinstance(section, Ruler | FilmRuler | LabRuler)
+            for key in ("pretrained", "base")
+            if (folder := getattr(section, key, None))
+        }
 
     def film_sets(self) -> dict[str, tuple[Path, Path]]:
         """Folder and landmark table of each set of real films, by the key that names it."""
@@ -182,14 +198,15 @@ def _check_film_ruler(config: Experiment, section: FilmRuler) -> Experiment:
 
 def check_batches(config: Experiment, films: int) -> None:
     """Every batch fits into the views of so many training films; raises ConfigError naming it."""
-    views = config.data.views
     for name in config.trained():
-        section = getattr(config, name)
+        section, views, least = getattr(config, name), config.data.views, ""
         own = min(films, section.instances) if isinstance(section, DreamBooth) else films
+        if own < films and config.data.balance:
+            views, least = math.ceil(VIEWS_OF_A_FILM[0] * views), "at least "
         if section.training.batch > own * views:
             raise ConfigError(
                 f"{name}.training.batch: {section.training.batch} is more than the data set has "
-                f"({own} films x {views} views = {own * views})"
+                f"({own} films x {least}{views} views = {own * views})"
             )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hpc_hipgen.config import Autoencoder, DiscreteVAE, Experiment, training_of
 from hpc_hipgen.diffusion.consistency import spatial_mean
 from hpc_hipgen.generators.focus import hip_focus, hip_windows
+from hpc_hipgen.generators.view_cache import ViewEncoder, cached
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -170,6 +171,12 @@ def encode(autoencoder: AutoencoderKL, images: np.ndarray, batch: int | None = N
         pixels = to_pixels(images[start : start + batch]).to(device, autoencoder.dtype)
         parts.append(autoencoder.encode(pixels).latent_dist.mode().float().cpu())
     return torch.cat(parts) * autoencoder.config.scaling_factor
+
+
+def cached_latents(autoencoder: AutoencoderKL, films: Films, cache: Path) -> Tensor:
+    """Scaled latents (n, c, h, w) float32 of all views, memory-mapped; see `view_cache.cached`."""
+    batch, factor = views_at_once(films.images.shape[1]), str(autoencoder.config.scaling_factor)
+    return cached(ViewEncoder(autoencoder, encode, batch, factor, "the autoencoder"), films, cache)
 
 
 @torch.no_grad()

@@ -25,11 +25,15 @@ from hpc_hipgen.config import CLIP, Experiment, training_of
 from hpc_hipgen.files import reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.probe import asked_angles
+from hpc_hipgen.generators.view_cache import ViewEncoder, cached
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import micro_batch
 from hpc_hipgen.training.task import FilmTask, parameter_count
+
+EMBEDDED_AT_ONCE = 64
+"""Views that become embeddings at once."""
 
 
 @dataclass
@@ -109,13 +113,21 @@ def clip_pixels(images: np.ndarray, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def image_embeddings(model: CLIPModel, images: np.ndarray, batch: int = 64) -> Tensor:
+def image_embeddings(model: CLIPModel, images: np.ndarray, batch: int = EMBEDDED_AT_ONCE) -> Tensor:
     """Embeddings (n, d) float32 on the CPU of views (n, r, r) uint8, not of length 1."""
     size, found = model.config.vision_config.image_size, []
     for start in range(0, len(images), batch):
         pixels = clip_pixels(images[start : start + batch], size).to(model.device)
         found.append(model.get_image_features(pixels).pooler_output.float().cpu())
     return torch.cat(found)
+
+
+def cached_embeddings(model: CLIPModel, films: Films, cache: Path) -> Tensor:
+    """Image embeddings (n, d) float32 of all views, memory-mapped; see `view_cache.cached`."""
+    vision = model.config.vision_config
+    settings = (vision.hidden_act, vision.layer_norm_eps, vision.num_attention_heads)
+    encoder = ViewEncoder(model, image_embeddings, EMBEDDED_AT_ONCE, f"{settings}", "the CLIP")
+    return cached(encoder, films, cache)
 
 
 @dataclass

@@ -33,7 +33,7 @@ from hpc_hipgen.config import DallE, Experiment, Text
 from hpc_hipgen.diffusion.consistency import spatial_mean
 from hpc_hipgen.files import reading_export
 from hpc_hipgen.generators import text
-from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder, decode_images, encode_codes
+from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder, cached_codes, decode_images
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.run import Run
@@ -194,12 +194,14 @@ class TokenLoss(nn.Module):
 class DallETask(FilmTask):
     """The transformer for the training loop."""
 
-    def __init__(self, config: Experiment, films: Films, vae: DiscreteAutoencoder) -> None:
-        """`films`: pairs of image and caption with their landmarks."""
+    def __init__(
+        self, config: Experiment, films: Films, vae: DiscreteAutoencoder, cache: Path
+    ) -> None:
+        """`films`: pairs with landmarks; `cache`: folder of the codes."""
         super().__init__(films)
         self.section = section = config.section("dall_e", DallE)
         self.resolution = config.data.resolution
-        self.codes = encode_codes(vae.to(device()).eval(), films.images)
+        self.codes = cached_codes(vae, films, cache)
         torch.manual_seed(config.seed)
         self.parts = build_parts(section, vae, self.codes.shape[-1])
         self.texts = text.caption_ids(self.parts.tokenizer, films.captions)
@@ -216,7 +218,7 @@ class DallETask(FilmTask):
         weight = hip_focus(landmarks, grid, self.resolution, self.section.hip_weight)
         return {
             "ids": torch.where(dropped[:, None], self.null, self.texts[indices]),
-            "codes": self.codes[indices].flatten(1),
+            "codes": self.codes[indices].flatten(1).long(),
             "weight": weight.flatten(1),
         }
 

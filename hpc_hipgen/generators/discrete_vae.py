@@ -26,7 +26,13 @@ from torch.nn import functional as F
 
 from hpc_hipgen.config import DiscreteVAE, Experiment, training_of
 from hpc_hipgen.diffusion.consistency import spatial_mean
-from hpc_hipgen.generators.autoencoder import to_images, to_pixels, training_windows
+from hpc_hipgen.generators.autoencoder import (
+    to_images,
+    to_pixels,
+    training_windows,
+    views_at_once,
+)
+from hpc_hipgen.generators.view_cache import ViewEncoder, cached
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
@@ -82,8 +88,8 @@ class DiscreteAutoencoder(ModelMixin, ConfigMixin):
         return self.decoder(self.codebook(shares))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Pixels (b, 3, h * stride, w * stride) of codes (b, h, w) int64."""
-        shares = F.one_hot(codes, self.config.codes).movedim(-1, 1)
+        """Pixels (b, 3, h * stride, w * stride) of codes (b, h, w), integers."""
+        shares = F.one_hot(codes.long(), self.config.codes).movedim(-1, 1)
         return self.decode(shares.to(self.dtype).contiguous())
 
 
@@ -228,10 +234,10 @@ class DiscreteVAETask(FilmTask):
 
 @torch.no_grad()
 def encode_codes(autoencoder: DiscreteAutoencoder, images: np.ndarray, batch: int = 32) -> Tensor:
-    """The tokens (n, h, w) int64 on the CPU of views (n, r, r) uint8.
+    """The tokens (n, h, w) int32 on the CPU of views (n, r, r) uint8.
 
     Raises:
-        ValueError: views whose size is no multiple of the stride.
+        ValueError: views whose size is no multiple of the stride, or logits that are not finite.
     """
     stride, size = autoencoder.stride, images.shape[-1]
     if size % stride:
@@ -240,8 +246,18 @@ def encode_codes(autoencoder: DiscreteAutoencoder, images: np.ndarray, batch: in
     for start in range(0, len(images), batch):
         pixels = to_pixels(images[start : start + batch])
         pixels = pixels.to(autoencoder.device, autoencoder.dtype)
-        parts.append(autoencoder.logits(pixels).argmax(1).cpu())
+        logits = autoencoder.logits(pixels)
+        if not torch.isfinite(logits).all():
+            raise ValueError("the discrete VAE gives logits that are not finite")
+        parts.append(logits.argmax(1).int().cpu())
     return torch.cat(parts)
+
+
+def cached_codes(autoencoder: DiscreteAutoencoder, films: Films, cache: Path) -> Tensor:
+    """The tokens (n, h, w) int32 of all views, memory-mapped; see `view_cache.cached`."""
+    batch = views_at_once(films.images.shape[1])
+    encoder = ViewEncoder(autoencoder, encode_codes, batch, "codes", "the discrete VAE")
+    return cached(encoder, films, cache)
 
 
 @torch.no_grad()

@@ -32,9 +32,9 @@ from hpc_hipgen.diffusion.schedule import (
 from hpc_hipgen.diffusion.solvers import one_jump
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
+from hpc_hipgen.generators.autoencoder import cached_latents
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.frozen import freeze
-from hpc_hipgen.generators.latents import cached_latents
 from hpc_hipgen.generators.other_captions import OtherCaptions
 from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
 from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts, load_parts

@@ -106,25 +106,27 @@ class PriorLoss(nn.Module):
 class PriorTask(FilmTask):
     """The prior for the training loop."""
 
-    def __init__(self, config: Experiment, films: Films, parts: clip.CLIPParts) -> None:
-        """`films`: the training split; `parts`: the CLIP of captions and embeddings."""
+    def __init__(
+        self, config: Experiment, films: Films, parts: clip.CLIPParts, cache: Path
+    ) -> None:
+        """`films`: the training split; `parts`: the CLIP; `cache`: folder of the embeddings."""
         super().__init__(films)
         self.section = section = config.section("prior", Prior)
         parts = parts.to(device())
-        embeddings = clip.image_embeddings(parts.model, films.images)
+        self.embeddings = clip.cached_embeddings(parts.model, films, cache)
         distinct, rows = np.unique(np.array(films.captions), return_inverse=True)
         # the empty caption, which guidance subtracts, comes last
         self.captions = clip.encode_captions(parts, [*map(str, distinct), ""])
         self.rows, self.null = torch.from_numpy(rows), len(distinct)
         torch.manual_seed(config.seed)
-        prior = build_prior(section, parts, embeddings)
-        self.embeddings = (embeddings - prior.clip_mean) / prior.clip_std
+        prior = build_prior(section, parts, self.embeddings)
+        self.mean, self.spread = prior.clip_mean.clone(), prior.clip_std.clone()
         self.module = PriorLoss(prior)
         self.averages = {"export": WeightAverage.for_export(prior, training_of(section))}
 
     def batch(self, indices: np.ndarray, random: ImageRandom) -> dict[str, Tensor]:
         """Embeddings, noise, timesteps and captions (some dropped, for guidance)."""
-        embeddings = self.embeddings[indices]
+        embeddings = (self.embeddings[indices] - self.mean) / self.spread
         dropped = random.uniform("dropout") < self.section.caption_dropout
         return {
             "embeddings": embeddings,

@@ -21,8 +21,7 @@ from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment, Probe
 from hpc_hipgen.files import reading_export, write_atomic
-from hpc_hipgen.generators.autoencoder import encode
-from hpc_hipgen.generators.latents import cached_latents
+from hpc_hipgen.generators.autoencoder import cached_latents, encode
 from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.rulers.ruler_training import norberg_angles

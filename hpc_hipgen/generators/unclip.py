@@ -37,7 +37,6 @@ from hpc_hipgen.generators.stable_diffusion import DenoiserLoss, DenoisingTask, 
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.run import Run
 from hpc_hipgen.training.clock import ImageRandom
-from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.task import parameter_count
 
 
@@ -154,13 +153,13 @@ class UnCLIPTask(DenoisingTask):
         self, config: Experiment, films: Films, autoencoder: AutoencoderKL, clip_folder: Path,
         prior_folder: Path, cache: Path,
     ) -> None:  # fmt: skip
-        """`films`: the training split; `cache`: folder of the latents.
+        """`films`: the training split; `cache`: folder of the latents and embeddings.
 
         `clip_folder` and `prior_folder` hold what the decoder is trained on, and exported with.
         """
         section = config.section("unclip", UnCLIP)
-        encoder = clip.load_parts(clip_folder).to(device())
-        self.embeddings = clip.image_embeddings(encoder.model, films.images)
+        encoder = clip.load_parts(clip_folder)
+        self.embeddings = clip.cached_embeddings(encoder.model, films, cache)
         prior = load_prior(prior_folder, encoder.width)
         torch.manual_seed(config.seed)
         latent = config.data.resolution // stride(autoencoder)

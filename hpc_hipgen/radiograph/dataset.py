@@ -20,6 +20,7 @@ from PIL import Image
 from hpc_hipgen.config import LANDMARKS
 from hpc_hipgen.parallel import run_parallel, usable_cpus
 from hpc_hipgen.progress import progress
+from hpc_hipgen.radiograph.balance import views_by_rarity
 from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
 from hpc_hipgen.radiograph.deidentify import Masking, Searched, mask_film, thumbnail
 from hpc_hipgen.radiograph.duplicates import fingerprint, keep_fingerprints
@@ -85,6 +86,12 @@ class PhantomFilm:
         """Every phantom is a dog of its own."""
         return self.name
 
+    def nominal_angles(self) -> Angles:
+        """Those of its landmarks, before it is drawn."""
+        from hpc_hipgen.radiograph.phantom import sample_parameters
+
+        return sample_parameters(self.seed, self.index, angles=self.angles)[1].angles
+
     def load(self) -> Loaded:
         """Draw it; its date is nobody's and stays."""
         from hpc_hipgen.radiograph.phantom import draw_phantom
@@ -103,6 +110,7 @@ class FilmFile:
         masked: text burned into it is masked on reading (deidentify.py).
         keep_markers: but not the L or R of a side.
         pixels: `fingerprint` of the file's picture.
+        aspect: height of a pixel of the file in parts of its width.
     """
 
     name: str
@@ -114,6 +122,11 @@ class FilmFile:
     masked: bool = True
     keep_markers: bool = True
     pixels: str = ""
+    aspect: float = 1.0
+
+    def nominal_angles(self) -> Angles:
+        """Those of its landmarks in square pixels."""
+        return self.landmarks.stretch(self.aspect).norberg_angles()
 
     def load(self) -> Loaded:
         """Read it, mask what was burned in, and bring it into `SpacedFilm.standard`."""
@@ -148,6 +161,7 @@ class ViewSettings:
         head_distance: distance between the head centres as a fraction of the view's width.
         views: views of a training film; the first is nominal, the others are jittered. Films of
             the other splits have the nominal one only.
+        balance: see `balance.views_by_rarity`; above 0, `views` is a mean.
         seed: of the jitter.
         jitter: share of the full jitter of `views.make_view`, 0 to 1.
         warp: standard deviation in degrees by which the angles of a film's jittered views differ.
@@ -159,6 +173,7 @@ class ViewSettings:
     seed: int
     jitter: float = 1.0
     warp: float = 0.0
+    balance: float = 0.0
 
 
 def phantom_films(
@@ -236,7 +251,7 @@ def film_files(
     """
     read = read_landmark_table(table or folder / LANDMARKS, folder)
     entries = read.entries
-    problems, pixels = _film_problems(folder, read, captioned)
+    problems, pixels, aspects = _film_problems(folder, read, captioned)
     several = len(proportions) > 1
     dealt_badly = [*(split_problems(entries) if several else []), *dog_problems(entries)]
     problems = read.problems + dealt_badly + problems + _twins(entries, pixels)
@@ -254,6 +269,7 @@ def film_files(
             masked=masked,
             keep_markers=keep_markers,
             pixels=pixels[entry.film],
+            aspect=aspects[entry.film],
         )
         for entry in sorted(entries, key=lambda entry: entry.film)
     ]
@@ -269,27 +285,29 @@ def unlisted_films(folder: Path, films: Sequence[Film]) -> list[str]:
     )
 
 
-def _film_problems(folder: Path, table: Table, captioned: bool) -> tuple[list[str], dict[str, str]]:
+def _film_problems(
+    folder: Path, table: Table, captioned: bool
+) -> tuple[list[str], dict[str, str], dict[str, float]]:
     """What is wrong with the files of a table, and with its landmarks in these images.
 
-    Also the fingerprint of every film.
+    Also the fingerprint of every film, and the aspect of its pixels.
     """
     entries = {entry.film: entry for entry in table.entries}
     given = [(film, where, entries.get(film)) for film, where in table.films.items()]
     # a login node may have a hundred cores, and other users
     checked = run_parallel(partial(_film_problem, folder, captioned), given, min(8, usable_cpus()))
-    problems, pixels = [], {}
-    for film, found, mark in progress(checked, len(given), "checking films"):
+    problems, pixels, aspects = [], {}, {}
+    for film, found, read in progress(checked, len(given), "checking films"):
         problems += found
-        if mark is not None:
-            pixels[film] = mark
-    return problems, pixels
+        if read is not None:
+            pixels[film], aspects[film] = read
+    return problems, pixels, aspects
 
 
 def _film_problem(
     folder: Path, captioned: bool, given: tuple[str, str, Entry | None]
-) -> tuple[str, list[str], str | None]:
-    """A film's name, what is wrong with it, and its fingerprint where it can be read.
+) -> tuple[str, list[str], tuple[str, float] | None]:
+    """A film's name, what is wrong with it, and its fingerprint and aspect where it can be read.
 
     `given`: its name, where the table names it, and what that says of it.
     """
@@ -302,7 +320,7 @@ def _film_problem(
     if entry:
         problems += _image_problems(entry, read)
         problems += _caption_problems(entry, read) if captioned else []
-    return film, problems, fingerprint(read.image)
+    return film, problems, (fingerprint(read.image), read.aspect)
 
 
 def _twins(entries: Sequence[Entry], pixels: Mapping[str, str]) -> list[str]:
@@ -443,8 +461,20 @@ FilmToMake = tuple[Path, Film, int, ViewSettings]
 def _tasks(folder: Path, films: Sequence[Film], settings: ViewSettings) -> Iterator[FilmToMake]:
     for split in SPLITS:
         chosen = sorted((f for f in films if f.split == split), key=lambda film: film.name)
-        for number, film in enumerate(chosen):
-            yield folder, film, number, settings
+        counts = _views_of(chosen, settings)
+        for number, (film, count) in enumerate(zip(chosen, counts, strict=True)):
+            yield folder, film, number, replace(settings, views=count)
+
+
+def _views_of(films: Sequence[Film], settings: ViewSettings) -> list[int]:
+    """How many views each film of a split becomes."""
+    if not films or films[0].split != "train":
+        return [1] * len(films)
+    if not settings.balance:
+        return [settings.views] * len(films)
+    angles = [film.nominal_angles() for film in films]
+    both = np.array([(found.image_left, found.image_right) for found in angles])
+    return views_by_rarity(both, settings.views, settings.balance).tolist()
 
 
 def _make_film(task: FilmToMake) -> Made:
@@ -453,7 +483,7 @@ def _make_film(task: FilmToMake) -> Made:
     loaded = film.load()
     image, landmarks, prompt_class = loaded.image, loaded.landmarks, loaded.prompt_class
     rows = []
-    for view in range(settings.views if film.split == "train" else 1):
+    for view in range(settings.views):
         rng, flip = None, False
         if view > 0:
             # One generator per view: neither other films nor the number of views change it.

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_hipgen.files import write_atomic
+
 _FILMS = "fingerprints.json"
+LEARNT = "training_films.json"
+"""In exports of generators and autoencoders that have learnt from real films."""
 
 
 def fingerprint(pixels: np.ndarray) -> str:
@@ -37,6 +41,18 @@ def kept_fingerprints(data: Path) -> dict[str, str]:
     """What `keep_fingerprints` stored; empty for phantoms, and for data of before there was any."""
     path = data / _FILMS
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def keep_learnt(export: Path, known: Iterable[str]) -> None:
+    """Stores the fingerprints of the whole films that a model has learnt from, if any, with it."""
+    if found := sorted(set(known)):
+        write_atomic(export / LEARNT, json.dumps(found, indent=1))
+
+
+def learnt_by(model: Path) -> set[str]:
+    """What `keep_learnt` stored; empty for phantoms, and where nobody has kept it."""
+    path = model / LEARNT
+    return set(json.loads(path.read_text())) if path.is_file() else set()
 
 
 def learnt_from(ruler: Path) -> list[str] | None:

@@ -148,9 +148,37 @@ def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
         problems += error.lines
     if not problems and data.source == "films" and data.films and evaluation.films:
         problems += _shared(data.films, films, evaluation.films, measured)
+    problems = problems or _known(config, films)
     if problems:
         raise FilmErrors(problems)
     return films, measured
+
+
+def films_learnt(run: Run) -> set[str]:
+    """Fingerprints of the real films that the run's generators learn from, their bases' too."""
+    from hpc_hipgen.radiograph.duplicates import kept_fingerprints, learnt_by
+    from hpc_hipgen.radiograph.layouts import read_manifest
+
+    found = set().union(*map(learnt_by, run.config.given_models().values()))
+    if run.config.data.source == "films":
+        whole = kept_fingerprints(run.path("data"))
+        films = read_manifest(run.path("data"), "train", nominal_only=True).film
+        found |= {whole[film] for film in films if film in whole}
+    return found
+
+
+def _known(config: Experiment, films: Sequence[Film]) -> list[str]:
+    """A line a film that is held out from training, but that a given model has learnt from."""
+    from hpc_hipgen.radiograph.duplicates import learnt_by, seen_before
+
+    held_out = {film.name: film for film in films if film.split != "train"}
+    named = [(film.name, film.pixels) for film in held_out.values() if film.pixels]
+    return [
+        f"{name}: {key} ({folder}) has learnt from this film, which stands in the split "
+        f"{held_out[name].split}; give it the split train in the landmark table"
+        for key, folder in config.given_models().items()
+        for name in seen_before(named, learnt_by(folder))
+    ]
 
 
 def _shared(

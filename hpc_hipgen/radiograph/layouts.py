@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc_hipgen.files import overlapped
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, Landmarks
@@ -108,7 +109,8 @@ def write_layouts(data_folder: Path, rows: Sequence[Row]) -> None:
     trained = [row for row in rows if row["split"] == "train"]
     for folder in ("pairs", *{f"classes/class_{row['prompt_class']}" for row in trained}):
         (layouts / folder).mkdir(parents=True)
-    for row in progress(trained, len(trained), "laying out training views"):
+
+    def lay_out(row: Row) -> None:
         pair = layouts / "pairs" / row["id"]
         beside = layouts / "classes" / f"class_{row['prompt_class']}" / row["id"]
         _link(data_folder / row["file"], pair.with_suffix(".png"))
@@ -116,11 +118,19 @@ def write_layouts(data_folder: Path, rows: Sequence[Row]) -> None:
         for suffix in (".png", ".txt"):
             _link(pair.with_suffix(suffix), beside.with_suffix(suffix))
 
+    work = overlapped(lay_out, trained)
+    for _ in progress(work, len(trained), "laying out training views"):
+        pass
+
 
 def _write_imagefolder(data_folder: Path, folder: Path, rows: Sequence[Row]) -> None:
     folder.mkdir(parents=True)
-    for row in rows:
+
+    def link(row: Row) -> None:
         _link(data_folder / row["file"], folder / f"{row['id']}.png")
+
+    for _ in overlapped(link, rows):
+        pass
     columns = ("file_name", "text", *(c for c in COLUMNS if c not in ("file", "caption")))
     named = [{**row, "file_name": f"{row['id']}.png", "text": row["caption"]} for row in rows]
     _write_csv(folder / "metadata.csv", columns, named)
@@ -136,12 +146,14 @@ def _write_shards(data_folder: Path, folder: Path, split: str, rows: Sequence[Ro
             name = f"{split}-class_{prompt_class}-{number:06d}.tar"
             # Fixed times and owners: the same data give the same bytes.
             with TarWriter(str(folder / name), mtime=0, user="hpc", group="hpc") as tar:
-                for row in chosen[start : start + SHARD_VIEWS]:
+                part = chosen[start : start + SHARD_VIEWS]
+                pictures = overlapped(Path.read_bytes, (data_folder / r["file"] for r in part))
+                for row, png in zip(part, pictures, strict=True):
                     rest = {k: v for k, v in row.items() if k not in ("file", "caption")}
                     tar.write(
                         {
                             "__key__": row["id"],
-                            "png": (data_folder / row["file"]).read_bytes(),
+                            "png": png,
                             "txt": row["caption"],
                             "json": json.dumps(rest).encode(),
                         }
@@ -180,7 +192,7 @@ def read_manifest(data_folder: Path, split: str, nominal_only: bool = False) -> 
 
 
 def read_view(data_folder: Path, split: str, view: int, films: Sequence[str]) -> Films | None:
-    """Load one view of each of these films; None when they have no such view."""
+    """Load one view of each of these films that has it; None when none has."""
     wanted = set(films)
     rows = [
         row

@@ -51,7 +51,8 @@ def save(
 ) -> None:
     """Writes the checkpoint of the moment at which `images` were seen; called by every rank.
 
-    The last `KEEP` are kept, and the first one after every multiple of `keep` images.
+    The last `KEEP` are kept, and the first one after every multiple of `keep` images; of that, once
+    it is none of the last, the averages alone, which a sweep draws with.
 
     Raises:
         CheckpointError: on every rank, when rank 0 could not write it.
@@ -114,19 +115,27 @@ def damage(path: Path, contents: bool = True) -> str | None:
     return None
 
 
+def _averages_alone(path: Path) -> bool:
+    """Whether a checkpoint is whole, but was left for sweeps alone."""
+    if damage(path, contents=False):
+        return False
+    return STATE not in json.loads((path / COMPLETE).read_text())["files"]
+
+
 def _newest_sound(folder: Path) -> str | None:
     """Name of the newest checkpoint that is as it was written; says what it passes over."""
     passed = False
     for path in named_checkpoints(folder):
         problem = damage(path)
-        if problem is None:
+        if problem is None and not _averages_alone(path):
             if passed:
                 print(f"going on from the one before: {path}", file=sys.stderr, flush=True)
             return path.name
         passed = True
-        print(f"damaged checkpoint: {path}: {problem}", file=sys.stderr, flush=True)
+        why = f"damaged checkpoint: {path}: {problem}" if problem else f"{path}: averages alone"
+        print(why, file=sys.stderr, flush=True)
     if passed:
-        print(f"{folder}: no sound checkpoint; starting anew", file=sys.stderr, flush=True)
+        print(f"{folder}: nothing to go on from; starting anew", file=sys.stderr, flush=True)
     return None
 
 
@@ -139,18 +148,27 @@ def _write(folder: Path, images: int, contents: dict[str, Any], keep: int | None
                 torch.save(content, file)
         files = {n: [(temporary / n).stat().st_size, sha256_of(temporary / n)] for n in contents}
         write_atomic(temporary / COMPLETE, json.dumps({"images": images, "files": files}))
-    # a later one than this was damaged, or training would have gone on from it
+    # a later one than this was damaged, or had lost its state: training had gone on from it else
     complete = [path for path in complete_checkpoints(folder) if path.name <= final.name]
-    kept = complete[:KEEP]
+    last, for_sweeps = complete[:KEEP], set()
     if keep:
         first = {int(path.name) // keep: path for path in complete}  # the newest comes first
         first.pop(0, None)
-        kept += first.values()
+        for_sweeps = {*first.values()}
     for old in named_checkpoints(folder):
-        if old not in kept:
-            # a file that another process reads can hold its folder on NFS; the next start cleans up
-            with suppress(OSError):
-                remove_folder(old)
+        if old in last or (keep and old.name > final.name and _averages_alone(old)):
+            continue
+        # a file that another process reads can hold its folder on NFS; the next start cleans up
+        with suppress(OSError):
+            _drop_state(old) if old in for_sweeps else remove_folder(old)
+
+
+def _drop_state(path: Path) -> None:
+    """Leaves of a checkpoint its averages: a quarter or a third of its size."""
+    said = json.loads((path / COMPLETE).read_text())
+    if said["files"].pop(STATE, None):
+        write_atomic(path / COMPLETE, json.dumps(said))
+    (path / STATE).unlink(missing_ok=True)
 
 
 def _why(folder: Path, images: int, error: Exception) -> str:

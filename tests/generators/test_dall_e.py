@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer, GPT2LMHeadModel
 
 from hpc_hipgen.config import parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples
-from hpc_hipgen.generators import text
+from hpc_hipgen.generators import discrete_vae, text
 from hpc_hipgen.generators.dall_e import (
     CODE_TOKEN,
     DallETask,
@@ -21,6 +21,7 @@ from hpc_hipgen.generators.dall_e import (
     pick,
     warpers,
 )
+from hpc_hipgen.generators.discrete_vae import encode_codes
 from hpc_hipgen.radiograph.layouts import read_pairs
 from hpc_hipgen.tasks import load_discrete_vae
 from hpc_hipgen.training.clock import ImageRandom
@@ -34,7 +35,9 @@ def make_task(run, **section):
     tree = run.config.model_dump(mode="json", exclude_unset=True)
     tree["dall_e"].update(section)
     films = read_pairs(run.path("data"))
-    return DallETask(parse_experiment(tree, "x"), films, load_discrete_vae(run))
+    return DallETask(
+        parse_experiment(tree, "x"), films, load_discrete_vae(run), run.path("latents")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,16 @@ def test_the_loss_is_that_of_the_next_tokens(task):
     expected = -0.25 * words.mean() - 0.75 * (weight * places).mean()
     assert losses[0] == pytest.approx(expected.item(), rel=1e-4)
     assert scalars["image"] == pytest.approx(np.log(16), rel=0.2)  # nothing is known yet
+
+
+def test_codes_are_made_once(token_run, task, monkeypatch):
+    assert torch.equal(task.codes, encode_codes(load_discrete_vae(token_run), task.films.images))
+    monkeypatch.setattr(discrete_vae, "encode_codes", None)
+    assert torch.equal(make_task(token_run).codes, task.codes)
+    assert (
+        make_task(token_run).batch(np.arange(2), ImageRandom(0, [0, 1]))["codes"].dtype
+        is torch.int64
+    )
 
 
 def test_the_focus_is_on_the_tokens_at_the_hips(task):

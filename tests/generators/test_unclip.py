@@ -61,7 +61,8 @@ def make_task(embedding_run, embedding_settings):
         if name == "clip":
             return clip.CLIPTask(config, films, films)
         if name == "prior":
-            return PriorTask(config, films, clip.load_parts(run.first_stage("clip")))
+            parts = clip.load_parts(run.first_stage("clip"))
+            return PriorTask(config, films, parts, run.path("latents"))
         folders = (run.first_stage("clip"), run.first_stage("prior"))
         return UnCLIPTask(config, films, load_autoencoder(run), *folders, run.path("latents"))
 
@@ -121,6 +122,13 @@ def test_the_prior_works_on_standardised_embeddings(make_task, pipeline, embeddi
     raw = clip.image_embeddings(parts.model, task.films.images)
     assert torch.allclose(pipeline.prior.post_process_latents(embeddings), raw, atol=1e-4)
     assert torch.allclose(pipeline.image_normalizer.scale(raw), embeddings, atol=1e-4)
+
+
+def test_prior_and_decoder_share_embeddings_that_are_made_once(make_task, monkeypatch):
+    prior = make_task("prior")
+    monkeypatch.setattr(clip, "image_embeddings", None)
+    assert torch.equal(make_task("prior").embeddings, prior.embeddings)
+    assert torch.equal(make_task("unclip").embeddings, prior.embeddings)
 
 
 def test_captions_are_dropped_for_guidance(make_task):

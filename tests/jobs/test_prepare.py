@@ -5,16 +5,20 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import yaml
 from PIL import ExifTags, Image
 
 from hpc_hipgen.config import load_experiment
-from hpc_hipgen.radiograph.duplicates import fingerprint
+from hpc_hipgen.radiograph.duplicates import fingerprint, learnt_by
+from hpc_hipgen.radiograph.film_sources import films_learnt
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.rulers.ruler_training import RulerTask
+from hpc_hipgen.run import Run
 from jobs.prepare import main
+from jobs.train import train
 
 TRAINING = {"images": 4, "batch": 1, "lr": 1e-3}
 
@@ -52,6 +56,16 @@ def test_phantoms_are_prepared_once(tmp_path, capsys):
     assert main(["--run", str(run)]) == 0
     assert "done already" in capsys.readouterr().out
     assert (run / "data").stat().st_mtime_ns == before
+
+
+def test_rare_angles_become_more_views(tmp_path, capsys):
+    given = {"train": 40, "validation": 1, "test": 1, "resolution": 32, "views": 4}
+    run = run_folder(tmp_path / "run", **given, balance=1)
+    assert main(["--run", str(run)]) == 0
+    films = read_manifest(run / "data", "train").film
+    each = sorted(Counter(films).values())
+    assert len(films) == 160 and 2 <= each[0] < 4 < each[-1] <= 16
+    assert f"{each[0]} to {each[-1]} views a training film" in capsys.readouterr().out
 
 
 def test_eight_films_are_enough(tmp_path, capsys):
@@ -112,6 +126,42 @@ def test_a_ruler_that_does_not_say_from_which_films_it_learnt_is_named(tmp_path,
     run = with_ruler(tmp_path, film_folder(tmp_path / "films"))
     assert main(["--run", str(run)]) == 0
     assert "has learnt from films and does not say from which" in capsys.readouterr().out
+
+
+def test_films_that_a_base_has_learnt_from_are_not_held_out(tmp_path, capsys):
+    films = film_folder(tmp_path / "films")
+
+    def autoencoder_run(name, seed, **section):
+        run = run_folder(tmp_path / name, source="films", films=str(films), resolution=32)
+        tree = yaml.safe_load((run / "config.yaml").read_text()) | {"seed": seed}
+        tree["autoencoder"] = section
+        tree["stable_diffusion"] = {"training": TRAINING} | {
+            "text": {"hidden_size": 32, "layers": 1, "heads": 2},
+            "unet": {"block_out_channels": [16, 32], "attention": [False, True], "head_dim": 16},
+        }
+        (run / "config.yaml").write_text(yaml.safe_dump(tree))
+        return run
+
+    own = autoencoder_run("own", 5, block_out_channels=[8, 8, 8], training=TRAINING)
+    assert main(["--run", str(own)]) == 0
+    train(Run(own), "autoencoder")
+    export = own / "autoencoder" / "export"
+    learnt = set(read_manifest(own / "data", "train").film)
+    assert len(json.loads((export / "training_films.json").read_text())) == len(learnt) == 5
+    # the same split is fine, and what is trained on top of it knows both
+    same = autoencoder_run("same", 5, pretrained=str(export))
+    assert main(["--run", str(same)]) == 0
+    assert films_learnt(Run(same)) == learnt_by(export)
+    capsys.readouterr()
+    other = autoencoder_run("other", 6, pretrained=str(export))
+    assert main(["--run", str(other)]) == 2
+    said = capsys.readouterr().err
+    plain = autoencoder_run("plain", 6, block_out_channels=[8, 8, 8], training=TRAINING)
+    assert main(["--run", str(plain)]) == 0
+    clash = learnt - {*read_manifest(plain / "data", "train").film}
+    assert clash and said.count("has learnt from this film") == len(clash)
+    assert all(f"{name}: autoencoder.pretrained ({export})" in said for name in clash)
+    assert sorted(path.name for path in other.iterdir()) == ["config.yaml"]
 
 
 def test_films_to_measure_are_none_of_the_data_set(tmp_path, capsys):

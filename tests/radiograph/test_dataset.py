@@ -358,6 +358,37 @@ def test_even_angles_are_of_training_phantoms_alone_and_change_no_other():
     ]
 
 
+@pytest.mark.parametrize("source", ["phantoms", "files"])
+def test_films_with_rare_angles_become_more_views(tmp_path, source):
+    films = phantom_films(3, {"train": 24, "validation": 2}, 64)
+    if source == "files":
+        whole = Image.fromarray(films[0].load().image)
+        for film in films:
+            whole.save(tmp_path / f"{film.name}.png")
+        low = replace(LANDMARKS, image_left=Hip(100, 120, 20, 109, 95))
+        films = [
+            FilmFile(f.name, f.dog, f.split, tmp_path / f"{f.name}.png", at, 4)
+            for n, f in enumerate(films)
+            for at in [low if n == 5 else LANDMARKS]
+        ]
+    rows, _, _ = made(tmp_path / "data", films, replace(SMALL, views=4, balance=1))
+    views = Counter(row["film"] for row in rows)
+    worst = min(films[:24], key=lambda film: min(vars(film.nominal_angles()).values()))
+    train = [views[film.name] for film in films[:24]]
+    assert sum(train) == 24 * 4 and min(train) >= 2
+    assert views[worst.name] == max(train) > 8
+    assert all(views[film.name] == 1 for film in films[24:])
+    # the views that a film has without balance are the same pictures
+    plain, _, _ = made(tmp_path / "plain", films, replace(SMALL, views=4))
+    names = {row["file"]: row for row in plain}
+    same = [row for row in rows if row["file"] in names]
+    assert len(same) == sum(min(count, 4) for count in train) + 2
+    assert all(names[row["file"]] == row for row in same)
+    for row in same:
+        picture, other = (tmp_path / name / row["file"] for name in ("data", "plain"))
+        assert picture.read_bytes() == other.read_bytes()
+
+
 def test_phantoms_of_different_splits_are_different_ones():
     films = phantom_films(0, {"train": 3, "validation": 3, "test": 3}, 64)
     assert len({film.index for film in films}) == 9

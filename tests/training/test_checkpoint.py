@@ -26,6 +26,26 @@ def test_one_after_every_so_many_images_is_kept_too(tmp_path):
     assert [int(path.name) for path in complete_checkpoints(tmp_path)] == [390, 360, 300, 210, 120]
 
 
+def test_of_those_that_are_kept_for_sweeps_the_averages_stay(tmp_path, capsys):
+    training = {"images": 160, "checkpoint_images": 32, "keep_images": 50}
+    toy_train(tmp_path / "toy", **training)
+    checkpoints = tmp_path / "toy" / "checkpoints"
+    whole, last, *kept = complete_checkpoints(checkpoints)
+    assert [int(path.name) for path in (whole, last, *kept)] == [160, 128, 64]
+    assert [(path / STATE).exists() for path in (whole, last, *kept)] == [True, True, False]
+    assert all((path / AVERAGES).is_file() for path in kept)
+    (kept[0] / STATE).write_bytes(b"what an interruption left")
+    toy_train(tmp_path / "toy", **training | {"images": 192})
+    assert not (kept[0] / STATE).exists()
+    for path in complete_checkpoints(checkpoints)[:KEEP]:
+        (path / STATE).write_bytes(b"")
+    task = toy_train(tmp_path / "toy", ToyTask(), **training | {"images": 32})
+    assert task.seen[0] == 0, "there is nothing to go on from"
+    said = capsys.readouterr().err
+    assert said.count("damaged checkpoint") == 2 and "nothing to go on from" in said
+    assert [int(path.name) for path in complete_checkpoints(checkpoints)] == [128, 64, 32]
+
+
 def test_the_marker_lists_every_file(folder):
     newest = complete_checkpoints(folder)[0]
     stored = json.loads((newest / "complete.json").read_text())

@@ -1,4 +1,4 @@
-"""The cache of latents."""
+"""The cache of what networks make of views."""
 
 import dataclasses
 import zlib
@@ -12,9 +12,9 @@ from warm_python import warm_python
 
 from hpc_hipgen.config import Autoencoder
 from hpc_hipgen.files import lock
-from hpc_hipgen.generators import latents
-from hpc_hipgen.generators.autoencoder import build_autoencoder, encode
-from hpc_hipgen.generators.latents import cached_latents
+from hpc_hipgen.generators import autoencoder as autoencoders
+from hpc_hipgen.generators import view_cache
+from hpc_hipgen.generators.autoencoder import build_autoencoder, cached_latents, encode
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.radiograph.pictures import Pictures, Places
 
@@ -39,7 +39,7 @@ def test_they_are_computed_once(autoencoder, tmp_path, monkeypatch):
     films = some_films()
     first = cached_latents(autoencoder, films, tmp_path)
     assert torch.allclose(first, encode(autoencoder, films.images), atol=1e-5)
-    monkeypatch.setattr("hpc_hipgen.generators.latents.encode", None)
+    monkeypatch.setattr(autoencoders, "encode", None)
     assert torch.equal(cached_latents(autoencoder, films, tmp_path), first)
     assert len(list(tmp_path.glob("*.npy"))) == 1
 
@@ -67,8 +67,8 @@ def test_of_two_jobs_that_want_the_same_one_computes(autoencoder, tmp_path, monk
             (tmp_path / "later").rename(path)
             other.close()
 
-        monkeypatch.setattr(latents.time, "sleep", other_is_done)
-        monkeypatch.setattr(latents, "encode", None)
+        monkeypatch.setattr(view_cache.time, "sleep", other_is_done)
+        monkeypatch.setattr(autoencoders, "encode", None)
         assert torch.equal(cached_latents(autoencoder, films, tmp_path), first)
     assert len(waits) == 1
 
@@ -79,12 +79,11 @@ from datetime import timedelta
 import numpy as np, torch
 from hpc_hipgen.config import Autoencoder
 from hpc_hipgen.files import lock
-from hpc_hipgen.generators import latents
-from hpc_hipgen.generators import latents
-from hpc_hipgen.generators.autoencoder import build_autoencoder
+from pathlib import Path
+from hpc_hipgen.generators import autoencoder as autoencoders, view_cache
 from hpc_hipgen.radiograph.layouts import Films
 
-rank, folder = int(sys.argv[1]), latents.Path(sys.argv[2])
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 (folder / f"here-{rank}").touch()
 while len(list(folder.glob("here-*"))) < 2:
     time.sleep(0.05)
@@ -93,27 +92,27 @@ torch.distributed.init_process_group(
 )
 from hpc_hipgen.training import rank_zero
 rank_zero.EVERY = 1
-encode, latents.views_at_once = latents.encode, lambda resolution: 1
+encode, autoencoders.views_at_once = autoencoders.encode, lambda resolution: 1
 def said(autoencoder, images, batch):
     print("encodes", flush=True)
     time.sleep(1.2 * rank)
     return encode(autoencoder, images, batch) * factor
-latents.encode, joined = said, latents._joined
+autoencoders.encode, joined = said, view_cache._joined
 def slow(parts, views, say_busy):
     for data in joined(parts, views, say_busy):
         time.sleep(1)
         say_busy()
         time.sleep(0.5)
         yield data
-latents._joined = slow
+view_cache._joined = slow
 torch.manual_seed(0)
-autoencoder = build_autoencoder(Autoencoder(block_out_channels=(8, 8)), 16).eval()
+autoencoder = autoencoders.build_autoencoder(Autoencoder(block_out_channels=(8, 8)), 16).eval()
 ids = [f"view-{i}" for i in range(6)]
 images = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
 angles, classes = np.full(6, 100.0), np.ones(6, np.int64)
 films = Films(ids, images, np.zeros((6, 2, 5)), ids, angles, angles, classes, ids)
 for name, factor in (("good", 1), ("bad", torch.nan if rank else 1)):
-    found = latents.cached_latents(autoencoder, films, folder / name)
+    found = autoencoders.cached_latents(autoencoder, films, folder / name)
     print(name, found.double().sum().item(), flush=True)
 """
 
@@ -131,13 +130,13 @@ def test_every_rank_encodes_a_share_and_one_joins_them(tmp_path, monkeypatch):
     assert said == ["encodes"] * 3 and found.startswith("good "), first
     assert found in second.splitlines() and second.count("encodes") >= 3, second
     for words in (first, second):  # that of the second
-        assert "ValueError: the autoencoder gives non-finite latents for view-3" in words
+        assert "ValueError: the autoencoder gives non-finite numbers for view-3" in words
     # the same bytes as of one rank, and no parts of it are left
     (path,) = (tmp_path / "good").glob("*.npy")
     assert not list((tmp_path / "good").glob("*.part-*"))
     torch.manual_seed(0)
     alone = build_autoencoder(Autoencoder(block_out_channels=(8, 8)), 16).eval()
-    monkeypatch.setattr(latents, "views_at_once", lambda resolution: 1)
+    monkeypatch.setattr(autoencoders, "views_at_once", lambda resolution: 1)
     cached_latents(alone, some_films(n=6), tmp_path / "alone")
     assert (tmp_path / "alone" / path.name).read_bytes() == path.read_bytes()
 
@@ -164,7 +163,7 @@ def test_the_scaling_factor_counts(autoencoder, tmp_path):
 def test_views_without_finite_latents_are_named_and_nothing_is_kept(
     autoencoder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("hpc_hipgen.generators.latents.views_at_once", lambda resolution: 2)
+    monkeypatch.setattr(autoencoders, "views_at_once", lambda resolution: 2)
     films = some_films()
     films.images[2] = 255
 
@@ -173,8 +172,8 @@ def test_views_without_finite_latents_are_named_and_nothing_is_kept(
         latents[(images == 255).all((1, 2))] = torch.inf
         return latents
 
-    monkeypatch.setattr("hpc_hipgen.generators.latents.encode", broken)
-    with pytest.raises(ValueError, match="non-finite latents for view-2"):
+    monkeypatch.setattr(autoencoders, "encode", broken)
+    with pytest.raises(ValueError, match="non-finite numbers for view-2"):
         cached_latents(autoencoder, films, tmp_path)
     assert not list(tmp_path.glob("*.npy"))
 
@@ -182,7 +181,7 @@ def test_views_without_finite_latents_are_named_and_nothing_is_kept(
 def test_they_are_memory_mapped_and_independent_of_the_batch(autoencoder, tmp_path, monkeypatch):
     films = some_films(n=5)
     whole = cached_latents(autoencoder, films, tmp_path / "whole")
-    monkeypatch.setattr("hpc_hipgen.generators.latents.views_at_once", lambda resolution: 2)
+    monkeypatch.setattr(autoencoders, "views_at_once", lambda resolution: 2)
     parts = cached_latents(autoencoder, films, tmp_path / "parts")
     assert torch.allclose(whole, parts, atol=1e-6) and whole.dtype == torch.float32
     (path,) = (tmp_path / "parts").glob("*.npy")
