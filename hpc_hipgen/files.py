@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,10 +98,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        # A hard link needs no second sync of the same file.
-        files = {f.stat().st_ino: f for f in temporary.rglob("*") if f.is_file()}
-        for _ in overlapped(fsync, files.values()):
-            pass
+        _sync(temporary)
         if path.exists():
             os.replace(path, workspace / _RETIRED)
         os.replace(temporary, path)
@@ -109,6 +107,63 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _restore(workspace)
         lock.close()  # NFS keeps the name of a file that is open
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+@contextmanager
+def resumed_folder(path: Path, key: str, mistake: type[Exception]) -> Iterator[tuple[Path, Path]]:
+    """As `atomic_folder`, for what takes long: the block finds what an earlier start had made.
+
+    Two folders: what takes the place of `path`, and one for notes of what is whole in it. Both lie
+    in `<path>.partial-<key>`, where `key`, of letters and digits, is another for other contents;
+    that is left when the block is interrupted or fails, but not after a `mistake` in the input.
+    Where another process is at it, or nobody can tell, the folders are empty and of this process
+    alone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workspace = path.with_name(f"{path.name}.partial-{key}")
+    file = _held(workspace)
+    if file is None:
+        with atomic_folder(path) as content, tempfile.TemporaryDirectory() as elsewhere:
+            yield content, Path(elsewhere)
+        return
+    try:
+        for other in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
+            if other != workspace and (held := _held(other)):
+                shutil.rmtree(other)
+                held.close()
+        content, notes = workspace / path.name, workspace / "notes"
+        shutil.rmtree(workspace / _RETIRED, ignore_errors=True)
+        for folder in (content, notes):
+            folder.mkdir(exist_ok=True)
+        yield content, notes
+        _sync(content)
+        if path.exists():
+            os.replace(path, workspace / _RETIRED)
+        os.replace(content, path)
+        fsync(path.parent)
+    except mistake:
+        shutil.rmtree(workspace)
+        raise
+    finally:
+        file.close()
+    shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _held(workspace: Path) -> IO[Any] | None:
+    """The locked file of a workspace, which is made; None where this process cannot have it."""
+    workspace.mkdir(exist_ok=True)
+    file = (workspace / _LOCK).open("w")
+    if lock(file):
+        return file
+    file.close()
+    return None
+
+
+def _sync(folder: Path) -> None:
+    """Waits until all files of a folder are on the disk; a hard link needs no second sync."""
+    files = {f.stat().st_ino: f for f in folder.rglob("*") if f.is_file()}
+    for _ in overlapped(fsync, files.values()):
+        pass
 
 
 _TEMPORARY, _LOCK, _RETIRED = ".tmp", "lock", "retired"

@@ -1,6 +1,6 @@
 """A sweep: settings of sampling, crossed, on the exports and kept checkpoints of a run.
 
-A cell is one combination; it is drawn and measured for every caption of a split with the same
+A cell is one combination; it is drawn and measured for every caption of a set with the same
 seeds as any other cell, so that cells differ in their settings alone. Cells are the items of one
 array stage; a second stage merges them. Nothing heavy is imported here.
 """
@@ -37,9 +37,14 @@ from hpc_hipgen.rows import model_rows, row_settings
 from hpc_hipgen.run import Run
 from hpc_hipgen.training.checkpoint_files import COMPLETE, checkpoint_path, named_checkpoints
 
-Split = Literal["validation", "test"]
-SPLITS: tuple[Split, ...] = ("validation", "test")
+EVEN = "even"
+CAPTIONS = ("validation", "test", EVEN)
+"""Whose captions are drawn for: the films of a split, or nobody's, with angles spread evenly."""
+
 EXPORT = "export"
+RULER = "ruler"
+"""Instead of a generator: phantoms with the angles of the captions, which show its own error."""
+
 if TYPE_CHECKING:
     Model = str
 else:
@@ -159,6 +164,8 @@ def plan(run: Run, grid: Grid, name: str, split: str) -> tuple[Sweep, list[str]]
             cells += [Cell(model, checkpoint, s, n, float(g)) for s, n, g in crossed]
     if not cells:
         raise ConfigError("; ".join(["sweep: nothing is left to draw", *notes]))
+    if split == EVEN and run.config.data.source == "phantom":
+        cells.insert(0, Cell(RULER, EXPORT, "none", 0, 1.0))
     return Sweep(name, split, tuple(cells)), notes
 
 

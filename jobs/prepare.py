@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 HELP = """\
 Stage `prepare`: draw the phantoms, or read and check the films, and cut the views.
 
-Writes RUN/data (manifest.csv, images/, and one layout per generator under layouts/) under a
-temporary name and renames it at the end, then RUN/stages/prepare.json. When that marker is there,
-the stage does nothing, but ends with status 2 where films or landmarks are others by now. Where
-`evaluation.films` names a folder of real films, their nominal views go to RUN/films in the same
-format, all of them in the split `test`: they are measured as the report's row `films`, and nothing
-is trained on them. For `film_ruler`, which has no data set,
-the scenes that it is trained on are drawn to RUN/scenes instead, and those of the films of
-`lab_ruler` are cut to RUN/lab_films, which is to be kept like the films themselves.
+Writes RUN/data (manifest.csv, images/, and one layout per generator under layouts/) under another
+name, RUN/data.partial-..., and renames it at the end, then writes RUN/stages/prepare.json. Started
+again before that, it goes on with the next film. When that marker is there, the stage does nothing,
+but ends with status 2 where films or landmarks are others by now. Where `evaluation.films` names a
+folder of real films, their nominal views go to RUN/films in the same format, all of them in the
+split `test`: they are measured as the report's row `films`, and nothing is trained on them. For
+`film_ruler`, which has no data set, the scenes that it is trained on are drawn to RUN/scenes
+instead, and those of the films of `lab_ruler` are cut to RUN/lab_films, which is to be kept like
+the films themselves.
 
 What is made is set by `seed` and `data` of RUN/config.yaml:
   source          phantom: drawn radiographs with exact landmarks; films: your own
@@ -105,8 +106,9 @@ def prepare(run: Run) -> None:
     if run.config.film_ruler:
         _prepare_scenes(run, run.config.film_ruler.dogs)
         return
-    from hpc_hipgen.files import atomic_folder
-    from hpc_hipgen.radiograph.dataset import ViewSettings, write_dataset
+    from hpc_hipgen.files import atomic_folder, resumed_folder
+    from hpc_hipgen.radiograph.dataset import ViewSettings, dataset_key, write_dataset
+    from hpc_hipgen.radiograph.films import FilmErrors
     from hpc_hipgen.radiograph.landmark_table import SPLITS
 
     data = run.config.data
@@ -123,8 +125,9 @@ def prepare(run: Run) -> None:
         data.warp,
         data.balance,
     )
-    with atomic_folder(run.path("data")) as folder:
-        rows, budget, masking = write_dataset(folder, films, settings)
+    key = dataset_key(films, settings)
+    with resumed_folder(run.path("data"), key, FilmErrors) as (folder, notes):
+        rows, budget, masking = write_dataset(folder, films, settings, notes=notes)
         if data.source == "films":
             _check_held_out(run.config.ruler, folder)
         if measured:

@@ -3,6 +3,7 @@
     python -m jobs.sweep results/llcm model=stable_diffusion 'guidance=[1,1.25,1.5,2]'
     python -m jobs.sweep results/llcm 'model=[feedback,llcm]' 'steps=[4,8,25]' --name steps
     python -m jobs.sweep results/llcm model=stable_diffusion 'checkpoint=[12000,export]'
+    python -m jobs.sweep results/llcm 'model=[feedback,llcm]' --split even --name even
 
   model       a generator of the run, all but dall_e: stable_diffusion, llcm, lora, unclip, ...;
               default: all that the run has. The teacher after feedback is `feedback`, before it
@@ -16,12 +17,16 @@
   guidance    diffusers' scale, 1 is without; a student takes those that it was trained for, an
               LCM-LoRA none
 
-Every value may be one or a list. All combinations are drawn for the captions of one split, each
-image from the same seed in every cell. That split is `validation`: settings that are chosen on the
-test captions make the report's numbers too good. Here the cells run one after another, under Slurm
-as an array. A second start does only what is missing. Afterwards:
+Every value may be one or a list. All combinations are drawn for the same captions, each image from
+the same seed in every cell. They are those of the split `validation`: settings that are chosen on
+the test captions make the report's numbers too good. `--split even` draws for 120 captions of no
+film, their angles spread evenly from 58 to 122 degrees: few films have hips far below the mean, and
+a generator may be right on all others and wrong on those. Of a run on phantoms the first cell is
+`ruler`, phantoms with these angles, measured. Here the cells run one after another, under Slurm as
+an array. A second start does only what is missing. Afterwards:
 
-  RUN/sweeps/NAME/table.csv    a line for each cell: errors in degrees, correlation, images refused
+  RUN/sweeps/NAME/table.csv    a line for each cell: errors in degrees, correlation, images refused;
+                               also by band of the angle asked for (FCI's, and below 80 degrees)
   RUN/sweeps/NAME/sweep.svg    mean absolute error and r against guidance, or against steps
   RUN/sweeps/NAME/cells/       images and measurements
 
@@ -47,30 +52,41 @@ from hpc_hipgen.generators.drawing import Drawer, OneDrawer, drawer_of, drawn, w
 from hpc_hipgen.pipeline import Item
 from hpc_hipgen.rows import model_rows, row_settings
 from hpc_hipgen.run import Run
-from hpc_hipgen.sweep import EXPORT, SPLITS, Cell, Sweep
+from hpc_hipgen.sweep import CAPTIONS, EVEN, EXPORT, RULER, Cell, Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hpc_hipgen.radiograph.layouts import Films
+
 
 def draw_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
     """Draws and measures cells of a sweep; returns how many were done now."""
-    from hpc_hipgen.radiograph.layouts import read_manifest
     from hpc_hipgen.rulers.ruler import ruler_of
     from hpc_hipgen.training.engine import device
 
     sweep = _saved(run, name)
     cells = {cell.name: cell for cell in sweep.cells}
-    films = read_manifest(run.path("data"), sweep.split, nominal_only=True)
+    films = _captioned(run, sweep.split)
     ruler = ruler_of(run, device().type)
     drawers = OneDrawer(partial(_drawer, run))
     for number, item in enumerate(sorted(todo), 1):
         cell = cells[item[0]]
-        line = _draw_and_measure(
-            run, sweep, cell, films, drawers.of(cell.model, cell.checkpoint), ruler
-        )
+        line = _draw_and_measure(run, sweep, cell, films, drawers, ruler)
         print(f"sweep {number}/{len(todo)}  {cell.name}: {line}", flush=True)
     return len(todo)
+
+
+def _captioned(run: Run, split: str) -> Films:
+    """The films, or what stands in their place, whose captions are drawn for."""
+    from hpc_hipgen.radiograph.even_captions import even_captions
+    from hpc_hipgen.radiograph.layouts import read_manifest
+
+    data = run.path("data")
+    if split == EVEN:
+        learnt = read_manifest(data, "train", nominal_only=True).prompt_class
+        return even_captions(run.config.seed, sorted(set(learnt.tolist())))
+    return read_manifest(data, split, nominal_only=True)
 
 
 def _saved(run: Run, name: str) -> Sweep:
@@ -92,22 +108,29 @@ def _drawer(run: Run, model: str, checkpoint: str) -> Drawer:
 
 
 def _draw_and_measure(
-    run: Run, sweep: Sweep, cell: Cell, films: Any, drawer: Drawer, ruler: Any
+    run: Run, sweep: Sweep, cell: Cell, films: Films, drawers: OneDrawer, ruler: Any
 ) -> str:
     """One cell: its samples, unless they are there, then their measurements."""
     from hpc_hipgen.evaluation.measured_files import store_table
     from hpc_hipgen.evaluation.measurements import measured
     from hpc_hipgen.evaluation.samples import image_specs, read_or_redraw, shard_bytes
+    from hpc_hipgen.radiograph.even_captions import even_phantoms
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
 
     def draw() -> None:
+        if cell.model == RULER:
+            phantoms = even_phantoms(run.config.data, run.config.seed, films)
+            specs = image_specs(run.config.seed, films, cell.name)
+            write_atomic(tar, shard_bytes(specs, phantoms, synthetic=False))
+            return
         crossed = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
         settings = row_settings(run.config, model_rows(run.config, cell.model)[0]) | crossed
         if cell.solver == "leapfrog":
             settings["eta"] = 0.0  # it takes none
         specs = image_specs(run.config.seed, films, cell.name, settings)
         specs = with_subjects(run, cell.model, specs)
+        drawer = drawers.of(cell.model, cell.checkpoint)
         write_atomic(tar, shard_bytes(specs, drawn(run, drawer, specs), synthetic=True))
 
     if not tar.is_file():
@@ -127,6 +150,7 @@ def merge(run: Run, name: str) -> dict[str, Any]:
     import pandas as pd
 
     from hpc_hipgen.evaluation import figures
+    from hpc_hipgen.evaluation.bands import BANDS
     from hpc_hipgen.evaluation.measured_files import load_table
 
     sweep = _saved(run, name)
@@ -143,14 +167,19 @@ def merge(run: Run, name: str) -> dict[str, Any]:
         lines.append(_scores(cell, table))
     table = pd.DataFrame(lines)
     folder = sweeps.sweep_folder(run, name)
-    write_atomic(folder / "sweep.svg", figures.svg(figures.sweep(lines)))
+    write_atomic(
+        folder / "sweep.svg", figures.svg(figures.sweep([x for x in lines if x["model"] != RULER]))
+    )
     write_atomic(folder / "table.csv", table.to_csv(index=False, float_format="%.4f"))
-    print(table.drop(columns=["images"]).round(2).to_string(index=False), flush=True)
+    of_bands = [name for name in lines[0] if name.endswith(tuple(f"_{band}" for band in BANDS))]
+    shown = table.drop(columns=["images", *of_bands])
+    print(shown.round(2).to_string(index=False), flush=True)
     return {"cells": len(lines), "images": len(first or [])}
 
 
 def _scores(cell: Cell, table: pd.DataFrame) -> dict[str, Any]:
     """One line of the table; `mae` and `r` are the means of both sides."""
+    from hpc_hipgen.evaluation.bands import BANDS, by_band
     from hpc_hipgen.evaluation.faithfulness import faithfulness
     from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 
@@ -161,8 +190,15 @@ def _scores(cell: Cell, table: pd.DataFrame) -> dict[str, Any]:
         values = [found[s][key] for s in PATIENT_SIDES]
         known = [value for value in values if value is not None]
         line[key] = sum(known) / len(known) if len(known) == len(values) else None
+    line |= {f"{key}_{s}": found[s][key] for key in ("mae", "r", "bias") for s in PATIENT_SIDES}
+    asked, measured = (
+        table[[f"{kind}_{s}" for s in PATIENT_SIDES]] for kind in ("asked", "measured")
+    )
+    bands = by_band(asked, measured)
     return line | {
-        f"{key}_{s}": found[s][key] for key in ("mae", "r", "bias") for s in PATIENT_SIDES
+        f"{key}_{band}": bands[band][key] if band in bands else None
+        for band in BANDS
+        for key in ("n", "mae", "bias")
     }
 
 
@@ -172,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", help="run folder, or its name")
     parser.add_argument("grid", nargs="*", metavar="key=[a,b]", help="what to cross (below)")
     parser.add_argument("--name", default="grid", help="of the folder in RUN/sweeps (grid)")
-    parser.add_argument("--split", choices=SPLITS, help="whose captions (validation)")
+    parser.add_argument("--split", choices=CAPTIONS, help="whose captions (validation)")
     parser.add_argument("--site", help="a file of configs/site/ (default: $HIPGEN_SITE, then auto)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     options = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
@@ -192,7 +228,7 @@ def _sweep(options: argparse.Namespace) -> int:
         return dry_run(run.folder, f"sweep {sweep.name}", graph, site, slurm)
     sweeps.save(run, sweep)
     table = sweeps.sweep_folder(run, sweep.name) / "table.csv"
-    note = f"{len(sweep.cells)} cells, captions of the split {sweep.split}"
+    note = f"{len(sweep.cells)} cells, captions: {sweep.split}"
     if sweep.split == "test":
         note += "\nnote: settings chosen on the test captions make the report's numbers too good"
     return execute_cells(run, graph, site, slurm, table, note)
@@ -202,7 +238,7 @@ def _planned(run: Run, options: argparse.Namespace) -> Sweep:
     """The sweep that was asked for: a new grid, or the one that was saved under this name."""
     if options.grid:
         sweep, notes = sweeps.plan(
-            run, sweeps.parse_grid(options.grid), options.name, options.split or SPLITS[0]
+            run, sweeps.parse_grid(options.grid), options.name, options.split or CAPTIONS[0]
         )
         for note in notes:
             print(f"note: {note}")

@@ -14,6 +14,7 @@
 # With a grid: a sweep over settings of sampling (and kept checkpoints), an array task for each cell.
 #
 #   sbatch sbatch/evaluate.sh results/mine model=[stable_diffusion,llcm] steps=[4,8] guidance=[1,1.5,2]
+#   sbatch sbatch/evaluate.sh results/mine model=llcm --split even --name even      from tight hips to loose ones
 #   "$(bash sbatch/environment.sh)" -m jobs.sweep --help       says what can be crossed
 set -euo pipefail
 

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image, PngImagePlugin
 
 from hpc_hipgen.evaluation import comparison, figures, real_films, samples
+from hpc_hipgen.evaluation.bands import BANDS
 from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
 from hpc_hipgen.evaluation.results import CONTROL, REAL_ROWS, Results, collect, row_label
 from hpc_hipgen.files import atomic_folder, write_atomic
@@ -321,10 +322,15 @@ def _render(
         films=film_panels(run, results),
         figures=drawn,
         classes=PROMPT_CLASSES,
+        bands={name: bounds for name, bounds in BANDS.items() if _asked_for(results, name)},
         arms=ARM_LABELS,
         stages=stages,
         settings=yaml.safe_dump(results.metrics["settings"], sort_keys=False),
     )
+
+
+def _asked_for(results: Results, band: str) -> bool:
+    return any(band in found for found in results.metrics["bands"].values())
 
 
 def _signed(value: float | None, digits: int = 1) -> str:

@@ -7,6 +7,7 @@ files in a folder and other films of the set change no pixel of a view.
 
 import hashlib
 import math
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from PIL import Image
 from hpc_hipgen.config import LANDMARKS
 from hpc_hipgen.parallel import run_parallel, usable_cpus
 from hpc_hipgen.progress import progress
+from hpc_hipgen.radiograph import made_films
 from hpc_hipgen.radiograph.balance import views_by_rarity
 from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
 from hpc_hipgen.radiograph.deidentify import Masking, Searched, mask_film, thumbnail
@@ -43,6 +45,7 @@ from hpc_hipgen.radiograph.landmark_table import (
     split_problems,
 )
 from hpc_hipgen.radiograph.layouts import write_layouts
+from hpc_hipgen.radiograph.made_films import Made
 from hpc_hipgen.radiograph.phantom_anatomy import ANGLE_LIMITS
 from hpc_hipgen.radiograph.views import make_view, resolution_budget
 from hpc_hipgen.tables import shortlist
@@ -176,16 +179,20 @@ class ViewSettings:
     balance: float = 0.0
 
 
+def film_pixels(resolution: int) -> int:
+    """Longest side of a phantom: twice that of its views or more, so that cropping shrinks."""
+    return max(384, 2 * resolution)
+
+
 def phantom_films(
     seed: int, counts: Mapping[str, int], resolution: int, even_angles: float = 0.0
 ) -> list[PhantomFilm]:
     """The phantoms of a data set; `counts` per split.
 
-    They are drawn at twice the resolution of the views or more, so that cropping only shrinks. A
-    share `even_angles` of the training phantoms has angles spread evenly over the range; the other
-    splits have the population's.
+    A share `even_angles` of the training phantoms has angles spread evenly over the range, all
+    other phantoms have the population's.
     """
-    size = max(384, 2 * resolution)
+    size = film_pixels(resolution)
     films = []
     for split in SPLITS:
         for n in range(counts.get(split, 0)):
@@ -395,7 +402,11 @@ class Budget:
 
 
 def write_dataset(
-    folder: Path, films: Sequence[Film], settings: ViewSettings, processes: int | None = None
+    folder: Path,
+    films: Sequence[Film],
+    settings: ViewSettings,
+    processes: int | None = None,
+    notes: Path | None = None,
 ) -> tuple[list[dict[str, Any]], Budget, list[str]]:
     """Fill a data folder: images, manifest and layouts (see layouts.py).
 
@@ -403,17 +414,21 @@ def write_dataset(
     `deidentified.csv` and, as a picture, `.png`.
 
     Args:
-        folder: exists and is empty; should be a temporary one that is renamed afterwards.
+        folder: exists, and is empty or what an earlier start with the same `dataset_key` has left;
+            should be a temporary one that is renamed afterwards.
         films: in any order; numbered within their split by name.
         settings: size and number of the views.
         processes: default: the CPUs that this process may use.
+        notes: folder in which films are noted whose views are there; those that an earlier start
+            has noted are taken as they are.
 
     Returns:
         The manifest's rows, the resolution budget, and what was mirrored and masked, in words.
     """
-    tasks = list(_tasks(folder, films, settings))
+    tasks = list(_tasks(folder, notes, films, settings))
     for split in {film.split for film in films}:
-        (folder / "images" / split).mkdir(parents=True)
+        (folder / "images" / split).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "layouts", ignore_errors=True)
     made, masking = [], Masking()
     working = run_parallel(_make_film, tasks, processes)
     for film in progress(working, len(tasks), "preparing films"):
@@ -434,15 +449,12 @@ def write_dataset(
     return rows, budget, [*mirrored, *masking.write(folder)]
 
 
-@dataclass(frozen=True)
-class Made:
-    """What became of one film: its manifest rows, degrees per pixel and D, and what was done."""
-
-    rows: list[dict[str, Any]]
-    degrees: float
-    distance: float
-    mirrored: bool
-    searched: Searched | None
+def dataset_key(films: Sequence[Film], settings: ViewSettings) -> str:
+    """Of what `write_dataset` makes; another one for other films, settings or code."""
+    digest = hashlib.sha256(repr((settings, sorted(map(repr, films)))).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def mirrored_line(films: Sequence[str]) -> list[str]:
@@ -455,15 +467,17 @@ def mirrored_line(films: Sequence[str]) -> list[str]:
     ]
 
 
-FilmToMake = tuple[Path, Film, int, ViewSettings]
+FilmToMake = tuple[Path, Path | None, Film, int, ViewSettings]
 
 
-def _tasks(folder: Path, films: Sequence[Film], settings: ViewSettings) -> Iterator[FilmToMake]:
+def _tasks(
+    folder: Path, notes: Path | None, films: Sequence[Film], settings: ViewSettings
+) -> Iterator[FilmToMake]:
     for split in SPLITS:
         chosen = sorted((f for f in films if f.split == split), key=lambda film: film.name)
         counts = _views_of(chosen, settings)
         for number, (film, count) in enumerate(zip(chosen, counts, strict=True)):
-            yield folder, film, number, replace(settings, views=count)
+            yield folder, notes, film, number, replace(settings, views=count)
 
 
 def _views_of(films: Sequence[Film], settings: ViewSettings) -> list[int]:
@@ -478,8 +492,19 @@ def _views_of(films: Sequence[Film], settings: ViewSettings) -> list[int]:
 
 
 def _make_film(task: FilmToMake) -> Made:
-    """Write the views of one film."""
-    folder, film, number, settings = task
+    """Write the views of one film, unless an earlier start has."""
+    folder, notes, film, number, _ = task
+    name = f"{film.split}-{number:05d}"
+    made = made_films.kept(notes, name, folder) if notes else None
+    if made is None:
+        made = _write_views(task)
+        if notes:
+            made_films.keep(notes, name, folder, made)
+    return made
+
+
+def _write_views(task: FilmToMake) -> Made:
+    folder, _, film, number, settings = task
     loaded = film.load()
     image, landmarks, prompt_class = loaded.image, loaded.landmarks, loaded.prompt_class
     rows = []

@@ -17,7 +17,7 @@ from jobs import report as report_job
 
 WIDTHS = (1280, 1024)
 SECTIONS = (
-    "chain", "table1", "comparison", "dots", "agreement", "samples", "films", "frechet",
+    "chain", "table1", "comparison", "dots", "bands", "agreement", "samples", "films", "frechet",
     "memorisation", "utility", "losses", "run", "reading",
 )  # fmt: skip
 

@@ -6,14 +6,20 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 from PIL import ExifTags, Image
 
 from hpc_hipgen.config import load_experiment
+from hpc_hipgen.files import resumed_folder
+from hpc_hipgen.radiograph import dataset
 from hpc_hipgen.radiograph.duplicates import fingerprint, learnt_by
 from hpc_hipgen.radiograph.film_sources import films_learnt
+from hpc_hipgen.radiograph.films import FilmErrors
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.rulers.ruler_training import RulerTask
 from hpc_hipgen.run import Run
@@ -186,14 +192,75 @@ def test_bad_films_end_in_status_2_and_leave_nothing(tmp_path, capsys):
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
 
 
-def test_an_interrupted_stage_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("source", ["phantoms", "films", "films, not masked"])
+def test_an_interrupted_stage_goes_on_with_the_next_film(tmp_path, monkeypatch, source):
+    given = {"train": 3, "validation": 1, "test": 1, "resolution": 32, "views": 2}
+    if source != "phantoms":
+        films = film_folder(tmp_path / "films")
+        given |= {"source": "films", "films": str(films), "deidentify": source == "films"}
+    whole, run = (run_folder(tmp_path / name, **given) for name in ("whole", "run"))
+    assert main(["--run", str(whole)]) == 0
+    begun, write_views = [], dataset._write_views
+
+    def counted(task, left):
+        if len(begun) == left:
+            raise KeyboardInterrupt
+        begun.append(task[2].name)
+        return write_views(task)
+
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    run = run_folder(tmp_path / "run", train=1, validation=1, test=1, resolution=32, views=1)
-    monkeypatch.setattr("hpc_hipgen.radiograph.dataset.write_layouts", interrupt)
-    assert main(["--run", str(run)]) == 130
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
+    def attempt(left):
+        monkeypatch.setattr(dataset, "_write_views", partial(counted, left=left))
+        return main(["--run", str(run)])
+
+    assert attempt(2) == 130
+    assert not (run / "data").exists() and len(begun) == 2
+    (partial_folder,) = run.glob("data.partial-*")
+    first = sorted((partial_folder / "data" / "images").rglob("*.png"))
+    lost = first[-1]
+    lost.write_bytes(b"")  # a machine that lost its power
+    monkeypatch.setattr(dataset, "write_layouts", interrupt)
+    assert attempt(99) == 130
+    assert len(set(begun)) == len(begun) - 1, "the one that lost a view was made again"
+    monkeypatch.undo()
+    begun.clear()
+    assert attempt(0) == 0 and not begun
+    files = {p.relative_to(whole) for p in whole.rglob("*") if p.is_file()}
+    assert files == {p.relative_to(run) for p in run.rglob("*") if p.is_file()}
+    for file in files - {Path("stages/prepare.json"), Path("config.yaml")}:
+        assert (whole / file).read_bytes() == (run / file).read_bytes(), file
+
+
+def test_after_a_mistake_nothing_is_left_and_after_a_failure_what_was_made(tmp_path, monkeypatch):
+    run = run_folder(tmp_path / "run", train=2, validation=1, test=1, resolution=32, views=1)
+
+    def fail(error, *_):
+        raise error
+
+    for error, left in ((ValueError("a disk that is away"), 2), (FilmErrors(["a film"]), 1)):
+        monkeypatch.setattr(dataset, "write_layouts", partial(fail, error))
+        assert main(["--run", str(run)]) == 2
+        assert len(list(run.iterdir())) == left
+    monkeypatch.undo()
+    with resumed_folder(run / "data", "key", OSError) as (content, notes):
+        # another process that is at it has folders of its own
+        with resumed_folder(run / "data", "key", OSError) as (other, more):
+            assert other != content and more != notes
+            (other / "file").write_text("the other's")
+        assert (run / "data" / "file").read_text() == "the other's"
+        (content / "file").write_text("this one's")
+    assert (run / "data" / "file").read_text() == "this one's"
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "data"]
+
+
+def test_what_was_begun_for_other_settings_is_not_gone_on_with(tmp_path):
+    run = run_folder(tmp_path / "run", train=2, validation=1, test=1, resolution=32, views=1)
+    other = run / "data.partial-0123456789ab"
+    (other / "images").mkdir(parents=True)
+    assert main(["--run", str(run)]) == 0
+    assert not other.exists() and (run / "data" / "manifest.csv").is_file()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

@@ -6,13 +6,24 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from hpc_hipgen import sweep as sweeps
 from hpc_hipgen.cluster import launching
-from hpc_hipgen.config import ConfigError, parse_experiment
+from hpc_hipgen.config import ConfigError, Data, parse_experiment
+from hpc_hipgen.evaluation.bands import BANDS
+from hpc_hipgen.radiograph import even_captions
+from hpc_hipgen.radiograph.captions import PROMPT_CLASSES, parse_caption
+from hpc_hipgen.radiograph.dataset import film_pixels
+from hpc_hipgen.radiograph.geometry import Angles
+from hpc_hipgen.radiograph.layouts import read_manifest
+from hpc_hipgen.radiograph.phantom import draw_phantom
+from hpc_hipgen.radiograph.views import make_view
 from hpc_hipgen.run import Run
 from jobs import solvers, sweep
 
@@ -291,6 +302,62 @@ def test_a_lost_cell_is_drawn_again_alone_and_the_table_is_the_same(trained, mon
     shutil.copy(half / "table.parquet", lost / "table.parquet")
     with pytest.raises(ValueError, match="holds other images"):
         sweep.merge(trained, "grid")
+
+
+@pytest.mark.slow
+def test_captions_that_are_even_over_all_angles(trained, monkeypatch, capsys):
+    few = partial(even_captions.even_captions, count=12)
+    monkeypatch.setattr(even_captions, "even_captions", few)
+    sweeps.save(trained, planned(trained, "model=llcm", "steps=1", name="even", split="even")[0])
+    assert sweep.draw_and_measure(trained, "even", sweeps.items(trained, "even")) == 2
+    folder = sweeps.sweep_folder(trained, "even")
+    table = pd.read_parquet(folder / "cells" / "llcm-export-lcm-1-3" / "table.parquet")
+    asked = table[["asked_left", "asked_right"]]
+    learnt = read_manifest(trained.path("data"), "train").prompt_class
+    assert set(table["prompt_class"]) == set(learnt.tolist())
+    assert list(table["film"]) == [f"even-{i:03d}" for i in range(12)]
+    # what the caption says, in half degrees, is what is asked for
+    films = few(trained.config.seed, [1])
+    told = np.stack([films.patient_left, films.patient_right], 1)
+    assert np.array_equal(asked, told) and (told * 2 % 1 == 0).all()
+    table.loc[:, "measured_left"] = asked["asked_left"] + 1
+    table.loc[:, "measured_right"] = asked["asked_right"] - 2
+    monkeypatch.setattr(
+        "hpc_hipgen.evaluation.measured_files.load_table",
+        lambda path: table.assign(row=path.parent.name),
+    )
+    assert sweep.merge(trained, "even")["images"] == 12
+    line = pd.read_csv(folder / "table.csv").iloc[0]
+    low = (told < 80).ravel()
+    assert 0 < low.sum() == line["n_below_80"] < 24
+    assert line["model"] == "ruler" and (folder / "sweep.svg").is_file()
+    assert line["mae_below_80"] == pytest.approx(np.tile([1, 2], 12)[low].mean(), abs=1e-4)
+    assert line[[f"n_{band}" for band in BANDS]].sum() == 24
+    assert "mae_left" in (said := capsys.readouterr().out) and "mae_below_80" not in said
+
+
+def test_even_phantoms_have_the_angles_of_the_captions():
+    told = even_captions.even_captions(3, [2, 4], 3)
+    views = list(even_captions.even_phantoms(Data(resolution=64, head_distance=0.7), 3, told))
+    assert len(views) == 3 and list(told.prompt_class) == [2, 4, 2]
+    for i, view in enumerate(views):
+        angles = Angles(told.patient_right[i], told.patient_left[i])
+        phantom = draw_phantom(3, 30_000_000 + i, film_pixels(64), told.prompt_class[i], angles)
+        found = phantom.landmarks.norberg_angles()
+        assert found.patient_left == pytest.approx(told.patient_left[i], abs=1e-6)
+        assert found.patient_right == pytest.approx(told.patient_right[i], abs=1e-6)
+        assert np.array_equal(view, make_view(phantom.image, phantom.landmarks, 64, 0.7)[0])
+
+
+def test_even_captions_reach_all_angles():
+    films = even_captions.even_captions(0, [*PROMPT_CLASSES])
+    angles = np.concatenate([films.patient_left, films.patient_right])
+    assert len(films) == 120 and len(set(films.film)) == 120
+    counts, _ = np.histogram(angles, np.linspace(58, 122, 5))
+    assert counts.sum() == 240 and counts.min() > 35
+    assert set(films.prompt_class) == set(PROMPT_CLASSES)
+    for text, left in zip(films.captions, films.patient_left, strict=True):
+        assert parse_caption(text).patient_left == left
 
 
 @pytest.mark.slow
