@@ -34,6 +34,6 @@ if [[ -n $films ]]; then
     settings+=("evaluation.films=$films" "name=$name")
 fi
 if [[ -n $ruler ]]; then
-    settings+=("ruler.pretrained=$ruler" data.views=1 data.warp=0) # jittered views are for training
+    settings+=("ruler.pretrained=$ruler" data.views=1 data.warp=0 data.balance=0) # jittered views are for training
 fi
 launch "${CONFIG:-configs/ruler.yaml}" "${settings[@]}" "$@"

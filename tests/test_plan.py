@@ -69,7 +69,7 @@ def test_a_teacher_is_stored_in_what_it_is_computed_in(paper, precision, bytes_o
 def test_the_command_says_what_fits_and_how_long(capsys):
     assert main(["configs/llcm.yaml", SMALL, "--gpus", "1", "--images-per-second", "10"]) == 0
     said = capsys.readouterr().out
-    assert "14,000 images on 1 GPUs" in said and "0.4 hours at 10 images/s" in said
+    assert "12,000 images on 1 GPUs" in said and "0.3 hours at 10 images/s" in said
     assert "leapfrog" not in said and said.count("at worst") == 2
     assert "7 checkpoints of 0.0 GB, one every 3.3 minutes of training" in said
 

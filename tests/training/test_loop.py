@@ -185,7 +185,7 @@ def test_when_every_checkpoint_is_damaged_the_run_starts_anew_and_says_so(whole,
     task = toy_train(tmp_path / "toy")
     assert task.seen[0] == 32, "its own checkpoint counts, not the damaged ones of later"
     assert same(task, whole[0])
-    assert "no sound checkpoint; starting anew" in capsys.readouterr().err
+    assert "nothing to go on from; starting anew" in capsys.readouterr().err
 
 
 def test_the_checkpoint_of_another_network_is_refused(whole, tmp_path):
