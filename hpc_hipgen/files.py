@@ -98,15 +98,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        _sync(temporary)
-        if path.exists():
-            os.replace(path, workspace / _RETIRED)
-        os.replace(temporary, path)
-        fsync(path.parent)
+        _put_in_place(temporary, path, workspace)
     finally:
         _restore(workspace)
-        lock.close()  # NFS keeps the name of a file that is open
-        shutil.rmtree(workspace, ignore_errors=True)
+        _remove_held(workspace, lock)
 
 
 @contextmanager
@@ -126,44 +121,58 @@ def resumed_folder(path: Path, key: str, mistake: type[Exception]) -> Iterator[t
         with atomic_folder(path) as content, tempfile.TemporaryDirectory() as elsewhere:
             yield content, Path(elsewhere)
         return
+    finished = False
     try:
         for other in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
             if other != workspace and (held := _held(other)):
-                shutil.rmtree(other)
-                held.close()
+                _remove_held(other, held)
         content, notes = workspace / path.name, workspace / "notes"
         shutil.rmtree(workspace / _RETIRED, ignore_errors=True)
         for folder in (content, notes):
             folder.mkdir(exist_ok=True)
         yield content, notes
-        _sync(content)
-        if path.exists():
-            os.replace(path, workspace / _RETIRED)
-        os.replace(content, path)
-        fsync(path.parent)
+        _put_in_place(content, path, workspace)
+        finished = True
     except mistake:
-        shutil.rmtree(workspace)
+        finished = True
         raise
     finally:
+        if finished:
+            _remove_held(workspace, file)
         file.close()
-    shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _held(workspace: Path) -> IO[Any] | None:
     """The locked file of a workspace, which is made; None where this process cannot have it."""
     workspace.mkdir(exist_ok=True)
     file = (workspace / _LOCK).open("w")
-    if lock(file):
+    locked = lock(file)
+    if locked:
         return file
+    if locked is None:  # nobody can have it
+        _remove_held(workspace, file)
     file.close()
     return None
 
 
-def _sync(folder: Path) -> None:
-    """Waits until all files of a folder are on the disk; a hard link needs no second sync."""
-    files = {f.stat().st_ino: f for f in folder.rglob("*") if f.is_file()}
+def _remove_held(workspace: Path, lock: IO[Any]) -> None:
+    lock.close()  # NFS keeps the name of a file that is open
+    shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _put_in_place(content: Path, path: Path, workspace: Path) -> None:
+    """Gives a folder of the workspace its name, once all its files are on the disk.
+
+    An older one of that name goes into the workspace.
+    """
+    # a hard link needs no second sync of the same file
+    files = {f.stat().st_ino: f for f in content.rglob("*") if f.is_file()}
     for _ in overlapped(fsync, files.values()):
         pass
+    if path.exists():
+        os.replace(path, workspace / _RETIRED)
+    os.replace(content, path)
+    fsync(path.parent)
 
 
 _TEMPORARY, _LOCK, _RETIRED = ".tmp", "lock", "retired"

@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ from hpc_hipgen.run import Run
 from hpc_hipgen.sweep import CAPTIONS, EVEN, EXPORT, RULER, Cell, Sweep
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from hpc_hipgen.radiograph.layouts import Films
@@ -113,25 +114,13 @@ def _draw_and_measure(
     """One cell: its samples, unless they are there, then their measurements."""
     from hpc_hipgen.evaluation.measured_files import store_table
     from hpc_hipgen.evaluation.measurements import measured
-    from hpc_hipgen.evaluation.samples import image_specs, read_or_redraw, shard_bytes
-    from hpc_hipgen.radiograph.even_captions import even_phantoms
+    from hpc_hipgen.evaluation.samples import read_or_redraw, shard_bytes
 
     tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
 
     def draw() -> None:
-        if cell.model == RULER:
-            phantoms = even_phantoms(run.config.data, run.config.seed, films)
-            specs = image_specs(run.config.seed, films, cell.name)
-            write_atomic(tar, shard_bytes(specs, phantoms, synthetic=False))
-            return
-        crossed = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
-        settings = row_settings(run.config, model_rows(run.config, cell.model)[0]) | crossed
-        if cell.solver == "leapfrog":
-            settings["eta"] = 0.0  # it takes none
-        specs = image_specs(run.config.seed, films, cell.name, settings)
-        specs = with_subjects(run, cell.model, specs)
-        drawer = drawers.of(cell.model, cell.checkpoint)
-        write_atomic(tar, shard_bytes(specs, drawn(run, drawer, specs), synthetic=True))
+        specs, images = _images(run, cell, films, drawers)
+        write_atomic(tar, shard_bytes(specs, images, synthetic=cell.model != RULER))
 
     if not tar.is_file():
         draw()
@@ -139,6 +128,26 @@ def _draw_and_measure(
     table = measured(samples, cell.name, ruler, run.config.evaluation.batch)
     store_table(sweeps.cell_table(run, (cell.name, 0), sweep.name), table)
     return f"{len(table)} images"
+
+
+def _images(
+    run: Run, cell: Cell, films: Films, drawers: OneDrawer
+) -> tuple[list[dict[str, Any]], Iterator[np.ndarray]]:
+    """What each image of a cell is asked for, and the images."""
+    from hpc_hipgen.evaluation.samples import image_specs
+    from hpc_hipgen.radiograph.even_captions import even_phantoms
+
+    config = run.config
+    if cell.model == RULER:
+        return image_specs(config.seed, films, cell.name), even_phantoms(
+            config.data, config.seed, films
+        )
+    crossed = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
+    settings = row_settings(config, model_rows(config, cell.model)[0]) | crossed
+    if cell.solver == "leapfrog":
+        settings["eta"] = 0.0  # it takes none
+    specs = with_subjects(run, cell.model, image_specs(config.seed, films, cell.name, settings))
+    return specs, drawn(run, drawers.of(cell.model, cell.checkpoint), specs)
 
 
 def merge(run: Run, name: str) -> dict[str, Any]:
@@ -179,7 +188,7 @@ def merge(run: Run, name: str) -> dict[str, Any]:
 
 def _scores(cell: Cell, table: pd.DataFrame) -> dict[str, Any]:
     """One line of the table; `mae` and `r` are the means of both sides."""
-    from hpc_hipgen.evaluation.bands import BANDS, by_band
+    from hpc_hipgen.evaluation.bands import BANDS, bands_of
     from hpc_hipgen.evaluation.faithfulness import faithfulness
     from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 
@@ -191,10 +200,7 @@ def _scores(cell: Cell, table: pd.DataFrame) -> dict[str, Any]:
         known = [value for value in values if value is not None]
         line[key] = sum(known) / len(known) if len(known) == len(values) else None
     line |= {f"{key}_{s}": found[s][key] for key in ("mae", "r", "bias") for s in PATIENT_SIDES}
-    asked, measured = (
-        table[[f"{kind}_{s}" for s in PATIENT_SIDES]] for kind in ("asked", "measured")
-    )
-    bands = by_band(asked, measured)
+    bands = bands_of(table)
     return line | {
         f"{key}_{band}": bands[band][key] if band in bands else None
         for band in BANDS

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_hipgen import files
 from hpc_hipgen.files import (
     DamagedError,
     atomic_folder,
@@ -16,6 +17,7 @@ from hpc_hipgen.files import (
     read_json,
     reading_export,
     remove_folder,
+    resumed_folder,
     write_atomic,
 )
 
@@ -181,6 +183,14 @@ def test_an_export_that_cannot_be_read_is_named(tmp_path):
             raise OSError("no file\nof it")
     with pytest.raises(RuntimeError), reading_export(tmp_path):
         raise RuntimeError("the GPU is out of memory")
+
+
+def test_without_locks_nothing_is_left_to_go_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "lock", lambda file: None)
+    with resumed_folder(tmp_path / "data", "key", ValueError) as (content, notes):
+        (content / "file").write_text("x")
+        assert not list(notes.iterdir())
+    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["file"]
 
 
 def test_overlapped_work_overlaps():

@@ -7,9 +7,10 @@ drawn, and they are the ones that grading is about.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
-from hpc_hipgen.radiograph.geometry import FCI_LOWER_BOUNDS
+from hpc_hipgen.radiograph.geometry import FCI_LOWER_BOUNDS, PATIENT_SIDES
 
 SEVERE = 80.0
 """Degrees below which a hip has a band of its own: one in fifty of the phantoms' population."""
@@ -18,6 +19,14 @@ _LOWER = (*FCI_LOWER_BOUNDS, ("E", SEVERE), ("below_80", 0.0))
 _UPPER = (180.0, *(low for _, low in _LOWER[:-1]))
 BANDS = {name: (low, high) for (name, low), high in zip(_LOWER, _UPPER, strict=True)}
 """By name, from tight to severely dysplastic: least angle and upper bound in degrees."""
+
+
+def bands_of(table: pd.DataFrame) -> dict[str, dict[str, float | int | None]]:
+    """`by_band` of an evaluation table."""
+    asked, measured = (
+        table[[f"{kind}_{side}" for side in PATIENT_SIDES]] for kind in ("asked", "measured")
+    )
+    return by_band(asked, measured)
 
 
 def by_band(asked: ArrayLike, measured: ArrayLike) -> dict[str, dict[str, float | int | None]]:

@@ -308,6 +308,7 @@ def _render(
             row: None if cell is None else _picture(cell, row not in REAL_ROWS)
             for row, cell in entry["cells"].items()
         }
+    asked_for = set().union(*results.metrics["bands"].values())
     stages = sorted(results.metrics["runtime"].items(), key=lambda s: s[1].get("finished", "~"))
     return environment.get_template("report.html.j2").render(
         run=run.config,
@@ -322,15 +323,11 @@ def _render(
         films=film_panels(run, results),
         figures=drawn,
         classes=PROMPT_CLASSES,
-        bands={name: bounds for name, bounds in BANDS.items() if _asked_for(results, name)},
+        bands={name: bounds for name, bounds in BANDS.items() if name in asked_for},
         arms=ARM_LABELS,
         stages=stages,
         settings=yaml.safe_dump(results.metrics["settings"], sort_keys=False),
     )
-
-
-def _asked_for(results: Results, band: str) -> bool:
-    return any(band in found for found in results.metrics["bands"].values())
 
 
 def _signed(value: float | None, digits: int = 1) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from hpc_hipgen.evaluation import distances, diversity, real_films
 from hpc_hipgen.evaluation.audit import audit
-from hpc_hipgen.evaluation.bands import by_band
+from hpc_hipgen.evaluation.bands import bands_of
 from hpc_hipgen.evaluation.faithfulness import (
     PAPER_TABLE_1,
     PAPER_TEST_FILMS,
@@ -156,7 +156,7 @@ def collect(run: Run) -> Results:
         "sides": "left and right are the patient's; the patient's left is at the image's right",
         "faithfulness": scores,
         "baseline": baseline,
-        "bands": {row: _bands(table) for row, table in found.items()},
+        "bands": {row: bands_of(table) for row, table in found.items()},
         "against_teacher": _comparisons(found, manifest),
         "ruler": ruler,
         "films": real_films.summary(found.get(FILMS_ROW), ruler, means),
@@ -210,13 +210,6 @@ def _sides(
         constant = constant_mean_baseline(means[side], known)["mae"] if means else None
         result[side]["constant_mae"] = constant
     return result
-
-
-def _bands(table: pd.DataFrame) -> dict[str, dict[str, float | int | None]]:
-    asked, measured = (
-        table[[f"{kind}_{side}" for side in PATIENT_SIDES]] for kind in ("asked", "measured")
-    )
-    return by_band(asked, measured)
 
 
 def _manifest(run: Run, row: str = "ruler") -> pd.DataFrame | None:

@@ -1,6 +1,7 @@
 """Captions whose angles are spread evenly, of no film: what can a generator draw at all?"""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -45,19 +46,14 @@ def even_captions(seed: int, classes: Sequence[int], count: int = COUNT) -> Film
 
 def even_phantoms(data: Data, seed: int, captioned: Films) -> Iterator[np.ndarray]:
     """Nominal views (r, r) uint8 of phantoms with those angles and classes, none trained on."""
-    angles = even_angles(seed, len(captioned))
-    scenes = list(zip(angles, captioned.prompt_class.tolist(), strict=True))
-    return run_parallel(_Views(data, seed), list(enumerate(scenes)))
+    asked = zip(captioned.patient_right, captioned.patient_left, strict=True)
+    classes = captioned.prompt_class.tolist()
+    scenes = [(Angles(*both), c) for both, c in zip(asked, classes, strict=True)]
+    return run_parallel(partial(_view, data, seed), list(enumerate(scenes)))
 
 
-class _Views:
-    """Draws phantoms and cuts their views; can be sent to another process."""
-
-    def __init__(self, data: Data, seed: int) -> None:
-        self.size, self.seed = film_pixels(data.resolution), seed
-        self.view = data.resolution, data.head_distance
-
-    def __call__(self, numbered: tuple[int, tuple[Angles, int]]) -> np.ndarray:
-        number, (angles, prompt_class) = numbered
-        phantom = draw_phantom(self.seed, _FIRST_INDEX + number, self.size, prompt_class, angles)
-        return make_view(phantom.image, phantom.landmarks, *self.view)[0]
+def _view(data: Data, seed: int, numbered: tuple[int, tuple[Angles, int]]) -> np.ndarray:
+    number, (angles, prompt_class) = numbered
+    size = film_pixels(data.resolution)
+    phantom = draw_phantom(seed, _FIRST_INDEX + number, size, prompt_class, angles)
+    return make_view(phantom.image, phantom.landmarks, data.resolution, data.head_distance)[0]

@@ -116,9 +116,7 @@ def damage(path: Path, contents: bool = True) -> str | None:
 
 
 def _averages_alone(path: Path) -> bool:
-    """Whether a checkpoint is whole, but was left for sweeps alone."""
-    if damage(path, contents=False):
-        return False
+    """Whether a checkpoint that is whole was left for sweeps alone."""
     return STATE not in json.loads((path / COMPLETE).read_text())["files"]
 
 
@@ -148,15 +146,17 @@ def _write(folder: Path, images: int, contents: dict[str, Any], keep: int | None
                 torch.save(content, file)
         files = {n: [(temporary / n).stat().st_size, sha256_of(temporary / n)] for n in contents}
         write_atomic(temporary / COMPLETE, json.dumps({"images": images, "files": files}))
+    whole = complete_checkpoints(folder)
     # a later one than this was damaged, or had lost its state: training had gone on from it else
-    complete = [path for path in complete_checkpoints(folder) if path.name <= final.name]
+    complete = [path for path in whole if path.name <= final.name]
     last, for_sweeps = complete[:KEEP], set()
     if keep:
         first = {int(path.name) // keep: path for path in complete}  # the newest comes first
         first.pop(0, None)
         for_sweeps = {*first.values()}
     for old in named_checkpoints(folder):
-        if old in last or (keep and old.name > final.name and _averages_alone(old)):
+        later = old in whole and old not in complete
+        if old in last or (keep and later and _averages_alone(old)):
             continue
         # a file that another process reads can hold its folder on NFS; the next start cleans up
         with suppress(OSError):
