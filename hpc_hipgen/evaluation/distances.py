@@ -33,6 +33,9 @@ NEIGHBOURS = 3
 CPU_IMAGES = 4
 """Images at a time on a CPU: their activations stay in its cache (docs/log.md, 2026-11-27)."""
 
+BLOCK = 512
+"""Images of a set that are compared at a time with all of the other one."""
+
 ALONE, GROUPS = 200, 50
 """Images that are left out one by one for an error, and into how many groups more than these go."""
 
@@ -157,7 +160,7 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _kernel_sums(x: np.ndarray) -> np.ndarray:
     """For each row of x (n, d) the sum (n,) of its kernels with all others."""
-    parts = [_kernel(x[i : i + 512], x).sum(1) for i in range(0, len(x), 512)]
+    parts = [_kernel(x[i : i + BLOCK], x).sum(1) for i in range(0, len(x), BLOCK)]
     return np.concatenate(parts) - (np.einsum("nd,nd->n", x, x) / x.shape[1] + 1.0) ** 3
 
 
@@ -165,7 +168,7 @@ def _reach(x: np.ndarray) -> torch.Tensor:
     """Distance (n,) of each row of x (n, d) to its ``NEIGHBOURS``-th neighbour."""
     points = torch.from_numpy(x)
     parts = [  # a row itself is the first of its neighbours
-        torch.cdist(part, points).kthvalue(NEIGHBOURS + 1).values for part in points.split(512)
+        torch.cdist(part, points).kthvalue(NEIGHBOURS + 1).values for part in points.split(BLOCK)
     ]
     return torch.cat(parts)
 
@@ -243,9 +246,9 @@ def kernel_distance(sample: np.ndarray, reference: Reference) -> tuple[float, fl
         raise ValueError(f"need three images in each set, got {n} and {m}")
     xx, yy = _kernel_sums(x), reference.kernel_sums
     of_x, of_y = np.zeros(n), np.zeros(m)
-    for start in range(0, n, 512):
-        part = _kernel(x[start : start + 512], y)
-        of_x[start : start + 512] = part.sum(1)
+    for start in range(0, n, BLOCK):
+        part = _kernel(x[start : start + BLOCK], y)
+        of_x[start : start + BLOCK] = part.sum(1)
         of_y += part.sum(0)
     sx, sy, sxy = xx.sum(), yy.sum(), of_x.sum()
     value = sx / (n * (n - 1)) + sy / (m * (m - 1)) - 2 * sxy / (n * m)
@@ -319,10 +322,10 @@ def precision_recall(sample: np.ndarray, reference: Reference) -> dict[str, floa
     points, reach = torch.from_numpy(y), _reach(x)
     inside = torch.zeros(len(x), dtype=torch.bool)
     reached = torch.zeros(len(y), dtype=torch.bool)
-    for start in range(0, len(x), 512):
-        apart = torch.cdist(torch.from_numpy(x[start : start + 512]), points)
-        inside[start : start + 512] = (apart <= reference.reach).any(1)
-        reached |= (apart <= reach[start : start + 512, None]).any(0)
+    for start in range(0, len(x), BLOCK):
+        apart = torch.cdist(torch.from_numpy(x[start : start + BLOCK]), points)
+        inside[start : start + BLOCK] = (apart <= reference.reach).any(1)
+        reached |= (apart <= reach[start : start + BLOCK, None]).any(0)
     return {"precision": float(inside.double().mean()), "recall": float(reached.double().mean())}
 
 

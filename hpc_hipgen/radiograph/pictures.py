@@ -76,6 +76,7 @@ class Pictures:
     def __init__(self, places: Places, size: tuple[int, int] | None = None) -> None:
         """`size`: height and width; None reads those of the first image."""
         self.places = places
+        self._crc32s = places.crc32
         self._numbers = np.arange(len(places.file))
         self._opened = functools.lru_cache(OPEN_SHARDS)(lambda path: open(path, "rb", buffering=0))
         self._coming: dict[tuple[int, int], Future[np.ndarray]] = {}  # by process and number
@@ -126,16 +127,16 @@ class Pictures:
     def fingerprint(self, say_busy: Callable[[], None] = lambda: None) -> bytes:
         """CRC-32 and size of every PNG image: the same in files and in shards, without decoding.
 
-        Files are read for it, several at a time; `say_busy` is called now and then.
+        Files are read for it, once and several at a time; `say_busy` is called now and then.
         """
-        crc32 = self.places.crc32
-        if crc32 is None:
+        if self._crc32s is None:
             crc32 = np.empty(len(self), np.uint32)
             for start in range(0, len(self), _AT_ONCE):
                 part = range(start, min(start + _AT_ONCE, len(self)))
                 crc32[part.start : part.stop] = list(_pool(os.getpid()).map(self._crc32, part))
                 say_busy()
-        return crc32.astype("<u4").tobytes() + self.places.size.astype("<i8").tobytes()
+            self._crc32s = crc32
+        return self._crc32s.astype("<u4").tobytes() + self.places.size.astype("<i8").tobytes()
 
     def _crc32(self, number: int) -> int:
         return zlib.crc32(self._bytes(number))

@@ -211,5 +211,6 @@ def test_a_view_has_one_cache_in_whatever_layout_it_lies(autoencoder, tmp_path):
     assert torch.equal(cached_latents(autoencoder, joined, cache), first)
     assert len(list(cache.glob("*.npy"))) == 1
     paths[1].write_bytes(contents[0])
-    cached_latents(autoencoder, single, cache)
+    changed = dataclasses.replace(single, images=Pictures(Places.whole(paths)))
+    cached_latents(autoencoder, changed, cache)
     assert len(list(cache.glob("*.npy"))) == 2
