@@ -15,7 +15,7 @@ from hpc_hipgen.evaluation.measured_files import store_table
 from hpc_hipgen.evaluation.samples import image_specs, read_samples, shard_bytes
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.radiograph.dicom import EMPTY, DrawnFilm, read_angles, write_dicom
-from hpc_hipgen.radiograph.films import read_film
+from hpc_hipgen.radiograph.films import read_film, read_spaced_film
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
 from jobs import export, report
@@ -53,6 +53,11 @@ def test_a_drawn_film_says_so_in_the_words_of_the_standard(file):
 def test_pixels_and_angles_come_back(file):
     assert np.array_equal(read_film(file), FILM.image)  # of an odd number of bytes
     assert read_angles(dcmread(file)) == FILM.angles
+
+
+def test_a_reader_finds_the_patients_left_at_the_right_of_the_image(file):
+    found = read_spaced_film(file)
+    assert found.patient_at_right == "left" and not found.mirrored
 
 
 def test_the_same_film_gives_the_same_file(file, tmp_path):

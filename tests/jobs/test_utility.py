@@ -4,14 +4,18 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 
 from hpc_hipgen import utility
 from hpc_hipgen.config import ConfigError, parse_experiment
-from hpc_hipgen.evaluation.samples import read_samples
+from hpc_hipgen.evaluation.samples import read_samples, shard_bytes
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.named import resolve
+from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
+from hpc_hipgen.training import loop
 from jobs import report
 from jobs import utility as job
 
@@ -71,6 +75,44 @@ def test_a_ruler_from_elsewhere_does_not_say_how_rulers_are_trained(run, tmp_pat
     run = Run(other)
     with pytest.raises(ConfigError, match=r"ruler\.training: missing in this run"):
         utility.plan(run, SETTINGS)
+
+
+def test_generated_films_have_the_angles_of_their_captions_by_side_of_the_image(run):
+    settings = utility.plan(run, SETTINGS)
+    utility.save(run, "few", settings)
+    specs = [
+        {"row": "llcm_2", "index": n, "seed": n, "film": "a", "prompt": "", "prompt_class": 4}
+        | {"asked_left": 100.0 + n, "asked_right": 80.0 + n}
+        for n in range(7)
+    ]
+    for item in utility.sample_items(run, "few"):
+        part = specs[4 * item[1] : 4 * item[1] + 4]
+        images = np.zeros((len(part), 8, 8), np.uint8)
+        write_atomic(utility.sample_shard(run, item, "few"), shard_bytes(part, images, True))
+    found = job._generated(run, "few", settings)
+    assert found.angles.tolist() == [[80.0 + n, 100.0 + n] for n in range(7)]
+
+
+def test_every_seed_has_films_and_weights_of_its_own_and_the_test_films_measure(
+    tiny_run, tmp_path, monkeypatch
+):
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    run, began = Run(tmp_path / "run"), []
+    utility.save(run, "x", utility.plan(run, ["row=llcm_2", "films=2", "seeds=3", "images=8"]))
+
+    def train(task, training, folder, *, seed, title):
+        (folder / "checkpoints").mkdir(parents=True)
+        first = next(task.module.parameters()).sum().item()
+        began.append((seed, tuple(sorted(set(task.films.film))), first))
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(job, "_generated", lambda *_: None)
+    items = [(f"alone-2-{seed}", 0) for seed in range(3)]
+    assert job.train_and_measure(run, "x", items) == 3
+    seeds, films, weights = map(set, zip(*began, strict=True))
+    assert len(seeds) == len(weights) == 3 and len(films) > 1
+    measured = json.loads(utility.cell_result(run, items[0], "x").read_text())["films"]
+    assert measured == read_manifest(run.path("data"), "test", nominal_only=True).film
 
 
 @pytest.mark.slow

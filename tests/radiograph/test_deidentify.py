@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from hpc_hipgen.radiograph.geometry import Hip, Landmarks
 from hpc_hipgen.radiograph.phantom import draw_phantom
 from hpc_hipgen.tables import csv_text
 
-WHITE, GREY, RED, BLUE = (255, 255, 255), (150, 150, 150), (220, 0, 0), (60, 60, 255)
+WHITE, GREY, BLACK = (255, 255, 255), (150, 150, 150), (0, 0, 0)
+RED, BLUE = (220, 0, 0), (60, 60, 255)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,14 @@ def test_what_a_dicom_file_says_of_itself_is_in_the_report(phantom):
     assert findings == [Finding("overlay plane", "dropped"), Finding("text", "not found")]
 
 
+def test_the_letter_of_a_side_is_not_the_text_that_a_dicom_file_states():
+    film, _ = written(np.zeros((384, 384), np.uint8), "L", (300, 60), size=30)
+    _, findings = mask_film(replace(film, burned_in="YES"))
+    assert [finding.action for finding in findings] == ["kept", "not found"]
+    missed = Searched("a", findings[1:], thumbnail(film.image, []))
+    assert missed.writing_left, "nobody knows where, so that it is not mirrored"
+
+
 def test_boxes_are_filled_from_their_surroundings():
     ramp = np.repeat(np.arange(0, 120, 2, dtype=np.uint8)[:, None], 80, 1)
     spoilt = ramp.copy()
@@ -109,6 +119,8 @@ def test_boxes_are_filled_from_their_surroundings():
     corner[:10, :20] = 255
     assert fill(corner, [(0, 0, 20, 10)]).max() == ramp.max()
     assert fill(spoilt, [(0, 0, 80, 60)]).max() == 0  # no surroundings
+    along = fill(spoilt.T.copy(), [(20, 10, 30, 60)])
+    assert np.array_equal(along, fill(spoilt, [(10, 20, 60, 30)]).T)
 
 
 def test_the_report_is_a_table_and_a_picture(phantom):
@@ -141,3 +153,40 @@ def test_what_is_protected_reaches_two_radii_around_head_and_rim():
     for box in ((140, 145, 160, 155), (141, 145, 160, 155), (90, 40, 100, 61), (90, 40, 100, 60)):
         actions[box] = deidentify._near_hip(Mark("text", box), landmarks)
     assert list(actions.values()) == [True, False, True, False]
+
+
+@pytest.mark.parametrize("ink", [WHITE, BLACK])
+@pytest.mark.parametrize("quarters", [0, 1, 3])
+def test_text_may_be_dark_and_may_run_along_the_film(phantom, quarters, ink):
+    ground = np.rot90(np.maximum(phantom.image, 120) if ink == BLACK else phantom.image, quarters)
+    across, _ = written(ground, "WALDMANN", (4, 4), ink)
+    _, findings = mask_film(SpacedFilm(np.rot90(across.image, -quarters)))
+    assert {(finding.what, finding.action) for finding in findings} == {("text", "masked")}
+    found = np.zeros(phantom.image.shape, bool)
+    for x0, y0, x1, y1 in (finding.box for finding in findings):
+        found[y0:y1, x0:x1] = True
+    assert np.rot90(found, quarters)[across.image != ground].mean() > 0.98
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+def test_letters_of_a_large_film_may_be_large(size):
+    film, box = written(np.zeros((1100, 1100), np.uint8), "12.03.2019", (40, 60), size=size)
+    masked, findings = mask_film(SpacedFilm(film.image))
+    assert covered([finding.box for finding in findings], box) > 0.95 and masked.max() == 0
+
+
+@pytest.mark.parametrize("size", [7, 9])
+def test_letters_of_a_small_film_may_be_small(size):
+    film, box = written(np.zeros((300, 300), np.uint8), "12.03.2019", (40, 60), size=size)
+    _, findings = mask_film(SpacedFilm(film.image))
+    assert covered([finding.box for finding in findings], box) > 0.95
+
+
+def test_the_tint_of_a_film_is_no_drawn_colour_and_a_picture_in_colour_tells_nothing(phantom):
+    tint = np.full_like(phantom.image, 60)
+    film, box = written(phantom.image, "12.03.2019", (4, 4), RED)
+    assert find_marks(phantom.image, tint) == []
+    marks = find_marks(phantom.image, np.where(film.colour > 60, film.colour, tint))
+    assert [mark.what for mark in marks] == ["colour"] and covered([marks[0].box], box) > 0.95
+    half = np.where(np.arange(tint.shape[1]) % 2 == 0, 0, tint + 40).astype(np.uint8)
+    assert find_marks(phantom.image, np.broadcast_to(half, tint.shape)) == []

@@ -130,6 +130,17 @@ def test_jitter_can_be_a_share_of_the_full_one():
     assert 0.4 * full < half < 0.6 * full
 
 
+def test_training_views_lie_evenly_around_the_nominal_one():
+    film, rng = np.zeros((8, 8), np.uint8), np.random.default_rng(0)
+    nominal = make_view(film, FILM, 64, 0.6)[1]
+    moved = [make_view(film, FILM, 64, 0.6, rng)[1] for _ in range(400)]
+    zoom = np.array([landmarks.head_distance for landmarks in moved]) / nominal.head_distance
+    assert 0.95 <= zoom.min() < 0.955 and 1.045 < zoom.max() <= 1.05
+    assert zoom.mean() == pytest.approx(1, abs=0.005)
+    off = np.mean([points(landmarks) for landmarks in moved], 0) - points(nominal)
+    assert np.abs(off).max() < 0.3
+
+
 def test_the_resolution_budget_is_one_pixel_over_the_shorter_arm():
     arms = [math.hypot(6.2, 24.6), math.hypot(7.9, 28.6)]
     assert resolution_budget(FILM) == pytest.approx(math.degrees(1 / arms[0]))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_hipgen.radiograph.captions import ANGLE_MAX
+from hpc_hipgen.radiograph.captions import ANGLE_MAX, ANGLE_MIN
 from hpc_hipgen.radiograph.geometry import Hip, Landmarks
 from hpc_hipgen.radiograph.views import make_view
 from hpc_hipgen.radiograph.warps import draw_rim_warp, rim_warp
@@ -80,3 +80,19 @@ def test_a_warped_angle_can_still_be_named():
     for _ in range(50):
         angles = draw_rim_warp(wide, 6.0, rng).landmarks(wide).norberg_angles()
         assert max(both(angles)) < ANGLE_MAX
+    narrow = Landmarks(
+        image_left=Hip(85.0, 120.0, 22.0, 102.0, 96.0),
+        image_right=Hip(171.0, 120.0, 21.0, 154.0, 96.0),
+    )
+    assert max(both(narrow.norberg_angles())) < 57
+    for _ in range(50):
+        angles = draw_rim_warp(narrow, 6.0, rng).landmarks(narrow).norberg_angles()
+        assert min(both(angles)) > ANGLE_MIN
+
+
+def test_each_hip_is_warped_by_an_amount_of_its_own():
+    rng, before = np.random.default_rng(0), both(VIEW.norberg_angles())
+    warped = [draw_rim_warp(VIEW, 3.0, rng).landmarks(VIEW) for _ in range(300)]
+    changes = np.array([both(landmarks.norberg_angles()) - before for landmarks in warped])
+    assert changes.std(0) == pytest.approx([3.0, 3.0], rel=0.15)
+    assert abs(np.corrcoef(changes.T)[0, 1]) < 0.2

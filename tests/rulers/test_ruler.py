@@ -14,6 +14,7 @@ from hpc_hipgen.rulers import ruler_training
 from hpc_hipgen.rulers.ruler import (
     POINTS,
     WINDOW,
+    Measurement,
     Ruler,
     RulerNetwork,
     load_ruler,
@@ -184,6 +185,14 @@ def test_unclear_landmarks_are_refused():
     assert found.landmarks.shape == (2, 5)
 
 
+@pytest.mark.parametrize("unclear", range(4))
+def test_one_unclear_landmark_is_enough_to_refuse(unclear):
+    network = Planted(points_of(LANDMARKS[None])[0])
+    network.maps[0][0][:, unclear] /= 500.0
+    (found,) = Ruler(network, SIZE, 0.5).measure(np.zeros((1, SIZE, SIZE), np.uint8))
+    assert found.reason.startswith("no clear landmarks") and np.isnan(found.image_right)
+
+
 def test_heads_in_one_place_or_the_wrong_way_round_are_refused():
     points = points_of(LANDMARKS[None])[0]
     together = points.clone()
@@ -318,6 +327,17 @@ def test_the_ruler_that_feedback_asks_learns_otherwise_than_the_one_that_measure
     assert not torch.equal(first, second), "its first weights"
     first, second = (task.batch(np.arange(2), random)["points"] for task in (one, other))
     assert not torch.equal(first, second), "how its views are moved"
+
+
+def test_the_error_of_a_ruler_is_that_of_each_side():
+    left, right = np.linspace(90, 110, 6), np.linspace(104, 80, 6)
+    films = SimpleNamespace(images=None, patient_left=left, patient_right=right)
+    measured = [
+        Measurement(image_left=b - 3.0, image_right=a + 1.0, confidence=0.9, landmarks=np.zeros(0))
+        for a, b in zip(left, right, strict=True)
+    ]
+    found = ruler_training.ruler_error(SimpleNamespace(measure=lambda images: measured), films)
+    assert (found["mae_left"], found["mae_right"]) == pytest.approx((1, 3))
 
 
 def test_a_run_measures_with_its_own_threshold(tiny_run):
