@@ -12,6 +12,7 @@ from hpc_hipgen.cluster.executors import (
     local_variables,
     restore_gpus,
     sbatch_script,
+    slurm_executor,
     slurm_parameters,
     submission_folder,
 )
@@ -130,3 +131,13 @@ def test_a_job_has_the_threads_and_the_minutes_that_it_asks_for():
     need = Resources(cpus=6, hours=1.25)
     lines = sbatch_script(slurm_parameters("s", need, Site())).splitlines()
     assert "export OMP_NUM_THREADS=6" in lines and "#SBATCH --time=75" in lines
+
+
+@pytest.mark.parametrize("number", [0, 20])
+def test_a_job_goes_on_after_as_many_time_limits_as_the_site_says(tmp_path, fake_slurm, number):
+    assert slurm_executor(tmp_path, Site(requeues=number), {}).max_num_timeout == number
+
+
+def test_what_a_site_says_of_variables_holds():
+    said = {"HF_HUB_OFFLINE": "0", "PYTHONNOUSERSITE": ""}
+    assert job_variables(Site(env=said)).items() >= said.items()

@@ -98,6 +98,8 @@ def test_a_warning_that_leaves_no_time_is_said():
     site = Site(resources={"train": {"hours": 0.1}}, signal_seconds=400)
     with pytest.raises(ConfigError, match=r"train-llcm has 0.1 hours, of which the warning"):
         site.of(training("llcm"))
+    site = site.model_copy(update={"signal_seconds": 300})
+    assert site.of(training("llcm")).hours == 0.1, "a minute is left"
 
 
 def test_an_unknown_site_names_those_there_are():

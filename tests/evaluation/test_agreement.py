@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 
 from hpc_hipgen.evaluation.agreement import agreement
+from hpc_hipgen.radiograph.geometry import Hip, Landmarks
+from hpc_hipgen.radiograph.lab_films import LabFilm
 from hpc_hipgen.rulers.cross_validation import (
     COLUMNS,
     FEW_HIPS,
+    hips_of,
     stretch,
     summary,
     to_markdown,
 )
+from hpc_hipgen.rulers.film_ruler import FilmMeasurement
 from hpc_hipgen.tables import csv_text
 
 NAN = np.nan
@@ -61,6 +65,19 @@ def hips(count, error=1.0, stated=2.0):
     ]
 
 
+def test_a_hip_has_the_angle_and_the_uncertainty_of_its_side():
+    landmarks = Landmarks(Hip(10, 20, 4, 8, 12), Hip(40, 20, 4, 46, 12))
+    angles = landmarks.norberg_angles()
+    found = FilmMeasurement(
+        angles.image_left, angles.image_right, np.array([2.0, 5.0]), np.zeros((2, 2)), 0.9,
+        landmarks.to_array(),
+    )  # fmt: skip
+    left, right = hips_of([LabFilm("a.png", "rex", 0, landmarks.flat())], [found], [found])
+    for hip, angle, doubt in ((left, angles.image_right, 5), (right, angles.image_left, 2)):
+        assert hip["after_uncertainty"] == hip["before_uncertainty"] == doubt
+        assert hip["annotated"] == hip["after_angle"] == pytest.approx(angle, abs=1e-3)
+
+
 def test_folds_before_and_after():
     some = hips(12)
     for hip in some[:2]:
@@ -83,7 +100,8 @@ def test_stated_uncertainties_are_stretched_to_hold():
     few, many = hips(FEW_HIPS // 2 - 1), hips(FEW_HIPS // 2)
     assert stretch(few) == 1 and stretch(many) == pytest.approx(0.5), "few never narrow them"
     assert stretch(hips(4, error=6.0)) == pytest.approx(3)
-    assert summary(hips(4, error=6.0), 2, limit=5.0)["refused_by_stretch"] == 4
+    found = summary(hips(4, error=6.0), 2, limit=5.0)
+    assert found["refused_by_stretch"] == 4 and found["within"] == 0, "of what was stated"
     one_sure = hips(4, error=6.0)
     for hip in one_sure[::2]:
         hip["after_uncertainty"] = 0.1

@@ -49,6 +49,8 @@ def test_every_planted_copy_is_found_with_its_film(phantoms, auditor):
     source = np.arange(0, TRAINING, TRAINING // COPIED)[:COPIED]
     planted = planted_copies(phantoms[0][source])
     assert (planted["shifted"][0, 4:] == phantoms[0][source[0], :-4]).all()
+    brighter = planted["brightened"].astype(int) - phantoms[0][source]
+    assert brighter.min() >= 0 and np.median(brighter) >= 20
     for kind, copies in planted.items():
         found = auditor.judge(features(copies), copies).flagged(source)
         assert found["either"].all(), kind

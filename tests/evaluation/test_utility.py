@@ -27,6 +27,9 @@ def test_the_learning_curve_is_paired_and_resamples_dogs():
     alone, generated = lines[:2]
     assert alone["mae"] == pytest.approx(8 / 3 + 0.5) and alone["difference"] is None
     assert alone["low"] < alone["mae"] < alone["high"] and alone["refused"] == 2
+    below = u.learning_curve(results({("alone", 5): -base}), ["a", "b", "c"])[0]
+    assert alone["bias"] == pytest.approx(8 / 3 + 0.5)
+    assert below["bias"] == pytest.approx(0.5 - 8 / 3) and below["mae"] > 0
     # all errors grow by two: so does every resample, and the difference has no width
     for key in ("difference", "difference_low", "difference_high"):
         assert generated[key] == pytest.approx(2)

@@ -11,7 +11,7 @@ from stock_pipelines import asked_of_stock
 from hpc_hipgen.config import ConfigError, Training, check_inputs, parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.generators import clip
-from hpc_hipgen.generators.prior import PriorTask, load_prior
+from hpc_hipgen.generators.prior import PriorTask, load_prior, prior_scheduler
 from hpc_hipgen.generators.sampling import load_pipeline
 from hpc_hipgen.generators.unclip import UnCLIPTask, draw, noised_embeddings
 from hpc_hipgen.radiograph.layouts import read_manifest
@@ -305,3 +305,10 @@ def test_a_clip_that_is_not_there_is_named(embedding_settings):
     assert config.trained() == ["ruler", "autoencoder", "prior", "unclip"]
     with pytest.raises(ConfigError, match=r"x.yaml: clip\.pretrained: /nowhere holds no config"):
         check_inputs(config, "x.yaml")
+
+
+@pytest.mark.parametrize("steps", [2, 25])
+def test_the_prior_starts_from_pure_noise(steps):
+    scheduler = prior_scheduler()
+    scheduler.set_timesteps(steps)
+    assert scheduler.timesteps[0] == len(scheduler.alphas_cumprod) - 1

@@ -149,6 +149,13 @@ def test_without_accounts_the_queue_is_enough_and_nobody_waits(tmp_path, monkeyp
     assert look_up([]) == ({}, False)
 
 
+def test_a_queue_that_refuses_has_not_answered(tmp_path, monkeypatch):
+    slurm(tmp_path, monkeypatch, squeue="exit 1", sacct="exit 1")
+    assert look_up(["17"]) == ({}, False)
+    slurm(tmp_path, monkeypatch, squeue="true", sacct="exit 1")
+    assert look_up(["17"]) == ({}, True), "it is in no queue"
+
+
 def test_the_command_asks_slurm_for_what_was_submitted(run, tmp_path, monkeypatch, capsys):
     submit(run, "prepare", "17")
     submit(run, "train-ruler", "18")

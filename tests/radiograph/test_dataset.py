@@ -332,6 +332,14 @@ def test_pixels_that_are_not_square_are_stretched_before_anything_is_measured(tm
         film_files(tmp_path, None, {"test": 1}, 0)
 
 
+def test_captions_name_angles_in_square_pixels(tmp_path):
+    rows = as_dicom(tmp_path, film_folder(tmp_path, 1), "1.dcm", PixelSpacing=[0.2, 0.1])[2:]
+    rows[0].update(rim_x=86.0, rim_y=108.0)
+    write_table(tmp_path, rows)
+    (film,) = film_files(tmp_path, None, {"test": 1}, 0)
+    assert film.nominal_angles().image_left < 125 < film.landmarks.norberg_angles().image_left
+
+
 def test_the_resolution_budget_of_films_and_views(tmp_path):
     film_folder(tmp_path, 1)
     film = FilmFile("0.png", "0", "test", tmp_path / "0.png", LANDMARKS, 4)

@@ -180,6 +180,16 @@ def test_padding_is_black_and_does_not_count(tmp_path, limits):
     np.testing.assert_array_equal(film[5:], stretched(RAMP[5:].max() - RAMP[5:]))
 
 
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("value", [0, 4095])
+def test_padding_is_black_at_either_end_of_the_scale(tmp_path, kind, value):
+    pixels = RAMP + 500
+    pixels[:5] = value
+    attributes = {"PixelPaddingValue": value, "PhotometricInterpretation": kind}
+    film = read_film(write_dicom(tmp_path / "film.dcm", pixels, **attributes))
+    assert film[:5].max() == 0 and film[5:].min() == 0 and film[5:].max() == 255
+
+
 def test_the_window_is_applied_after_the_rescale(tmp_path):
     path = write_dicom(
         tmp_path / "film.dcm",

@@ -78,6 +78,15 @@ def test_y_must_run_downwards(tmp_path):
     assert problems(tmp_path, out, "a.png,image_right,300,90,20,290,80,") == []
 
 
+def test_a_film_may_be_turned(tmp_path):
+    """Above and below are those of the line between the heads, however it runs."""
+    rows = ["a.png,image_left,100,100,20,90,70,", "a.png,image_right,300,180,20,305,150,"]
+    assert problems(tmp_path, *rows) == []
+    assert problems(tmp_path, rows[0].replace("90,70", "80,110"), rows[1]) != []
+    across = ["a.png,image_left,100,180,20,90,150,", "a.png,image_right,300,100,20,305,70,"]
+    assert problems(tmp_path, *across) == []
+
+
 def test_a_right_angle_passes_and_a_wrong_one_does_not(tmp_path):
     angles = LANDMARKS.norberg_angles()
     near, far = angles.image_left + 0.49, angles.image_right - 0.51

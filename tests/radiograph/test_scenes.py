@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hpc_hipgen.files import disk_full
+from hpc_hipgen.radiograph import scenes
 from hpc_hipgen.radiograph.phantom_overlays import _write as write
 from hpc_hipgen.radiograph.scene_store import draw_scenes, read_scenes, write_scenes
 from hpc_hipgen.radiograph.scenes import (
@@ -98,3 +99,15 @@ def test_stored_scenes_are_read_back(tmp_path):
         np.testing.assert_array_equal(getattr(loaded, name), values)
     again = draw_scenes(0, 1)
     np.testing.assert_array_equal(again.close_ups[0], scenes.close_ups[0])
+
+
+def test_heads_are_there_unless_they_are_hidden(monkeypatch):
+    heads, hidden = np.array([[30.0, 60.0], [150.0, 60.0]]), 0
+    for i in range(400):
+        film = np.full((128, 180), 100, np.uint8)
+        seen = scenes._hide(film, heads, 60.0, rng(i))
+        assert seen.tolist() == (film[60, [30, 150]] == 100).tolist()
+        hidden += not seen.all()
+    assert hidden > 10
+    monkeypatch.setattr(scenes, "_hide", lambda *_: np.zeros(2, bool))
+    assert not any(draw_film_scene(rng(i), 64).present.any() for i in range(8))

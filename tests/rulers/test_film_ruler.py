@@ -13,6 +13,7 @@ from hpc_hipgen.rulers.film_report import UNCERTAIN, film_line
 from hpc_hipgen.rulers.film_ruler import (
     Calibration,
     FilmRuler,
+    _implausible,
     load_film_ruler,
     save_film_ruler,
 )
@@ -82,6 +83,22 @@ def test_impossible_and_uncertain_landmarks_are_refused():
     assert "too uncertain" in found.reason and found.unsure and not found.inverted
     found = dot_ruler().measure([good])[0]
     assert not found.unsure and not found.warning
+
+
+def test_a_view_that_goes_astray_moves_no_landmark_and_counts_as_uncertainty():
+    _, landmarks = marked_film()
+    rows, sure = np.stack([landmarks.to_array()] * 3), np.full(2, 0.99)
+    rows[0, :, 3] += 12
+    found = dot_ruler()._verdict(rows, np.full((3, 2), 0.04), sure, sure, inverted=False)
+    assert found.image_left == pytest.approx(landmarks.norberg_angles().image_left)
+    assert (found.features[:, 0] > 1).all() and found.features[:, 1] == pytest.approx([0.2, 0.2])
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(1.29, ""), (1.31, "heads of two sizes")])
+def test_the_heads_of_a_dog_are_of_one_size(ratio, said):
+    rows = marked_film()[1].to_array()
+    rows[1, 2] = ratio * rows[0, 2]
+    assert _implausible(rows) == said
 
 
 def test_uncertain_hips_are_measured_with_a_warning():

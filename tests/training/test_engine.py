@@ -70,7 +70,8 @@ def test_bf16_is_autocast_over_fp32_weights_and_gradients(stage):
 @pytest.mark.parametrize("clip", [0.1, 1e9])
 def test_a_step_is_that_of_torch_with_clipped_gradients(clip):
     engine.init_distributed()
-    settings = training(precision="fp32", zero_stage=0, clip=clip, weight_decay=0.1)
+    more = {"clip": clip, "weight_decay": 0.1, "betas": (0.8, 0.95)}
+    settings = training(precision="fp32", zero_stage=0, **more)
     torch.manual_seed(0)
     layer = nn.Linear(8, 8)
     theirs = copy.deepcopy(layer)
