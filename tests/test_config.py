@@ -462,6 +462,7 @@ def test_a_damaged_run_is_one_line(tmp_path):
     [
         ("- 1", "a mapping"),
         ("a: [", "not valid YAML"),
+        ("a: 2024-13-45", "x.yaml: not valid YAML: month must be in 1..12"),
         ("a: {b: 1, c: 2, b: 3}", "key 'b' is given twice in .* line 1"),
     ],
 )
@@ -561,6 +562,18 @@ def test_a_class_of_pipelines_and_a_stride_that_do_not_fit_are_named(tiny_settin
     index.write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ConfigError, match=r"data.resolution: 32 is not a multiple of 64"):
         check_inputs(config, "x")
+
+
+def test_latents_that_are_halved_have_an_even_size(tiny_settings):
+    auto = tiny_settings["autoencoder"]
+    auto |= {"block_out_channels": [8] * 5, "scale_equivariance": 0.1}
+    parse_experiment(tiny_settings, "x")
+    auto |= {"block_out_channels": [8] * 6}
+    with pytest.raises(ConfigError, match=r"data.resolution: 32 is not a multiple of 64, twice"):
+        parse_experiment(tiny_settings, "x")
+    auto |= {"block_out_channels": [8] * 5, "window": 16}
+    with pytest.raises(ConfigError, match=r"autoencoder.window: 16 is not a multiple of 32, twice"):
+        parse_experiment(tiny_settings, "x")
 
 
 def test_smoke_says_what_of_the_command_line_it_replaces(capsys):

@@ -198,6 +198,9 @@ class Autoencoder(Section):
     layers_per_block: int = Field(1, ge=1)
     latent_channels: int = Field(4, ge=1)
     kl_weight: float = Field(1e-6, ge=0)
+    # Of what latents of half the size are decoded to, against views of half the size. More makes
+    # latents smoother: easier to denoise, but they say less of a view.
+    scale_equivariance: float = Field(0.0, ge=0)
     hip_weight: float = Field(4.0, ge=0)  # extra weight of the pixels around the hips
     # Pixels; trains on windows of the views, most of them at a hip. It has no attention, so what
     # is learnt on windows holds for views, and a window costs less.

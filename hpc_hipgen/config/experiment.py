@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -267,7 +268,7 @@ def _check_feedback(config: Experiment) -> None:
             "feedback.base: given, but stable_diffusion is trained, too, which nothing would go on "
             "from; leave one of them out"
         )
-    given = [r.pretrained.resolve() for r in (asked, measuring) if r and r.pretrained]
+    given = [os.path.realpath(r.pretrained) for r in (asked, measuring) if r and r.pretrained]
     if len(set(given)) < len(given):
         raise ValueError(
             "reward_model.pretrained: is ruler.pretrained; what is trained to please a ruler must "
@@ -303,6 +304,10 @@ def _check_autoencoder(name: str, auto: Autoencoder | DiscreteVAE | None, resolu
         check_multiples(f"{name}.window", [auto.window], stride, what)
         if auto.window > resolution:
             raise ValueError(f"{name}.window: {auto.window} is above data.resolution, {resolution}")
+    if isinstance(auto, Autoencoder) and auto.scale_equivariance:
+        key = f"{name}.window" if auto.window else "data.resolution"
+        halved = f"twice {what}, which its scale_equivariance needs"
+        check_multiples(key, [auto.window or resolution], 2 * stride, halved)
 
 
 def _check_dall_e(section: DallE, vae: DiscreteVAE | None) -> None:
@@ -392,7 +397,7 @@ def _check_captions_dropped(config: Experiment) -> None:
 def _check_apart(trained: Path | None, measured: Path | None) -> None:
     """No film is both trained on and measured; raises ValueError."""
     if trained and measured:
-        first, second = trained.resolve(), measured.resolve()
+        first, second = (Path(os.path.realpath(folder)) for folder in (trained, measured))
         if first.is_relative_to(second) or second.is_relative_to(first):
             raise ValueError(
                 f"evaluation.films: {measured} shares films with data.films, which train"

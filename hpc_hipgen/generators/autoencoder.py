@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
@@ -58,21 +59,39 @@ def to_images(pixels: Tensor) -> np.ndarray:
 class AutoencoderLoss(nn.Module):
     """The autoencoder with its loss."""
 
-    def __init__(self, autoencoder: AutoencoderKL, kl_weight: float) -> None:
-        """`kl_weight` multiplies the divergence, summed over a latent's elements."""
+    def __init__(
+        self, autoencoder: AutoencoderKL, kl_weight: float, scale_equivariance: float = 0.0
+    ) -> None:
+        """Weights of the error, 1, and of what is added to it.
+
+        Args:
+            autoencoder: the network.
+            kl_weight: of the divergence, summed over a latent's elements.
+            scale_equivariance: of the error that latents of half the size make of views of half
+                the size (Skorokhodov et al. 2025, arXiv 2502.14831). What is fine in latents but
+                not in pixels is hard to denoise.
+        """
         super().__init__()
         self.autoencoder = autoencoder
-        self.kl_weight = kl_weight
+        self.kl_weight, self.scale_equivariance = kl_weight, scale_equivariance
 
     def forward(self, pixels: Tensor, noise: Tensor, weight: Tensor) -> tuple[Tensor, dict]:
         """Per-image losses of pixels (b, 3, n, n) with weight (b, 1, n, n) and latent noise."""
         posterior = self.autoencoder.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * noise
-        # squared: an edge in the wrong place weighs more than the grain of the film does
-        error = (self.autoencoder.decode(latents).sample.float() - pixels).square()
+        error = self._error(latents, pixels)
         divergence = posterior.kl()
         losses = spatial_mean(error, weight) + self.kl_weight * divergence
-        return losses, {"mse": error.mean(), "kl": divergence.mean()}
+        scalars = {"mse": error.mean(), "kl": divergence.mean()}
+        if self.scale_equivariance:
+            half = self._error(*(F.avg_pool2d(maps, 2) for maps in (latents, pixels)))
+            losses = losses + self.scale_equivariance * spatial_mean(half, F.avg_pool2d(weight, 2))
+            scalars["half_size_mse"] = half.mean()
+        return losses, scalars
+
+    def _error(self, latents: Tensor, pixels: Tensor) -> Tensor:
+        """Squared: an edge in the wrong place weighs more than the grain of the film does."""
+        return (self.autoencoder.decode(latents).sample.float() - pixels).square()
 
 
 class AutoencoderTask(FilmTask):
@@ -87,7 +106,9 @@ class AutoencoderTask(FilmTask):
         resolution = config.data.resolution
         torch.manual_seed(config.seed)
         self.autoencoder = build_autoencoder(self.section, resolution)
-        self.module = AutoencoderLoss(self.autoencoder, self.section.kl_weight)
+        self.module = AutoencoderLoss(
+            self.autoencoder, self.section.kl_weight, self.section.scale_equivariance
+        )
         average = WeightAverage.for_export(self.autoencoder, training_of(self.section))
         self.averages = {"export": average}
         size = (self.section.window or resolution) // stride(self.autoencoder)

@@ -89,6 +89,31 @@ def test_the_loss_weighs_the_focus(autoencoder):
         assert torch.allclose(loss(pixels, noise, weight)[0], error + 0.5 * divergence)
 
 
+def test_latents_of_half_the_size_are_views_of_half_the_size(autoencoder):
+    """Against means of four, by hand."""
+
+    def halved(maps):
+        return maps.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean((3, 5))
+
+    loss = AutoencoderLoss(autoencoder, kl_weight=0.1)
+    pixels, noise = to_pixels(views(2)), torch.randn(2, 4, 8, 8)
+    weight = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        without, scalars = loss(pixels, noise, weight)
+        assert "half_size_mse" not in scalars
+        posterior = autoencoder.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        decoded = autoencoder.decode(halved(latents)).sample
+        assert decoded.shape == (2, 3, 16, 16)
+        error = (decoded - halved(pixels)).square()
+        shares = halved(weight) / halved(weight).sum((1, 2, 3), keepdim=True)
+        half = (shares * error.mean(1, keepdim=True)).sum((1, 2, 3))
+        loss.scale_equivariance = 0.25
+        losses, scalars = loss(pixels, noise, weight)
+    assert torch.allclose(losses, without + 0.25 * half, rtol=1e-5)
+    assert float(scalars["half_size_mse"]) == pytest.approx(float(error.mean()), rel=1e-5)
+
+
 def test_the_export_is_standard_and_stock(tiny_run):
     exported = AutoencoderKL.from_pretrained(tiny_run.path("autoencoder", "export"))
     assert exported.config.scaling_factor == 1.0
