@@ -53,7 +53,7 @@ lab-ruler: ## the same networks on films of your own, cross-validated by dog
 
 measure: ## angles of whole films
 	@python="$(PYTHON_OF_ENV)"
-	"$$python" -m jobs.measure $(FILMS) $(ARGS)
+	"$$python" -m jobs.measure $(if $(FILMS),"$(FILMS)") $(ARGS)
 
 status: ## stages, images seen, speed
 	@python="$(PYTHON_OF_ENV)"

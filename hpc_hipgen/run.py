@@ -129,7 +129,8 @@ def check_place(folder: Path, config: Experiment) -> None:
         ConfigError: for a file, a folder of somebody's that is no run, the record of the program,
             or a folder that holds the films.
     """
-    if folder.resolve() == (ROOT / "results" / "reference").resolve():
+    folder = folder.resolve()  # of `new/../old` nothing is there until `new` is made
+    if folder == (ROOT / "results" / "reference").resolve():
         raise ConfigError(f"{folder}: is a record, no run; name another folder with --run")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; name another folder with --run")
@@ -140,7 +141,7 @@ def check_place(folder: Path, config: Experiment) -> None:
                 "replace what is there. Name a new folder with --run"
             )
     for films, _ in config.film_sets().values():
-        if films.resolve().is_relative_to(folder.resolve()):
+        if films.resolve().is_relative_to(folder):
             raise ConfigError(f"{films}: lies in the run folder, where a run would replace it")
 
 

@@ -5,3 +5,15 @@
 anybody; `plan`, `prefetch`, `benchmark` and `gpu_check` are about the machine. A module holds a
 command line and the functions that stages name; what modules share is in the library.
 """
+
+import sys
+from importlib.util import find_spec
+
+if find_spec("submitit") is None:
+    print(
+        f"error: {sys.executable} is not the environment's python (it has no submitit). In the "
+        'clone: PATH="$(dirname "$(bash sbatch/environment.sh)"):$PATH"; where HIPGEN_PYTHON is '
+        "set, it must name a python with the packages of pyproject.toml",
+        file=sys.stderr,
+    )
+    sys.exit(2)

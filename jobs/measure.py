@@ -11,7 +11,7 @@ PNG, JPEG, TIFF and DICOM, 8 or 16 bits, either polarity, any size above 96 pixe
 ventrodorsal films, upright, turned by up to 15 degrees. No landmarks are needed. A chest film, a
 photograph, a black image or a film with one hip only is refused with the reason.
 
-Written to the --out folder:
+Written to the --out folder, unless a table of other films lies there:
   measurements.csv    a line a film: angles and FCI bands of the patient's left and right hip
                       (at the image's right and left, unless DICOM's PatientOrientation says
                       otherwise: patient_at_right, sides_from), uncertainties, landmarks in pixels
@@ -39,6 +39,8 @@ until then. Not for diagnosis or breeding decisions.
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
 import tempfile
 from collections import Counter
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
 
 OWN_RULER = Path("results/film_ruler/film_ruler/export")
 """What sbatch/film_ruler.sh makes, in the folder where it was called."""
+
+TABLE = "measurements.csv"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +98,7 @@ def _measure(given: argparse.Namespace) -> int:
     files = find_films(given.films, given.out)
     known = _annotated(given.landmarks, files) if given.landmarks else {}
     ruler = _ruler(given.ruler)
-    _check_out(given.out)
+    _check_out(given.out, files)
     print(f"{len(files)} files, measured with the ruler of {given.ruler}", file=sys.stderr)
     lines: list[dict[str, Any]] = []
     status = 0
@@ -128,12 +132,17 @@ def _kept(
         return 1
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, films: Sequence[Path]) -> None:
     """Makes the folder of the results before films are measured for nothing.
 
     Raises:
-        ValueError: where nothing can be written in it.
+        ValueError: where nothing can be written in it, or its table has films that would be lost.
     """
+    if others := _measured(out) - {printable(film) for film in films}:
+        raise ValueError(
+            f"--out: {printable(out / TABLE)} has {len(others)} films that are not among these, "
+            f"{min(others)} for example; name another folder, or remove this one"
+        )
     for folder in (out, *(path for path in [out / OVERLAYS] if path.exists())):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +151,15 @@ def _check_out(out: Path) -> None:
         except OSError as error:
             reason = error.strerror
             raise ValueError(f"--out: cannot write to {printable(folder)} ({reason})") from None
+
+
+def _measured(out: Path) -> set[str]:
+    """The films of an earlier call's table, where there is one that can be read."""
+    try:
+        text = (out / TABLE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return set()
+    return {line["film"] for line in csv.DictReader(io.StringIO(text)) if line.get("film")}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -210,7 +228,7 @@ def _write_table(out: Path, lines: list[dict[str, Any]]) -> None:
     from hpc_hipgen.files import write_atomic
     from hpc_hipgen.rulers.film_report import COLUMNS
 
-    write_atomic(out / "measurements.csv", csv_text(lines, COLUMNS))
+    write_atomic(out / TABLE, csv_text(lines, COLUMNS))
 
 
 def _finish(
@@ -234,7 +252,7 @@ def _finish(
     print(*text, sep="\n", end="\n" if text else "")
     statuses = (film_report.UNCERTAIN, film_report.REFUSED, film_report.UNREADABLE)
     others = ", ".join(f"{count[status]} {status}" for status in statuses)
-    table = printable(given.out / "measurements.csv")
+    table = printable(given.out / TABLE)
     print(f"{count[film_report.MEASURED]} films measured, {others}: {table}")
     return 1 if count[film_report.UNREADABLE] else 0
 

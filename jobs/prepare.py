@@ -256,9 +256,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _prepare(folder: Path) -> int:
-    from hpc_hipgen.run import Run
+    from hpc_hipgen.run import Run, check_place
 
-    prepare(Run(folder))
+    run = Run(folder)
+    check_place(run.folder, run.config)
+    prepare(run)
     return 0
 
 

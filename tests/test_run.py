@@ -58,6 +58,13 @@ def test_a_run_is_no_file_and_not_the_record_of_the_program(tmp_path, tiny_setti
         Run.create(ROOT / "results" / "reference", config)
 
 
+def test_a_place_by_way_of_a_folder_that_is_not_there_yet_is_looked_at(tmp_path, tiny_settings):
+    (tmp_path / "somebody" / "data").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"is not empty \(data, ...\) and not a run"):
+        Run.create(tmp_path / "new" / ".." / "somebody", parse_experiment(tiny_settings, "x"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_no_run_folder_is_said(tmp_path):
     with pytest.raises(ConfigError, match="not a run folder"):
         Run(tmp_path)

@@ -147,6 +147,33 @@ def test_the_demo_is_the_script_of_the_cluster():
     assert done.stdout.splitlines()[-1] == "bash sbatch/llcm.sh --dry-run"
 
 
+@pytest.mark.parametrize(
+    ("given", "end"), [({}, "jobs.measure  "), ({"FILMS": "a b"}, 'jobs.measure "a b" ')]
+)
+def test_films_to_measure_may_have_blanks_in_their_path(given, end):
+    command = [
+        "make",
+        "--no-print-directory",
+        "-n",
+        "measure",
+        *(f"{k}={v}" for k, v in given.items()),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].rstrip("\n").endswith(end)
+
+
+def test_a_python_without_the_environment_says_which_one_is_needed():
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "jobs.status"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert 'PATH="$(dirname "$(bash sbatch/environment.sh)"):$PATH"' in done.stderr
+
+
 def test_environment_uses_the_python_it_is_given(tmp_path):
     assert bash("sbatch/environment.sh").stdout.strip() == sys.executable
     wrong = bash("sbatch/environment.sh", HIPGEN_PYTHON="/nowhere/python")

@@ -76,7 +76,8 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
             )
     weights = config.evaluation.inception
     if weights and not weights.is_file():
-        problems.append(_absent("evaluation.inception", weights))
+        what = f"evaluation.inception: {weights} is a folder; name the file in it"
+        problems.append(what if weights.is_dir() else _absent("evaluation.inception", weights))
     problems += _missing_for_lab(config, done)
     for name in ("ruler", "reward_model"):
         if (section := getattr(config, name)) and section.pretrained:

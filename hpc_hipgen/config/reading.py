@@ -83,7 +83,7 @@ def read_yaml(path: Path) -> Any:
         return loader.construct_document(node)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # 2024-13-45 is no date
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -204,7 +204,7 @@ def _apply_override(tree: dict[str, Any], override: str, kind: type[Section]) ->
     try:
         as_it_stands = _is_path(kind, key) and text.strip() not in _NOTHING
         value = text if as_it_stands else yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # 2024-13-45 is no date
         raise ConfigError(f"'{override}': the value is not valid YAML") from None
     node = tree
     *parents, last = key.split(".")

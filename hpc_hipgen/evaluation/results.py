@@ -23,10 +23,12 @@ from hpc_hipgen.evaluation.faithfulness import (
     permutation_null,
 )
 from hpc_hipgen.evaluation.measured_files import load_table, read_array, read_features
+from hpc_hipgen.files import DamagedError
 from hpc_hipgen.json_lines import read_lines
 from hpc_hipgen.models import MODELS
 from hpc_hipgen.pipeline import row_data, sample_shard, score_shard, shard_counts
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
+from hpc_hipgen.radiograph.pictures import BACKUP
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW, row_model
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_name, shard_numbers
@@ -215,7 +217,12 @@ def _sides(
 def _manifest(run: Run, row: str = "ruler") -> pd.DataFrame | None:
     """The manifest of the films that a row is made from."""
     path = row_data(run, row) / "manifest.csv"
-    return pd.read_csv(path, dtype={"film": str, "dog": str}) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return pd.read_csv(path, dtype={"film": str, "dog": str})
+    except ValueError as error:
+        raise DamagedError(f"{path}: damaged ({error}); {BACKUP}") from None
 
 
 def _baseline(

@@ -13,8 +13,8 @@ from hpc_hipgen.named import resolve
 from hpc_hipgen.pipeline import stages
 from hpc_hipgen.run import Run
 
-FILMS = {"train": 24, "validation": 2, "test": 8, "views": 2}
-"""Enough for a batch of every experiment."""
+FILMS = {"train": 24, "validation": 2, "test": 8, "views": 2, "balance": 0}
+"""Enough for a batch of every experiment; balanced, a film of a subject may be one view alone."""
 
 SHORT: dict[str, dict[str, Any]] = {
     "dreambooth": {"subjects": {1: "sks"}, "films": 3, "prior_images": 4},

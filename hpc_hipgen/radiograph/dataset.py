@@ -331,7 +331,7 @@ def _film_problem(
 
 
 def _twins(entries: Sequence[Entry], pixels: Mapping[str, str]) -> list[str]:
-    """One picture under two names, of two dogs: it could train a model and measure it."""
+    """One picture under two names: of two dogs it could train a model and measure it."""
     problems: list[str] = []
     first: dict[str, Entry] = {}
     for entry in (entry for entry in entries if entry.film in pixels):
@@ -340,6 +340,11 @@ def _twins(entries: Sequence[Entry], pixels: Mapping[str, str]) -> list[str]:
             problems.append(
                 f"{entry.where}: {entry.film} is the same picture as {twin.film}, but not of the "
                 "same dog; remove one, or name its dog in the column dog"
+            )
+        elif twin.landmarks != entry.landmarks:
+            problems.append(
+                f"{entry.where}: {entry.film} is the same picture as {twin.film}, with other "
+                "landmarks; remove one"
             )
     return problems
 

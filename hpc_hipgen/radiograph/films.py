@@ -268,6 +268,7 @@ def _white_is_zero(picture: Image.Image) -> bool:
 
 def _read_dicom(path: Path) -> SpacedFilm:
     from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
     from pydicom.pixels import apply_color_lut
 
     try:
@@ -294,6 +295,8 @@ def _read_dicom(path: Path) -> SpacedFilm:
         return SpacedFilm(grey, *_spacing(dataset), colour, burned_in, overlays, at_right)
     except Exception as error:  # pydicom has no common base of what a damaged file raises
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, InvalidDicomError):  # it says how to force pydicom
+            reason = "it does not begin as one"
         raise ValueError(f"{path}: damaged, truncated or unsupported DICOM ({reason})") from None
 
 
@@ -358,13 +361,21 @@ def _unreadable(error: OSError) -> None:
 def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, float]:
     """Spacing in mm and aspect of the pixels (PS3.3 10.7.1 and C.7.6.3.1.7); None where unknown."""
     for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
-        values = [float(v) for v in dataset.get(name) or ()]
+        values = _numbers(dataset, name)
         if len(values) == 2 and all(math.isfinite(v) and v > 0 for v in values):
             return (values[0], values[1]), _plausible(values[0] / values[1], name)
-    ratio = [int(v) for v in dataset.get("PixelAspectRatio") or ()]
+    ratio = _numbers(dataset, "PixelAspectRatio")
     if len(ratio) == 2 and min(ratio) > 0:
         return None, _plausible(ratio[0] / ratio[1], "PixelAspectRatio")
     return None, 1.0
+
+
+def _numbers(dataset: "Dataset", name: str) -> list[float]:
+    """The values of an attribute; none where it holds anything else."""
+    try:
+        return [float(value) for value in dataset.get(name) or ()]
+    except (TypeError, ValueError):
+        return []
 
 
 def _plausible(aspect: float, source: str) -> float:

@@ -104,7 +104,8 @@ def read_landmark_table(path: Path, folder: Path | None = None) -> Table:
             read.
     """
     if not path.is_file():
-        return Table(problems=[f"{path}: no such landmark table"])
+        what = "is a folder, no landmark table" if path.is_dir() else "no such landmark table"
+        return Table(problems=[f"{path}: {what}"])
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -126,7 +127,8 @@ def _read_csv(path: Path, text: str, folder: Path) -> Table:
     reader.fieldnames = names
     missing = [name for name in _REQUIRED if name not in names]
     if missing:
-        hint = "; separate the columns by commas" if ";" in text.split("\n", 1)[0] else ""
+        other = set(";\t") & set(text.split("\n", 1)[0])
+        hint = "; separate the columns by commas" if other else ""
         return Table(problems=[f"{path} row 1: no column {', '.join(missing)}{hint}"])
     if twice := [name for name in _KNOWN if names.count(name) > 1]:
         return Table(problems=[f"{path} row 1: column {', '.join(twice)} is there twice"])
@@ -274,6 +276,12 @@ def landmark_faults(film: str, landmarks: Landmarks) -> list[str]:
     for side, hip in zip(IMAGE_SIDES, (left, right), strict=True):
         if (hip.head_x, hip.head_y) == (hip.rim_x, hip.rim_y):
             faults.append(f"{film}: rim point and head centre of {side} are the same point")
+        # what is burned in near a hip is left unmasked, and how near goes by the radius
+        if hip.head_radius > landmarks.head_distance / 2:
+            faults.append(
+                f"{film}: head_radius {hip.head_radius:g} of {side} is more than half the "
+                f"{landmarks.head_distance:g} pixels between the heads"
+            )
     if faults:
         return faults
     upright = "y runs downwards, and films are upright, the dog's head up"

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hpc_hipgen.files import DamagedError
+
 KEPT_BYTES = 2**30
 """Sets of no more pixels than this stay in memory once they are decoded."""
 
@@ -48,8 +50,11 @@ class Places:
 
     @classmethod
     def whole(cls, files: Sequence[Path]) -> Places:
-        """Images in files of their own. Raises FileNotFoundError for one that is missing."""
-        size = np.array([os.stat(file).st_size for file in files], np.int64)
+        """Images in files of their own. Raises DamagedError for one that is missing."""
+        try:
+            size = np.array([os.stat(file).st_size for file in files], np.int64)
+        except FileNotFoundError as error:
+            raise DamagedError(f"{error.filename}: missing; {BACKUP}") from None
         return cls(files, np.arange(len(files)), np.zeros_like(size), size)
 
     def take(self, indices: np.ndarray) -> Places:

@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.performance import loading, measures, workspace
 from hpc_hipgen.performance.simulation import flop_counter
-from jobs.benchmark import main
+from jobs.benchmark import EXPERIMENTS, main
 from tests.conftest import TINY
 
 
@@ -44,6 +45,12 @@ def test_rows_are_measured_and_kept(tiny_file, tmp_path, capsys, monkeypatch):
     assert compared["ratio"] > 0 and compared["solver"] == "leapfrog"
     page = (tmp_path / "pc.md").read_text()
     assert page.count("## ") == 7 and capsys.readouterr().out.endswith("pc.md\n")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_experiments_that_are_timed_can_be(name):
+    config = workspace.shrunk(str(ROOT / "configs" / f"{name}.yaml"), [])
+    assert config.data.train == workspace.FILMS["train"] and config.trained()
 
 
 class Attending:

@@ -205,6 +205,16 @@ def test_pictures_of_any_earlier_call_are_not_measured(films):
     assert [path.name for path in found] == ["a.png", "b.tif", "noise.png", "z.png"]
 
 
+def test_a_table_of_other_films_is_not_replaced(films, capsys):
+    assert measure.main(["films/a.png", "films/more", "--out", "out"]) == 0
+    before = Path("out", "measurements.csv").read_bytes()
+    assert measure.main(["films/a.png", "--out", "out"]) == 2
+    said = capsys.readouterr().err
+    assert "out/measurements.csv has 1 films that are not among these, films/more/b.tif" in said
+    assert Path("out", "measurements.csv").read_bytes() == before
+    assert measure.main(["films", "--out", "out"]) == 1 and len(table(Path("out"))) == 4
+
+
 @pytest.mark.parametrize("out", ["file", "file/below", "taken"])
 def test_an_out_folder_that_cannot_be_is_said_before_anything_is_measured(
     films, monkeypatch, capsys, out

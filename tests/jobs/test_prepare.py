@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import ExifTags, Image
 
+from hpc_hipgen import ROOT
 from hpc_hipgen.config import load_experiment
 from hpc_hipgen.files import resumed_folder
 from hpc_hipgen.radiograph import dataset
@@ -266,6 +267,11 @@ def test_what_was_begun_for_other_settings_is_not_gone_on_with(tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["--run", str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
+
+
+def test_the_record_of_the_program_is_no_run(capsys):
+    assert main(["--run", str(ROOT / "results" / "reference")]) == 2
+    assert "is a record, no run" in capsys.readouterr().err
 
 
 def test_help_teaches_without_heavy_imports():

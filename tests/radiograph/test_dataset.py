@@ -140,6 +140,11 @@ def test_one_picture_under_two_names_is_of_one_dog(tmp_path):
     write_table(tmp_path, [{**row, "dog": row["image"] == "1.png"} for row in rows])
     films = film_files(tmp_path, None, PROPORTIONS, 0)
     assert films[0].pixels == films[2].pixels != films[1].pixels
+    for row in rows[4:]:
+        row["rim_y"] += 1
+    write_table(tmp_path, [{**row, "dog": row["image"] == "1.png"} for row in rows])
+    with pytest.raises(FilmErrors, match=r"2\.png is the same picture as 0\.png, with other landm"):
+        film_files(tmp_path, None, PROPORTIONS, 0)
 
 
 def test_a_film_that_reads_as_black_is_refused(tmp_path):

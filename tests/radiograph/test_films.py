@@ -259,6 +259,9 @@ def test_damaged_dicom_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"film\.dcm: damaged, truncated or unsupported DICOM"):
         read_film(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"unsupported DICOM \(it does not begin as one\)"):
+        read_film(path)
     path = write_dicom(tmp_path / "many.dcm", RAMP, NumberOfFrames=2)
     with pytest.raises(ValueError, match="2 frames"):
         read_film(path)
@@ -285,6 +288,7 @@ def test_tiffs_are_read_in_either_polarity(tmp_path):
         ({"PixelSpacing": [0.3, 0.2]}, (0.3, 0.2), 1.5),
         ({"ImagerPixelSpacing": [0.15, 0.15]}, (0.15, 0.15), 1.0),
         ({"PixelAspectRatio": ["3", "2"]}, None, 1.5),
+        ({"PixelSpacing": 0.3, "ImagerPixelSpacing": [0.3, 0.2]}, (0.3, 0.2), 1.5),
         ({}, None, 1.0),
     ],
 )

@@ -87,6 +87,13 @@ def test_a_film_may_be_turned(tmp_path):
     assert problems(tmp_path, *across) == []
 
 
+def test_a_head_is_no_larger_than_the_way_to_the_other_allows(tmp_path):
+    """A lost decimal point would leave names near a hip unmasked."""
+    assert problems(tmp_path, LEFT.replace(",20,", ",99,"), RIGHT) == []
+    (line,) = problems(tmp_path, LEFT.replace(",20,", ",1010,"), RIGHT)
+    assert "a.png: head_radius 1010 of image_left is more than half the 200.25 pixels" in line
+
+
 def test_a_right_angle_passes_and_a_wrong_one_does_not(tmp_path):
     angles = LANDMARKS.norberg_angles()
     near, far = angles.image_left + 0.49, angles.image_right - 0.51
@@ -186,6 +193,9 @@ def test_unreadable_tables(tmp_path):
     assert problems(tmp_path) == ["landmarks.csv: no film in it"]
     (line,) = problems(tmp_path, header=HEADER.replace(",", ";"))
     assert line.endswith("rim_y; separate the columns by commas")
+    (line,) = problems(tmp_path, header=HEADER.replace(",", "\t"))
+    assert line.endswith("; separate the columns by commas")
+    assert read_landmark_table(tmp_path).problems == [f"{tmp_path}: is a folder, no landmark table"]
     (tmp_path / "latin.csv").write_bytes(b"\xff\xfe\xe4")
     assert read_landmark_table(tmp_path / "latin.csv").problems == [
         f"{tmp_path}/latin.csv: not a UTF-8 text file"

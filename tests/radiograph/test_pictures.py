@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hpc_hipgen.files import DamagedError
 from hpc_hipgen.radiograph import pictures
 from hpc_hipgen.radiograph.layouts import read_imagefolder, read_shards, write_layouts
 from hpc_hipgen.radiograph.pictures import Pictures, Places
@@ -145,7 +146,7 @@ def test_odd_images_are_named(arrays):
         with pytest.raises(ValueError, match=rf"/{number}\.png: unreadable view at byte 0 \(.+\);"):
             views[number]
     files[5].unlink()
-    with pytest.raises(FileNotFoundError, match=r"5\.png"):
+    with pytest.raises(DamagedError, match=r"5\.png: missing; make the data again"):
         Places.whole(files)
 
 
