@@ -54,8 +54,22 @@ def _value(tree: Any, key: str) -> Any:
     return tree
 
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """That of libyaml is ten times as fast; not every build of PyYAML has it."""
+
+
+class _Loader(_FastLoader):
+    """Dates and times of day are text: YAML 1.1 takes 1:30 for 90, and stops at 2024-13-45."""
+
+    def resolve(self, kind: type, value: str, implicit: Any) -> str:
+        tag = str(super().resolve(kind, value, implicit))
+        if tag.endswith(":timestamp") or (kind is yaml.ScalarNode and _is_time(tag, value)):
+            return "tag:yaml.org,2002:str"
+        return tag
+
+
+def _is_time(tag: str, value: str) -> bool:
+    return tag.endswith((":int", ":float")) and ":" in value
 
 
 def _check_keys(node: yaml.Node, above: tuple[yaml.Node, ...] = ()) -> None:
@@ -83,7 +97,7 @@ def read_yaml(path: Path) -> Any:
         return loader.construct_document(node)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError) as error:  # 2024-13-45 is no date
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -127,18 +141,34 @@ def parse_settings(
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        found = [_problem(e) for e in error.errors()]
-        lines = [f"{_origin(key, overrides) or origin}: {text}" for key, text in found]
+        found = [_problem(e) for e in _told_once(error.errors())]
+        lines = [f"{_origin(key, overrides, origin)}: {text}" for key, text in found]
         raise ConfigError("\n".join(lines)) from None
 
 
-def _origin(key: str, overrides: Sequence[str]) -> str | None:
-    """The last override that set `key` or a section that it lies in."""
+def _told_once(errors: Sequence[Any]) -> list[Any]:
+    """Without what follows from others: a list whose values are wrong is called too short, too."""
+    places = [error["loc"] for error in errors]
+
+    def follows(error: Any) -> bool:
+        loc = error["loc"]
+        within = (place for place in places if len(place) > len(loc))
+        return error["type"] == "too_short" and any(p[: len(loc)] == loc for p in within)
+
+    return [error for error in errors if not follows(error)]
+
+
+def _origin(key: str, overrides: Sequence[str], origin: str) -> str:
+    """The last override that set `key` or a section that it lies in; else `origin`.
+
+    Of a section that does not fit together, also the overrides within it.
+    """
     for override in reversed(overrides):
         given = override.partition("=")[0]
         if key == given or key.startswith(given + "."):
             return f"'{override}'"
-    return None
+    within = [f"'{override}'" for override in overrides if override.startswith(f"{key}.")]
+    return f"{origin} with {' '.join(within)}" if key and within else origin
 
 
 def settings_tree(
@@ -203,8 +233,8 @@ def _apply_override(tree: dict[str, Any], override: str, kind: type[Section]) ->
         raise ConfigError(f"'{override}': expected key.sub=value")
     try:
         as_it_stands = _is_path(kind, key) and text.strip() not in _NOTHING
-        value = text if as_it_stands else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # 2024-13-45 is no date
+        value = text if as_it_stands else yaml.load(text, _Loader)
+    except yaml.YAMLError:
         raise ConfigError(f"'{override}': the value is not valid YAML") from None
     node = tree
     *parents, last = key.split(".")
