@@ -79,3 +79,7 @@ def test_students_are_drawn_in_few_steps_and_an_lcm_lora_without_a_scale(tmp_pat
     assert row_settings(run.config, "lcm_lora_2") == student | {"guidance": 1.0}
     teacher = {"steps": 2, "guidance": 3.0, "solver": "ddim", "eta": 1}
     assert row_settings(run.config, "stable_diffusion") == teacher
+    tiny_settings["sampling"]["llcm_guidance"] = 5.0
+    run = Run.create(tmp_path / "other", parse_experiment(tiny_settings, "x"))
+    scales = [row_settings(run.config, row)["guidance"] for row in ("llcm_2", "stable_diffusion")]
+    assert scales == [5.0, 3.0]

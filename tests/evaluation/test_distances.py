@@ -167,6 +167,14 @@ def test_every_caption_keeps_its_share_of_fewer_images(n, per_caption, shares):
     assert d.compare_sets(features, reference, real, films)["frechet"] == once["frechet"]
 
 
+def test_of_drawings_that_stand_side_by_side_each_caption_has_one():
+    features, training = sets(24, 30)
+    films = [f"film-{i // 2}" for i in range(24)]
+    real, reference = sets(12, 30)[0] + 0.1, d.Reference(training)
+    found = d.compare_sets(features, reference, real, films)
+    assert found["frechet"] == d.compare_sets(features[::2], reference, real)["frechet"]
+
+
 def test_images_are_spread_over_a_row():
     assert spread("abcdefg", 3).tolist() == [0, 3, 6]
     assert spread("ab", 5).tolist() == [0, 1] and spread("", 3).tolist() == []

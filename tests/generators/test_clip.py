@@ -138,3 +138,17 @@ def test_a_clip_without_one_width_is_refused(parts, tmp_path):
     parts.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="text states of width 32 and embeddings of 16"):
         load_parts(tmp_path)
+
+
+def test_the_export_is_the_average_and_states_its_error_on_held_out_films(make_task, tmp_path):
+    task = make_task()
+    networks = task.averages["export"].module
+    torch.nn.init.constant_(networks["clip"].vision_model.post_layernorm.bias, 2.0)
+    torch.nn.init.zeros_(networks["angles"].weight)
+    torch.nn.init.constant_(networks["angles"].bias, 1.5)
+    said = task.export(tmp_path)
+    assert (load_parts(tmp_path).model.vision_model.post_layernorm.bias == 2).all()
+    held_out = task.validation
+    angles = np.stack([held_out.patient_left, held_out.patient_right])
+    expected = abs(float(task.mean) + 1.5 * float(task.spread) - angles).mean()
+    assert said["validation_angle_mae"] == pytest.approx(expected, rel=1e-4)

@@ -313,3 +313,15 @@ def test_guidance_needs_dropped_captions(token_settings):
 def test_what_a_shard_cost_counts_tokens_and_guidance(token_run):
     note = json.loads(token_run.path("samples", "dall_e", "shard-00000.json").read_text())
     assert note["images"] == 4 and note["evaluations"] == 4 * 8**2 * 2
+
+
+def test_codes_are_learnt_in_the_order_in_which_they_are_drawn(task):
+    codes = task.batch(np.arange(3), ImageRandom(0, np.arange(3)))["codes"]
+    assert torch.equal(codes.unflatten(1, (task.parts.grid, task.parts.grid)), task.codes[:3])
+
+
+def test_the_export_is_the_average(token_run, tmp_path):
+    task = make_task(token_run)
+    torch.nn.init.constant_(task.averages["export"].module.transformer.ln_f.bias, 2.0)
+    task.export(tmp_path)
+    assert (load_parts(tmp_path).transformer.transformer.ln_f.bias == 2).all()

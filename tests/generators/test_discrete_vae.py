@@ -181,3 +181,11 @@ def test_the_export_says_how_the_codebook_is_used(token_run):
     assert 1 <= done["code_perplexity"] <= done["codes_used"]
     log = token_run.path("discrete_vae", "metrics.jsonl").read_text().splitlines()
     assert {"codes_used", "code_perplexity", "temperature", "mse"} <= set(json.loads(log[-1]))
+
+
+def test_the_export_is_the_average(token_run, tmp_path):
+    task = DiscreteVAETask(token_run.config, read_pairs(token_run.path("data")))
+    average = task.averages["export"].module
+    torch.nn.init.constant_(average.codebook.weight, 2.0)
+    task.export(tmp_path)
+    assert (DiscreteAutoencoder.from_pretrained(tmp_path).codebook.weight == 2).all()

@@ -117,6 +117,8 @@ def test_a_drawing_is_its_images_own(tiny_run, tiny_settings):
     assert all(torch.equal(whole[name][2:3], alone[name]) for name in alone)
     said = [parse_caption(caption) for caption in task.films.captions[:4]]
     assert whole["asked"].tolist() == [[a.patient_left, a.patient_right] for a in said]
+    mixed = task.batch(np.array([5, 0]), ImageRandom(0, np.arange(2)))
+    assert torch.equal(mixed["states"], task.states[task.rows[[5, 0]]])
 
 
 def test_the_reward_reads_what_the_ruler_reads_in_the_decoded_view(tiny_run, tiny_settings):
@@ -215,6 +217,8 @@ def test_the_export_draws_as_the_average_does(tiny_run, tiny_settings, tmp_path)
     trained = task.averages["export"].module.state_dict()
     assert all(torch.equal(v, trained[k]) for k, v in pipeline.unet.state_dict().items())
     base = load_pipeline(tiny_run.path("stable_diffusion", "export"))
+    kinds = [p.scheduler.config.prediction_type for p in (base, pipeline)]
+    assert kinds[0] == kinds[1] == "v_prediction"
     for name in ("vae", "text_encoder"):
         before, after = (getattr(p, name).state_dict() for p in (base, pipeline))
         assert all(torch.equal(v, after[k]) for k, v in before.items()), name

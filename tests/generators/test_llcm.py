@@ -9,9 +9,11 @@ from diffusers import LCMScheduler
 
 from hpc_hipgen.config import Training, parse_experiment
 from hpc_hipgen.diffusion.consistency import GUIDANCE_WIDTH, guidance_embedding
+from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.llcm import LLCMTask, build_student, lcm_scheduler
 from hpc_hipgen.generators.probe import MeasurementLoss
+from hpc_hipgen.generators.sampling import load_pipeline
 from hpc_hipgen.generators.stable_diffusion import load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.training.clock import ImageRandom
@@ -247,3 +249,46 @@ def test_the_probe_weighs_what_the_settings_say(tiny_run, tiny_settings):
     task = make_task(tiny_run, tiny_settings, measurement_weight=0.25)
     task.measure_with(AlwaysOff())
     assert task.module.measured.weight == 0.25
+
+
+def test_a_student_is_told_its_weight_as_a_pipeline_tells_the_scale_less_one(
+    tiny_run, tiny_settings
+):
+    task = make_task(tiny_run, tiny_settings)
+    batch, told = batch_of(task), []
+    for unet in (task.module.student, task.module.frozen["target"]):
+        unet.register_forward_pre_hook(
+            lambda _, given, named: told.append(named["timestep_cond"]), with_kwargs=True
+        )
+    with torch.no_grad():
+        task.module(**batch)
+    pipeline = load_pipeline(tiny_run.path("llcm", "export"))
+    expected = pipeline.get_guidance_scale_embedding(batch["w"], GUIDANCE_WIDTH)
+    assert batch["w"].std() > 0 and len(told) == 2
+    assert all(torch.allclose(found, expected, atol=1e-3) for found in told)
+
+
+def test_a_teacher_is_guided_away_from_no_caption_by_the_weight(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings)
+    batch = batch_of(task)
+    given = batch["latents"], batch["t"], batch["w"]
+    with torch.no_grad():
+        known, none = (
+            task.module.teach(*given, batch[states], None) for states in ("states", "null")
+        )
+        found = task.module.teach(*given, batch["states"], batch["null"])
+    scale = 1 + batch["w"][:, None, None, None]
+    torch.testing.assert_close(found, none + scale * (known - none), rtol=1e-3, atol=1e-4)
+
+
+def test_the_exported_scheduler_knows_what_the_student_predicts(tiny_run, tiny_settings, tmp_path):
+    task = make_task(tiny_run, tiny_settings)
+    task.export(tmp_path)
+    assert load_pipeline(tmp_path).scheduler.config.prediction_type == "v_prediction"
+
+
+def test_focus_and_target_are_as_the_section_has_them(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings, ema_decay=0.75, hip_weight=2.0)
+    assert task.averages["target"].decay == 0.75
+    landmarks = torch.from_numpy(task.films.landmarks[:4])
+    assert torch.equal(batch_of(task)["weight"], hip_focus(landmarks, 16, 32, 2.0))

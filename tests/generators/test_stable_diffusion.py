@@ -12,9 +12,15 @@ from diffusers import PNDMScheduler
 from interrupted import train_interrupted
 
 from hpc_hipgen.config import SCHEDULE, Training, parse_experiment
-from hpc_hipgen.diffusion.schedule import min_snr_weight, scaled_linear_alphas_cumprod
+from hpc_hipgen.diffusion.schedule import (
+    add_noise,
+    min_snr_weight,
+    scaled_linear_alphas_cumprod,
+    to_x0,
+)
 from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.generators import text
+from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.sampling import draw, load_pipeline
 from hpc_hipgen.generators.stable_diffusion import StableDiffusionTask, load_parts
 from hpc_hipgen.radiograph.layouts import read_manifest
@@ -124,6 +130,13 @@ def test_captions_are_dropped_for_guidance(tiny_run, tiny_settings):
     null = (texts == task.null).flatten(1).all(1)
     assert 150 < null.sum() < 250
     assert (texts[~null] == task.texts[task.rows[0]]).all()
+
+
+def test_all_timesteps_are_learnt(tiny_run, tiny_settings):
+    task = make_task(tiny_run, tiny_settings)
+    found = task.batch(np.zeros(2000, int), ImageRandom(0, np.arange(2000)))["timesteps"]
+    counts = torch.histc(found.float(), 10, 0, 1000)
+    assert counts.sum() == 2000 and counts.min() > 150
 
 
 def test_offset_noise_moves_whole_channels(tiny_run, tiny_settings):
@@ -346,3 +359,35 @@ def test_a_loss_looks_where_its_weight_is(tiny_run, tiny_settings, losses_by_wei
     one, other, both = losses_by_weight(task, batch_of(task))
     assert not torch.allclose(one, other)
     torch.testing.assert_close((one + other) / 2, both)
+
+
+def test_another_views_caption_comes_with_its_angles_and_moves_the_latents(tiny_run, tiny_settings):
+    tiny_settings["data"] |= {"warp": 5.0}
+    task = probed_task(tiny_run, tiny_settings, other_captions=0.5, caption_dropout=1e-9)
+    task.others.choose = lambda indices, random: np.array([0, 2, 2, 0])
+    batch = batch_of(task)
+    assert torch.equal(batch["text"], task.texts[task.rows[[0, 2, 2, 0]]])
+    assert torch.equal(batch["asked"], task.asked[[0, 2, 2, 0]])
+    assert batch["moved"].tolist() == [False, True, False, True]
+    assert torch.equal(batch["latents"], task.latents[:4])
+    landmarks = torch.from_numpy(task.films.landmarks[:4])
+    assert torch.equal(batch["weight"], hip_focus(landmarks, 16, 32, task.section.hip_weight))
+
+
+def test_other_captions_begin_after_a_share_of_the_training(tiny_run, tiny_settings):
+    tiny_settings["data"] |= {"warp": 5.0}
+    task = probed_task(tiny_run, tiny_settings, other_captions=0.5, other_captions_from=0.75)
+    assert task.others.first == 0.75 * task.section.training.images
+
+
+def test_the_probe_reads_the_latents_that_are_predicted(tiny_run, tiny_settings):
+    task = probed_task(tiny_run, tiny_settings)
+    batch, seen = batch_of(task), []
+    task.module.measured.probe.angles = lambda x0: seen.append(x0) or torch.full((4, 2), 103.0)
+    with torch.no_grad():
+        task.module(**batch)
+        alphas, t = task.module.alphas_cumprod, batch["timesteps"]
+        noisy = add_noise(batch["latents"], batch["noise"], t, alphas)
+        output = task.module.denoise(noisy, t, batch["text"])
+    expected = to_x0(output, noisy, t, alphas, task.section.prediction)
+    torch.testing.assert_close(seen[0], expected.float())

@@ -312,3 +312,20 @@ def test_the_prior_starts_from_pure_noise(steps):
     scheduler = prior_scheduler()
     scheduler.set_timesteps(steps)
     assert scheduler.timesteps[0] == len(scheduler.alphas_cumprod) - 1
+
+
+def test_the_decoder_is_told_of_its_own_view_and_of_all_levels_of_noise(make_task):
+    task = make_task("unclip", caption_dropout=1e-9)
+    views = np.arange(200) % task.size
+    told = task.batch(views, ImageRandom(0, np.arange(200)))["text"]
+    assert len(told[:, 32:].unique(dim=0)) > task.section.noise_levels / 3
+    task = make_task("unclip", caption_dropout=1e-9, noise_levels=4)
+    told = batch_of(task)["text"][:, :32]
+    assert torch.cdist(told, task.embeddings).argmin(1).tolist() == [0, 1, 2, 3]
+
+
+def test_the_export_has_the_average_of_the_decoder(make_task, tmp_path):
+    task = make_task("unclip")
+    torch.nn.init.constant_(task.averages["export"].module["unet"].conv_in.bias, 2.0)
+    task.export(tmp_path)
+    assert (load_pipeline(tmp_path).unet.conv_in.bias == 2).all()

@@ -113,6 +113,24 @@ def test_errors_are_rms_of_latents_and_means_of_angles(tmp_path):
     assert "final error" not in reference and reference["angle error"] == 0.25
 
 
+def test_a_leapfrog_with_half_the_error_has_a_ratio_of_one_half():
+    errors = {("leapfrog", "karras"): 1.0, ("ddim", "karras"): 2.0,
+              ("leapfrog", "trailing"): 4.0, ("ddim", "trailing"): 5.0}  # fmt: skip
+    lines = [
+        {
+            "solver": solver,
+            "spacing": spacing,
+            "steps": steps,
+            "guidance": 1.0,
+            "final error": error,
+        }
+        for (solver, spacing), error in errors.items()
+        for steps in (2, 4)
+    ]
+    for found in economics.against_ddim(lines):
+        assert (found["karras"], found["trailing"], found["best"]) == (0.5, 0.8, 0.5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -120,6 +120,7 @@ def test_a_scale_at_the_end_of_what_a_student_knows_is_drawn(tmp_path, tiny_sett
     run = looks_trained(tmp_path / "run", tiny_settings)
     found, notes = planned(run, "model=llcm", "steps=2", "guidance=[1.2,1.6,1.7]")
     assert [cell.guidance for cell in found.cells] == [1.2, 1.6] and "1.7 left out" in notes[0]
+    assert [cell.guidance for cell in planned(run, "model=llcm", "steps=2")[0].cells] == [1.6]
 
 
 def test_a_saved_sweep_is_not_one_of_another_split(run, capsys):

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from warm_python import warm_ranks
 from hpc_hipgen.config import Training
 from hpc_hipgen.files import sha256_of
 from hpc_hipgen.training.average import WeightAverage
+from hpc_hipgen.training.batches import Batches
 from hpc_hipgen.training.checkpoint import AVERAGES, STATE, complete_checkpoints
 from hpc_hipgen.training.clock import data_order
 from hpc_hipgen.training.interruption import Interrupted
@@ -427,3 +429,12 @@ def test_a_run_goes_on_with_another_zero_stage(whole, tmp_path, later):
         toy_train(tmp_path / "toy", ToyTask(at={48: "stop"}))
     toy_train(tmp_path / "toy", ToyTask(first_weights=99), zero_stage=later)
     assert apart(tmp_path / "toy", whole[1]) < 1e-5
+
+
+def test_the_seed_decides_both_the_order_and_the_noise():
+    def batch(items, random):
+        return items.tolist(), random.uniform("noise").tolist()
+
+    task, training = SimpleNamespace(size=1000, batch=batch), Training(images=64, batch=16, lr=1e-3)
+    one, again, other = (Batches(task, training, seed).make(0) for seed in (1, 1, 2))
+    assert one == again and one[0] != other[0] and one[1] != other[1]
