@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 
 def documented_parser(job: str, doc: str | None, more: str = "") -> argparse.ArgumentParser:
     """A parser whose help is a module's docstring: first line, options, the rest, then `more`."""
+    print_anything()
     head, _, rest = (doc or "").partition("\n\n")
     return argparse.ArgumentParser(
         prog=f"python -m jobs.{job}",
@@ -21,30 +23,39 @@ def documented_parser(job: str, doc: str | None, more: str = "") -> argparse.Arg
     )
 
 
-def status_of(work: Callable[[], int], mistakes: type[Exception] | None = None) -> int:
+def print_anything() -> None:
+    """Has what the terminal's encoding lacks printed as \\xNN, not raise UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def status_of(
+    work: Callable[[], int],
+    mistakes: type[Exception] | None = None,
+    folder: Path | None = None,
+) -> int:
     """The exit status of a command: of `work`, or 2 and one line when what it was given is wrong.
 
     Args:
         work: what the command does; returns its exit status.
         mistakes: what it raises for a mistake of the user (default: ConfigError). A folder of
             somebody else's counts as one, too: nothing was submitted.
+        folder: what to name where the system does not say which disk is full.
 
     Returns 1 where the disk is full, 130 after Ctrl-C.
     """
     from hpc_hipgen.config import ConfigError
     from hpc_hipgen.files import DamagedError, disk_full, full_disk_advice
 
+    print_anything()
     wrong = mistakes or ConfigError
     try:
         return work()
     except wrong as error:
         print(f"error: {error}", file=sys.stderr)
     except PermissionError as error:
-        print(
-            f"error: {error.filename}: {error.strerror}; name a folder of your own by --run, or as "
-            "`results` in a site file, or have its owner open it to the group",
-            file=sys.stderr,
-        )
+        print(f"error: {_not_permitted(error)}", file=sys.stderr)
     except DamagedError as error:
         print(f"error: {error}", file=sys.stderr)
     except NotADirectoryError as error:
@@ -60,14 +71,24 @@ def status_of(work: Callable[[], int], mistakes: type[Exception] | None = None) 
             return 2
         if not disk_full(error):
             raise
-        print(
-            f"error: {full_disk_advice(Path(error.filename or 'where it writes'))}", file=sys.stderr
-        )
+        place = Path(error.filename or folder or "where it writes")
+        print(f"error: {full_disk_advice(place)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return 130
     return 2
+
+
+def _not_permitted(error: PermissionError) -> str:
+    """One line for whoever may not read or write something."""
+    path = error.filename
+    if path is not None and os.path.exists(path) and not os.access(path, os.R_OK):
+        return f"{path}: cannot be read ({error.strerror}); have its owner open it to you"
+    return (
+        f"{path}: {error.strerror}; name a folder of your own by --run, or as `results` in a site "
+        "file, or have its owner open it to the group"
+    )
 
 
 def parse_shards(job: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -68,7 +68,11 @@ def reading_export(folder: Path, *more: type[Exception]) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
-    """Writes a file through a temporary name, fsync and rename; a long one may come in parts."""
+    """Writes a file through a temporary name, fsync and rename; a long one may come in parts.
+
+    Raises:
+        OSError: naming the file, which the system does not where the disk is full.
+    """
     data = content.encode() if isinstance(content, str) else content
     parts = [data] if isinstance(data, bytes) else data
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,9 @@ def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         temporary.unlink(missing_ok=True)
         raise
 
@@ -270,6 +276,21 @@ def disk_full(error: BaseException | None) -> bool:
 def full_disk_advice(folder: Path) -> str:
     """One line for whoever filled the disk."""
     return f"{folder}: the disk is full. Free space there, then start again to go on."
+
+
+def is_full(folder: Path) -> bool:
+    """True where a disk, or a quota on it, takes no more than a megabyte.
+
+    A quota shows when something is written alone.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())  # NFS says it then
+    except OSError as error:
+        return disk_full(error)
+    return False
 
 
 def overlapped(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -28,7 +28,7 @@ from typing import Any
 from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.config import ConfigError
-from hpc_hipgen.files import write_atomic
+from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.performance.workspace import shrunk
 from hpc_hipgen.tables import markdown_table
 
@@ -51,25 +51,30 @@ def _benchmark(options: argparse.Namespace, command: str) -> int:
     _check(options)
     from hpc_hipgen.performance.hardware import describe, short_name
 
-    tables = measure(options)
     path = options.out / f"{options.name or short_name()}.json"
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    earlier = read_json(path) if path.is_file() else {}
+    tables = measure(options)
     stamp = time.strftime("%Y-%m-%d")
     dated = {
         name: {"date": stamp, "command": command, "lines": lines} for name, lines in tables.items()
     }
     content = {"machine": describe(), "tables": earlier.get("tables", {}) | dated}
+    # first: a disk that has filled meanwhile must not lose it
+    print(markdown({**content, "tables": dated}), flush=True)
     write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    text = markdown(content)
-    write_atomic(path.with_suffix(".md"), text)
-    print(markdown({**content, "tables": dated}))
+    write_atomic(path.with_suffix(".md"), markdown(content))
     print(f"Table: {path.with_suffix('.md')}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = documented_parser("benchmark", __doc__)
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changed settings")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="changed settings; before --only and --config, which take all that follows",
+    )
     parser.add_argument("--only", nargs="+", choices=(*ROWS, MEASURING, MANY), help="which rows")
     parser.add_argument("--against", choices=("diffusers",), help="what to compare the LLCM with")
     parser.add_argument("--config", nargs="+", help="experiments (default: those of configs/)")
@@ -94,6 +99,21 @@ def _check(options: argparse.Namespace) -> None:
         shrunk(config, [] if number else options.settings)
         for number, config in enumerate(options.config)
     ]
+    _check_out(options.out)
+
+
+def _check_out(folder: Path) -> None:
+    """Makes the folder of the tables before anything is measured for nothing.
+
+    Raises:
+        ConfigError: where nothing can be written in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out: cannot write to {folder} ({error.strerror})") from None
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:

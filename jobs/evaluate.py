@@ -91,7 +91,7 @@ def _samples(run: Run, row: str, shard: int) -> list[Sample]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
     given = parse_shards("evaluate", "Measure sample shards with the ruler.", arguments)
-    return status_of(lambda: _evaluate(given), ValueError)
+    return status_of(lambda: _evaluate(given), ValueError, Path(given.run))
 
 
 def _evaluate(given: argparse.Namespace) -> int:

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--row", help="row of the report, e.g. llcm_4; default: all that were drawn"
     )
     given = parser.parse_args(arguments)
-    return status_of(lambda: _export(given.run, given.row), ValueError)
+    return status_of(lambda: _export(given.run, given.row), ValueError, Path(given.run))
 
 
 def _export(name: str, only: str | None) -> int:

@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = documented_parser("launch", __doc__)
     parser.add_argument("experiment", help="a file of configs/, or the folder or name of a run")
-    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help="settings to change")
+    parser.add_argument(
+        "settings", nargs="*", default=[], metavar="key.sub=value", help="settings to change"
+    )
     parser.add_argument(
         "--run", help="name of the run (a folder of results/) or path of its folder"
     )

@@ -54,7 +54,9 @@ def _plan(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = documented_parser("plan", __doc__)
     parser.add_argument("config", help="a file of configs/")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changed settings")
+    parser.add_argument(
+        "settings", nargs="*", default=[], metavar="key=value", help="changed settings"
+    )
     parser.add_argument("--model", choices=PLANNED, help="default: both")
     parser.add_argument("--gpus", type=int, default=8, help="of the whole run (8)")
     parser.add_argument("--memory", type=float, default=80.0, help="GB of one of them (80)")

@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder (config.yaml)")
     options = parser.parse_args(arguments)
 
-    return status_of(lambda: _prepare(Path(options.run)), ValueError)
+    return status_of(lambda: _prepare(Path(options.run)), ValueError, Path(options.run))
 
 
 def _prepare(folder: Path) -> int:

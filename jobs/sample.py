@@ -19,6 +19,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import check_row, parse_shards, status_of
@@ -117,7 +118,7 @@ def _drawn_at_cost(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
     given = parse_shards("sample", "Draw images for the captions of the test films.", arguments)
-    return status_of(lambda: _sample(given), ValueError)
+    return status_of(lambda: _sample(given), ValueError, Path(given.run))
 
 
 def _sample(given: argparse.Namespace) -> int:

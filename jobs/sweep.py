@@ -212,7 +212,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = documented_parser("sweep", __doc__)
     parser.add_argument("run", help="run folder, or its name")
-    parser.add_argument("grid", nargs="*", metavar="key=[a,b]", help="what to cross (below)")
+    parser.add_argument(
+        "grid", nargs="*", default=[], metavar="key=[a,b]", help="what to cross (below)"
+    )
     parser.add_argument("--name", default="grid", help="of the folder in RUN/sweeps (grid)")
     parser.add_argument("--split", choices=CAPTIONS, help="whose captions (validation)")
     parser.add_argument("--site", help="a file of configs/site/ (default: $HIPGEN_SITE, then auto)")

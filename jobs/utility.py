@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = documented_parser("utility", __doc__)
     parser.add_argument("run", help="run folder, or its name")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="(below)")
+    parser.add_argument("settings", nargs="*", default=[], metavar="key=value", help="(below)")
     parser.add_argument("--name", default="utility", help="of the folder in RUN/utility (utility)")
     parser.add_argument("--site", help="a file of configs/site/ (default: $HIPGEN_SITE, then auto)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")

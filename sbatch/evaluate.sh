@@ -8,7 +8,7 @@
 #
 # Samples, measures and reports what an existing run has not yet; trains only what is missing.
 #
-#   bash sbatch/evaluate.sh                                    of results/llcm
+#   bash sbatch/evaluate.sh                                    of results/llcm, as wherever no run comes first
 #   sbatch sbatch/evaluate.sh results/mine --redo evaluate     of another run, measured again
 #
 # With a grid: a sweep over settings of sampling (and kept checkpoints), an array task for each cell.
@@ -26,14 +26,20 @@ cd "$here/.."
 # shellcheck source=sbatch/common.sh
 . sbatch/common.sh
 
-if [[ $# == 0 || $1 == -* ]]; then
+if [[ $# == 0 || $1 == -* || $1 == [a-z]*=* ]]; then
     set -- llcm "$@"
 fi
 set -- "$(from_caller "$1")" "${@:2}"
-job=launch
+job=launch help=
 for argument in "${@:2}"; do
     case $argument in
         [a-z]*=* | --name* | --split*) job=sweep ;;
+        -h | --help) help=yes ;;
     esac
 done
+if [[ $help$job == yeslaunch ]]; then
+    echo "sbatch/evaluate.sh [RUN] [options below]      what RUN (results/llcm) has not sampled or measured yet"
+    echo "sbatch/evaluate.sh [RUN] key=[a,b] [...]      a sweep over settings of sampling: steps=[4] --help says more"
+    echo
+fi
 run "$job" "$@"

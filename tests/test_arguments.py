@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from hpc_hipgen.arguments import status_of
+from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.run import Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +22,51 @@ def test_a_place_that_nothing_can_be_written_to_is_one_line(number, capsys):
 
     assert status_of(work) == 2
     assert capsys.readouterr().err == f"error: /mnt/films: {os.strerror(number)}\n"
+
+
+def test_what_cannot_be_read_is_told_from_what_cannot_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
+
+    def work(name):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / name))
+
+    assert status_of(lambda: work("mine")) == status_of(lambda: work("new")) == 2
+    read, written = capsys.readouterr().err.splitlines()
+    assert read.startswith(f"error: {tmp_path}/mine: cannot be read") and "--run" not in read
+    assert "name a folder of your own by --run" in written
+
+
+def test_a_full_disk_is_that_of_the_run_where_nobody_says_which(capsys):
+    def work():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert status_of(work, folder=Path("results/mine")) == 1
+    assert capsys.readouterr().err.startswith("error: results/mine: the disk is full")
+
+
+def test_a_terminal_without_letters_stops_nothing():
+    code = (
+        "from hpc_hipgen.arguments import status_of; status_of(lambda: print('fallo\u00e9') or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "fallo\\xe9\n"), done.stderr
+
+
+def test_a_run_without_anything_to_report_is_told_without_heavy_imports(tiny_settings, tmp_path):
+    Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    code = (
+        f"import sys; from jobs.report import main\n"
+        f"print(main(['--run', '{tmp_path}/run']), 'diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 False\n", done.stderr
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

@@ -137,6 +137,12 @@ def test_runs_and_settings_are_those_of_where_a_script_is_called(tmp_path, tiny_
     assert done.returncode == 0 and "of-the-caller" in done.stdout, done.stderr
 
 
+def test_a_grid_without_a_run_is_a_sweep_of_the_demo():
+    done = bash("sbatch/evaluate.sh", "steps=[4]", "--dry-run")
+    assert done.returncode == 2 and "llcm" in done.stderr and "steps" not in done.stderr
+    assert "a sweep over settings" in bash("sbatch/evaluate.sh", "--help").stdout
+
+
 def test_the_demo_is_the_script_of_the_cluster():
     done = subprocess.run(
         ["make", "--no-print-directory", "-n", "demo", "ARGS=--dry-run"],

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_hipgen.arguments import print_anything
 from hpc_hipgen.cluster import rendezvous
 from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.files import (
@@ -86,6 +87,7 @@ class StageCall:
         Raises:
             AtWorkError: when another process works on the same part of the stage.
         """
+        print_anything()
         restore_gpus()
         _end_with_launcher()
         ranks = rendezvous.export()
@@ -96,7 +98,7 @@ class StageCall:
             return
         logs = stage_logs(run, self.stage.name)
         part = f"-{self.share[0]}" if self.stage.items else ""
-        with holding(run, self.stage.name, part):
+        with _one_line(run), holding(run, self.stage.name, part):
             failed = logs / f"failed{part}.json"
             # a start before this one may have had more ranks
             of_ranks = () if self.stage.items else logs.glob(f"{_OF_RANK}*.json")
@@ -300,6 +302,29 @@ class AtWorkError(RuntimeError):
 
 
 @contextmanager
+def _one_line(run: Run) -> Iterator[None]:
+    """Has a job end with one line, no traceback, where that says all: at work, or a full disk."""
+    try:
+        yield
+    except (AtWorkError, OSError) as error:
+        full = disk_full(error)
+        if os.environ.get("SUBMITIT_EXECUTOR") and (full or isinstance(error, AtWorkError)):
+            text = full_disk_advice(run.folder) if full else str(error)
+            sys.excepthook = lambda *_: print(text, file=sys.stderr, flush=True)
+        raise
+
+
+def _who(holder: str) -> str:
+    """Who holds a stage, as told by the file that it holds; empty where that says nothing."""
+    try:
+        record = json.loads(holder)
+    except ValueError:  # empty, or being written
+        return ""
+    who = [f"pid {record['pid']} on {record['host']}"] if "pid" in record else []
+    return ", ".join([*who, *([f"job {record['job']}"] if "job" in record else [])])
+
+
+@contextmanager
 def holding(run: Run, stage: str, part: str = "") -> Iterator[None]:
     """Holds a stage, or a part of an array, against other processes, of any node.
 
@@ -316,7 +341,10 @@ def holding(run: Run, stage: str, part: str = "") -> Iterator[None]:
                 said = True
                 print(f"waits for an earlier start of this job to end: {holder}", flush=True)
             if time.monotonic() - began > (_OWN_LOCK_SECONDS if own else _LOCK_SECONDS):
-                raise AtWorkError(f"{stage} is being worked on already: {holder or path}")
+                raise AtWorkError(
+                    f"{stage} is at work already ({_who(holder) or path}): wait for it, or stop it "
+                    "first"
+                )
             time.sleep(0.2)
         file.seek(0)
         file.truncate()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hpc_hipgen.cluster.site import Site, slurm_answers
 from hpc_hipgen.config import ConfigError
+from hpc_hipgen.files import disk_full
 from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.run import Run
 
@@ -18,7 +20,27 @@ def execute(
     """Runs the graph here or submits it; returns the exit status.
 
     `result` says where the results lie, when they are not the report.
+
+    Raises:
+        ConfigError: when another launch is at work on the run.
+        OSError: naming the run, where its disk is full.
     """
+    with _named(run.folder):
+        return _execute(run, graph, site, slurm, result)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Says which folder it is where the system says only that a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and disk_full(error):
+            error.filename = str(folder)
+        raise
+
+
+def _execute(run: Run, graph: list[Stage], site: Site, slurm: bool, result: str | None) -> int:
     from hpc_hipgen import provenance
     from hpc_hipgen.cluster.local import StageFailed, run_stages
     from hpc_hipgen.cluster.slurm import submit_stages

@@ -16,6 +16,7 @@ import submitit
 
 from hpc_hipgen.cluster.calls import (
     LAUNCHER_VARIABLE,
+    AtWorkError,
     StageCall,
     children,
     failures,
@@ -29,6 +30,8 @@ from hpc_hipgen.cluster.executors import (
     submission_folder,
 )
 from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.config import ConfigError
+from hpc_hipgen.files import full_disk_advice, is_full
 from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.run import Run
 from hpc_hipgen.training.interruption import handled, terminable
@@ -52,6 +55,7 @@ def run_stages(run: Run, graph: list[Stage], site: Site) -> None:
 
     Raises:
         StageFailed: at the first stage that fails; the ones before it stay done.
+        ConfigError: when another launch, or somebody by hand, is at work on a stage.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the running stage has been stopped.
     """
     with terminable():
@@ -86,7 +90,9 @@ def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
             print("stopping: the model is saved first (Ctrl-C again: at once)", flush=True)
         _stop(job, saves=stage.model is not None, shell=bool(site.setup))
         raise
-    problem = _outcome(job)
+    problem = _outcome(job, run)
+    if problem and (at_work := problem.partition(f"{AtWorkError.__name__}: ")[2]):
+        raise ConfigError(at_work)
     if problem is None and not stage.done(run):
         problem = "it ended well but left something undone"
     if problem is not None:
@@ -121,11 +127,13 @@ def follow(job: Any, log: Path) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _outcome(job: Any) -> str | None:
+def _outcome(job: Any, run: Run) -> str | None:
     """None when the job ended well, else one line: of a rank that failed, if one says why."""
     if reason := next(_failures(job), None):
         return last_line(reason)
     if not all(task.paths.result_pickle.exists() for task in _tasks(job)):
+        if is_full(run.folder):  # where neither the result nor the failure could be written
+            return full_disk_advice(run.folder)
         return "it was ended from outside (killed, or out of memory)"
     return None
 

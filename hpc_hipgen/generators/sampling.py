@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from hpc_hipgen.config import DDIM
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
-from hpc_hipgen.files import reading_export
+from hpc_hipgen.files import read_json, reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.frozen import freeze
@@ -54,7 +53,7 @@ def load_pipeline(
         adapters: folder of adapters for it, with the scheduler that they need, if any.
 
     Raises:
-        ValueError: when the folder holds no pipeline.
+        ValueError: when the folder holds no pipeline, or a damaged one.
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder}: holds no diffusers pipeline (model_index.json)")
@@ -87,9 +86,12 @@ def _unchecked(folder: Path) -> dict[str, Any]:
     """What leaves out the checker of published pipelines, which blackens what it flags.
 
     It was made for photographs, and its weights are not fetched.
+
+    Raises:
+        DamagedError: when model_index.json holds something else.
     """
-    named = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-    if named != StableDiffusionPipeline.__name__:
+    index = read_json(folder / "model_index.json", "restore it, or export the model again")
+    if index.get("_class_name") != StableDiffusionPipeline.__name__:
         return {}
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 

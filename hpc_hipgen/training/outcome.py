@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpc_hipgen.arguments import status_of
-from hpc_hipgen.files import disk_full, full_disk_advice
 from hpc_hipgen.training.interruption import Interrupted
 
 
@@ -37,11 +36,6 @@ def exit_status(work: Callable[[], None], folder: Path) -> int:
         except (CheckpointError, NonFiniteLossError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        except OSError as error:
-            if not disk_full(error):
-                raise
-            print(f"error: {full_disk_advice(folder)}", file=sys.stderr)
-            return 1
         return 0
 
-    return status_of(trained, ValueError)
+    return status_of(trained, ValueError, folder)

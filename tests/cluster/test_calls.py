@@ -81,7 +81,7 @@ def test_two_processes_do_not_work_on_one_stage(run, fake_stages, monkeypatch):
         while not any("pid" in who for who in running(run, "slow")):  # locked, then signed
             time.sleep(0.01)
         assert running(run, "slow")[0]["pid"] == other.pid
-        with pytest.raises(RuntimeError, match=rf"worked on already.*{other.pid}"):
+        with pytest.raises(RuntimeError, match=rf"is at work already .pid {other.pid} "):
             call()
     finally:
         other.kill()
@@ -237,7 +237,7 @@ def test_the_lock_of_an_earlier_start_of_the_same_job_is_waited_for(
             dead.flush()
             on_slurm(monkeypatch)
             began = time.monotonic()
-            with pytest.raises(RuntimeError, match="worked on already"):
+            with pytest.raises(RuntimeError, match="is at work already"):
                 call()
             assert (time.monotonic() - began > 1) == waited
 

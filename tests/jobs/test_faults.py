@@ -57,7 +57,7 @@ def test_training_by_hand_leaves_a_job_of_the_run_alone(tiny_run, tmp_path, monk
     monkeypatch.setattr(calls, "_LOCK_SECONDS", 0.1)
     with calls.holding(run, "train-ruler"):
         assert train.main(["--run", str(run.folder), "ruler"]) == 2
-    assert "train-ruler is being worked on already" in capsys.readouterr().err
+    assert "train-ruler is at work already (pid " in capsys.readouterr().err
     assert not run.path("ruler").exists() and run.done("train-ruler") is None
     assert train.main(["--run", str(run.folder), "probe"]) == 2
     assert not run.path("logs", "train-probe").exists(), "which is no model of this run"
