@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -89,6 +90,24 @@ def _not_permitted(error: PermissionError) -> str:
         f"{path}: {error.strerror}; name a folder of your own by --run, or as `results` in a site "
         "file, or have its owner open it to the group"
     )
+
+
+def check_out(folder: Path) -> None:
+    """Makes the folder of --out before anything is measured for nothing.
+
+    Raises:
+        ConfigError: where nothing can be written in it.
+    """
+    from hpc_hipgen.config import ConfigError
+    from hpc_hipgen.tables import printable
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror
+        raise ConfigError(f"--out: cannot write to {printable(folder)} ({reason})") from None
 
 
 def parse_shards(job: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:

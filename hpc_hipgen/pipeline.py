@@ -20,7 +20,7 @@ from hpc_hipgen.config import NEEDS, TAUGHT, Experiment, LabRuler
 from hpc_hipgen.models import RULERS
 from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW
 from hpc_hipgen.run import Run
-from hpc_hipgen.shards import shard_name
+from hpc_hipgen.shards import shard_name, shard_numbers
 
 Item = tuple[str, int]
 
@@ -185,6 +185,23 @@ def report_items(run: Run) -> list[Item] | None:
 def shard_counts(run: Run) -> Counter[str]:
     """Shards of each row once it is sampled whole; empty while the number of films is unknown."""
     return Counter(row for row, _ in report_items(run) or [])
+
+
+def begun_rows(run: Run) -> list[str]:
+    """Rows of the report of which anything was sampled or measured.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    kinds = (("samples", "tar"), ("evaluation", "parquet"))
+    rows = [
+        row
+        for row in run.rows()
+        if any(shard_numbers(run.path(folder, row), end) for folder, end in kinds)
+    ]
+    if not rows:
+        raise ValueError(f"{run.path('evaluation')}: nothing evaluated yet")
+    return rows
 
 
 def score_items(run: Run) -> list[Item] | None:

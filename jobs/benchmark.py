@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen import ROOT
-from hpc_hipgen.arguments import documented_parser, status_of
+from hpc_hipgen.arguments import check_out, documented_parser, status_of
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.performance.workspace import shrunk
@@ -99,21 +99,7 @@ def _check(options: argparse.Namespace) -> None:
         shrunk(config, [] if number else options.settings)
         for number, config in enumerate(options.config)
     ]
-    _check_out(options.out)
-
-
-def _check_out(folder: Path) -> None:
-    """Makes the folder of the tables before anything is measured for nothing.
-
-    Raises:
-        ConfigError: where nothing can be written in it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--out: cannot write to {folder} ({error.strerror})") from None
+    check_out(options.out)
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:

@@ -255,7 +255,7 @@ def check_idle(run: Run, names: Iterable[str], slurm: bool) -> None:
     Raises:
         ConfigError: naming the stage, and its job or process.
     """
-    from hpc_hipgen.cluster.calls import running, submitted
+    from hpc_hipgen.cluster.calls import running, submitted, who
     from hpc_hipgen.cluster.executors import queued_jobs
 
     jobs = {name: (submitted(run, name) or {}).get("job", "") for name in names}
@@ -265,8 +265,7 @@ def check_idle(run: Run, names: Iterable[str], slurm: bool) -> None:
         if job in queued:
             raise ConfigError(f"--redo: {name} is in the queue; wait, or scancel {job} first")
         if working := running(run, name):
-            who = ", ".join(f"pid {w['pid']} on {w['host']}" for w in working if "pid" in w)
-            raise ConfigError(f"--redo: {name} is at work ({who}); wait, or stop it first")
+            raise ConfigError(f"--redo: {name} is at work ({who(working)}); wait, or stop it first")
 
 
 if __name__ == "__main__":

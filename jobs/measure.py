@@ -42,18 +42,18 @@ import argparse
 import csv
 import io
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.arguments import check_out, documented_parser
 from hpc_hipgen.rulers.film_measuring import (
     OVERLAYS,
     RESULTS,
     SHIPPED_RULER,
+    TABLE,
     find_films,
     measure_files,
 )
@@ -66,8 +66,6 @@ if TYPE_CHECKING:
 
 OWN_RULER = Path("results/film_ruler/film_ruler/export")
 """What sbatch/film_ruler.sh makes, in the folder where it was called."""
-
-TABLE = "measurements.csv"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,13 +142,7 @@ def _check_out(out: Path, films: Sequence[Path]) -> None:
             f"{min(others)} for example; name another folder, or remove this one"
         )
     for folder in (out, *(path for path in [out / OVERLAYS] if path.exists())):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            reason = error.strerror
-            raise ValueError(f"--out: cannot write to {printable(folder)} ({reason})") from None
+        check_out(folder)
 
 
 def _measured(out: Path) -> set[str]:

@@ -20,10 +20,9 @@ from hpc_hipgen.arguments import status_of
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.files import sha256_of
-from hpc_hipgen.pipeline import stages
+from hpc_hipgen.pipeline import begun_rows, stages
 from hpc_hipgen.rows import FEATURE_ROWS
 from hpc_hipgen.run import Run
-from hpc_hipgen.shards import shard_numbers
 from hpc_hipgen.tracking import tracked
 
 FILM_PICTURES = ("closest_pairs", "samples")
@@ -41,7 +40,7 @@ def report(run: Run, force: bool = False) -> Path:
     marker = run.done("report")
     if marker and marker.get("evaluated") == evaluated and page.is_file() and not force:
         return page
-    _check_evaluated(run)
+    begun_rows(run)  # raises before what takes seconds to import
     from hpc_hipgen.evaluation.model_card import write_cards
     from hpc_hipgen.evaluation.report import write_report
 
@@ -68,19 +67,6 @@ def whole_report(run: Run) -> Path:
     if run.done("report") is None:
         raise RuntimeError(f"{page}: lacks shards; start again, and they are made first")
     return page
-
-
-def _check_evaluated(run: Run) -> None:
-    """Says what `results.collect` would, before what takes seconds to import.
-
-    Raises:
-        ValueError: when nothing was sampled or measured.
-    """
-    kinds = (("samples", "tar"), ("evaluation", "parquet"))
-    if not any(
-        shard_numbers(run.path(kind, row), end) for row in run.rows() for kind, end in kinds
-    ):
-        raise ValueError(f"{run.path('evaluation')}: nothing evaluated yet")
 
 
 def _track(run: Run) -> None:

@@ -71,7 +71,7 @@ def state_of(
         jobs: what Slurm knows of the submitted ones.
         answered: whether the queue is known, so that a job that is not in it has left it.
     """
-    from hpc_hipgen.cluster.calls import running, submitted
+    from hpc_hipgen.cluster.calls import running, submitted, who
 
     progress = _progress(run, stage)
     if stage.done(run):
@@ -85,8 +85,7 @@ def state_of(
         return word, _joined(f"job {submission['job']}", waits, job.counts(), progress, error)
     working = running(run, stage.name)
     if working:
-        who = ", ".join(f"pid {w['pid']} on {w['host']}" for w in working if "pid" in w)
-        return "running", _joined(progress, who)
+        return "running", _joined(progress, who(working))
     if submission and job and job.state != GOOD:
         ended = f"job {submission['job']}" + (f" after {job.elapsed}" if job.elapsed else "")
         error = _error(run, stage.name) or _last_words(submission)

@@ -62,7 +62,7 @@ def test_a_terminal_without_letters_stops_nothing():
 def test_a_run_without_anything_to_report_is_told_without_heavy_imports(tiny_settings, tmp_path):
     Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
     code = (
-        f"import sys; from jobs.report import main\n"
+        "import sys; from jobs.report import main\n"
         f"print(main(['--run', '{tmp_path}/run']), 'diffusers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,11 +290,23 @@ def running(run: Run, stage: str) -> list[dict[str, Any]]:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                text = file.read()
-                found.append(json.loads(text) if text else {})
+                found.append(_signed(file.read()))
             except OSError:  # a file system without locks cannot tell
                 continue
     return found
+
+
+def _signed(text: str) -> dict[str, Any]:
+    """What a process has written of itself into the file that it holds; nothing yet: empty."""
+    try:
+        return json.loads(text)
+    except ValueError:  # empty, or being written
+        return {}
+
+
+def who(working: Iterable[Mapping[str, Any]]) -> str:
+    """Processes of `running` for people; those that have not signed yet are left out."""
+    return ", ".join(f"pid {w['pid']} on {w['host']}" for w in working if "pid" in w)
 
 
 class AtWorkError(RuntimeError):
@@ -307,21 +319,11 @@ def _one_line(run: Run) -> Iterator[None]:
     try:
         yield
     except (AtWorkError, OSError) as error:
-        full = disk_full(error)
-        if os.environ.get("SUBMITIT_EXECUTOR") and (full or isinstance(error, AtWorkError)):
-            text = full_disk_advice(run.folder) if full else str(error)
+        says_all = isinstance(error, AtWorkError) or disk_full(error)
+        if says_all and os.environ.get("SUBMITIT_EXECUTOR"):
+            text = _told(error, run)
             sys.excepthook = lambda *_: print(text, file=sys.stderr, flush=True)
         raise
-
-
-def _who(holder: str) -> str:
-    """Who holds a stage, as told by the file that it holds; empty where that says nothing."""
-    try:
-        record = json.loads(holder)
-    except ValueError:  # empty, or being written
-        return ""
-    who = [f"pid {record['pid']} on {record['host']}"] if "pid" in record else []
-    return ", ".join([*who, *([f"job {record['job']}"] if "job" in record else [])])
 
 
 @contextmanager
@@ -335,23 +337,25 @@ def holding(run: Run, stage: str, part: str = "") -> Iterator[None]:
         began, said = time.monotonic(), False
         while lock(file) is False:  # None, on a file system without locks: nothing to hold
             file.seek(0)
-            holder = file.read()
-            own = job and json.loads(holder or "{}").get("job") == job
+            holder = _signed(file.read())
+            own = job and holder.get("job") == job
             if own and not said:
                 said = True
-                print(f"waits for an earlier start of this job to end: {holder}", flush=True)
+                text = json.dumps(holder)
+                print(f"waits for an earlier start of this job to end: {text}", flush=True)
             if time.monotonic() - began > (_OWN_LOCK_SECONDS if own else _LOCK_SECONDS):
+                of_job = f"job {holder['job']}" if "job" in holder else ""
+                names = ", ".join(filter(None, (who([holder]), of_job))) or path
                 raise AtWorkError(
-                    f"{stage} is at work already ({_who(holder) or path}): wait for it, or stop it "
-                    "first"
+                    f"{stage} is at work already ({names}): wait for it, or stop it first"
                 )
             time.sleep(0.2)
         file.seek(0)
         file.truncate()
-        who = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+        own_name = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
         if job:
-            who["job"] = job
-        file.write(json.dumps(who))
+            own_name["job"] = job
+        file.write(json.dumps(own_name))
         file.flush()
         yield
 
@@ -370,10 +374,13 @@ def _leave_at_once() -> None:
 
 def _failure(error: Exception, run: Run) -> dict[str, Any]:
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    # the system does not say where: "No space left on device"
+    return {"error": _told(error, run), "kinds": kinds, "time": time.time(), "pid": os.getpid()}
+
+
+def _told(error: Exception, run: Run) -> str:
+    """What an error says; of a full disk also where, which "No space left on device" does not."""
     bare = isinstance(error, OSError) and disk_full(error)
-    text = full_disk_advice(run.folder) if bare else str(error)
-    return {"error": text, "kinds": kinds, "time": time.time(), "pid": os.getpid()}
+    return full_disk_advice(run.folder) if bare else str(error)
 
 
 def launcher_identity() -> str:

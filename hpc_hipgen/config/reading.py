@@ -63,13 +63,8 @@ class _Loader(_FastLoader):
 
     def resolve(self, kind: type, value: str, implicit: Any) -> str:
         tag = str(super().resolve(kind, value, implicit))
-        if tag.endswith(":timestamp") or (kind is yaml.ScalarNode and _is_time(tag, value)):
-            return "tag:yaml.org,2002:str"
-        return tag
-
-
-def _is_time(tag: str, value: str) -> bool:
-    return tag.endswith((":int", ":float")) and ":" in value
+        timed = tag.endswith((":int", ":float")) and ":" in value
+        return "tag:yaml.org,2002:str" if timed or tag.endswith(":timestamp") else tag
 
 
 def _check_keys(node: yaml.Node, above: tuple[yaml.Node, ...] = ()) -> None:
@@ -152,8 +147,8 @@ def _told_once(errors: Sequence[Any]) -> list[Any]:
 
     def follows(error: Any) -> bool:
         loc = error["loc"]
-        within = (place for place in places if len(place) > len(loc))
-        return error["type"] == "too_short" and any(p[: len(loc)] == loc for p in within)
+        within = (place != loc and place[: len(loc)] == loc for place in places)
+        return error["type"] == "too_short" and any(within)
 
     return [error for error in errors if not follows(error)]
 

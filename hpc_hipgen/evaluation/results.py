@@ -26,7 +26,7 @@ from hpc_hipgen.evaluation.measured_files import load_table, read_array, read_fe
 from hpc_hipgen.files import DamagedError
 from hpc_hipgen.json_lines import read_lines
 from hpc_hipgen.models import MODELS
-from hpc_hipgen.pipeline import row_data, sample_shard, score_shard, shard_counts
+from hpc_hipgen.pipeline import begun_rows, row_data, sample_shard, score_shard, shard_counts
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.radiograph.pictures import BACKUP
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW, row_model
@@ -133,14 +133,7 @@ def collect(run: Run) -> Results:
 
     Raises ValueError when no row was evaluated, or a shard was left out.
     """
-    found = {
-        row: read_table(run, row)
-        for row in run.rows()
-        if shard_numbers(run.path("samples", row), "tar")
-        or shard_numbers(run.path("evaluation", row), "parquet")
-    }
-    if not found:
-        raise ValueError(f"{run.path('evaluation')}: nothing evaluated yet")
+    found = {row: read_table(run, row) for row in begun_rows(run)}
     manifest = _manifest(run)
     logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
     dogs, theirs = _dogs(manifest), _dogs(_manifest(run, FILMS_ROW))
@@ -217,8 +210,15 @@ def _sides(
 def _manifest(run: Run, row: str = "ruler") -> pd.DataFrame | None:
     """The manifest of the films that a row is made from."""
     path = row_data(run, row) / "manifest.csv"
-    if not path.is_file():
-        return None
+    return manifest_table(path) if path.is_file() else None
+
+
+def manifest_table(path: Path) -> pd.DataFrame:
+    """A manifest; names of films and dogs that look like numbers are names.
+
+    Raises:
+        DamagedError: for a file that is no table.
+    """
     try:
         return pd.read_csv(path, dtype={"film": str, "dog": str})
     except ValueError as error:

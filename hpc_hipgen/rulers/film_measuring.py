@@ -22,6 +22,9 @@ OVERLAYS = "overlays"
 RESULTS = "measurements.json"
 """What is written beside them at the end."""
 
+TABLE = "measurements.csv"
+"""What is written beside them on the way, and at the end."""
+
 KEPT_EVERY = 500
 """Films after which what was measured is written."""
 
