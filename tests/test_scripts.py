@@ -28,6 +28,13 @@ def nobodys_runs(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_make_around(monkeypatch):
+    """What `make test ARGS=...` was given is not for the make of a test."""
+    for name in ("ARGS", "MAKEFLAGS", "MAKEOVERRIDES"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def bash(*arguments, cwd=ROOT, **variables):
     """Runs bash with this python in place of a built environment."""
     return subprocess.run(
