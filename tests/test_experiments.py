@@ -29,6 +29,10 @@ def test_teachers_are_that_of_the_demo(name):
         assert getattr(other, model) == getattr(demo, model), model
 
 
+def test_embeddings_are_decoded_to_latents_of_the_demos_autoencoder():
+    assert experiment("unclip").autoencoder == experiment("llcm").autoencoder
+
+
 @pytest.mark.parametrize("name", ["dall_e", "dreambooth", "lora", "unclip"])
 def test_the_comparison_runs_the_sections_of_one_generator(name):
     whole, alone = experiment("compare"), experiment(name)
