@@ -16,7 +16,7 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
-from hpc_hipgen.config import NEEDS, TAUGHT, Experiment, LabRuler
+from hpc_hipgen.config import FEW_STEPS, NEEDS, TAUGHT, Experiment, LabRuler
 from hpc_hipgen.models import RULERS
 from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW
 from hpc_hipgen.run import Run
@@ -62,6 +62,14 @@ class Stage:
         assert self.artefact, f"{self.name} is not an array"
         return self.artefact(run, item).is_file()
 
+    def split(self, items: list[Item], parts: int) -> list[list[Item]]:
+        """At most that many shares of items, one for each job of the array."""
+        parts = min(parts, len(items))
+        if not self.blocks:
+            return [items[k::parts] for k in range(parts)]
+        ordered, count = sorted(items), len(items)
+        return [ordered[k * count // parts : (k + 1) * count // parts] for k in range(parts)]
+
     def done(self, run: Run) -> bool:
         """True when nothing of this stage is left to do."""
         if self.items is None:
@@ -84,7 +92,7 @@ def stages(config: Experiment) -> list[Stage]:
     trained = config.trained()
     graph = [Stage("prepare", "jobs.prepare:prepare", "cpu", reads_films=True)]
     for model in trained:
-        after = tuple(f"train-{needed}" for needed in NEEDS.get(model, ()) if needed in trained)
+        after = tuple(f"train-{name}" for name in needed(config, model))
         if model == "lab_ruler":
             graph.append(_cross_validation(after))
             after = (*after, CROSS_VALIDATION)
@@ -153,17 +161,24 @@ def fold_measurements(run: Run, item: Item) -> Path:
     return run.path("cross_validation", f"fold-{item[1]}", "measurements.json")
 
 
-def trained_before(config: Experiment, model: str) -> list[str]:
-    """Models of this experiment that a model is trained on, and those that they are, each once."""
+def needed(config: Experiment, model: str) -> list[str]:
+    """Models that this experiment trains and that a model is trained on."""
     section, trained = getattr(config, model), config.trained()
     without = set()
     if getattr(section, "base", None):
         without |= {"stable_diffusion", "feedback"}
     if "feedback" in trained and model in TAUGHT:  # from which feedback goes on, or from its base
         without.add("stable_diffusion")
-    if not getattr(section, "measurement_weight", 0):
+    if not getattr(section, "measurement_weight", 0):  # nor is a probe's error measured
         without.add("probe")
-    direct = [n for n in NEEDS.get(model, ()) if n in trained and n not in without]
+        if model in FEW_STEPS:
+            without.add("reward_model")
+    return [n for n in NEEDS.get(model, ()) if n in trained and n not in without]
+
+
+def trained_before(config: Experiment, model: str) -> list[str]:
+    """Models of `needed`, and those that they are trained on, each once."""
+    direct = needed(config, model)
     found = [*direct, *(name for near in direct for name in trained_before(config, near))]
     return list(dict.fromkeys(found))
 

@@ -29,10 +29,15 @@ def measured_task(run: Run, model: str) -> Task:
     task = task_of(run, model)
     if getattr(getattr(run.config, model), "measurement_weight", 0):
         from hpc_hipgen.generators.probe import load_probe
-        from hpc_hipgen.training.task import Measured
+        from hpc_hipgen.training.task import Calibrated, Measured
 
         assert isinstance(task, Measured), f"{model} can hold no probe's reading"
-        task.measure_with(load_probe(run.path("probe", "export")))
+        probe = load_probe(run.path("probe", "export"))
+        task.measure_with(probe)
+        if run.config.feedback and isinstance(task, Calibrated):
+            from hpc_hipgen.generators.probe_calibration import probe_error
+
+            task.allow_for(probe_error(run, model, probe, task.films.captions))
     return task
 
 

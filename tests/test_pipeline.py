@@ -8,18 +8,27 @@ from hpc_hipgen.pipeline import count_films, report_items, stages, trained_befor
 from hpc_hipgen.run import Run
 
 
-def test_a_stage_waits_for_all_that_it_reads(tiny_settings):
+def test_a_stage_waits_for_all_that_it_reads_and_no_more(tiny_settings):
+    def after(model, **more):
+        graph = stages(parse_experiment(tiny_settings | more, "x"))
+        return next(set(s.after) for s in graph if s.name == f"train-{model}") - {"prepare"}
+
     training = {"training": {"images": 8, "batch": 4, "lr": 1e-3}}
-    tiny_settings["stable_diffusion"]["measurement_weight"] = 0.1
+    baseline = tiny_settings["stable_diffusion"] | {"conditioning": "caption"}
+    tiny_settings["stable_diffusion"] |= {"measurement_weight": 0.1}
     tiny_settings |= {"probe": training, "reward_model": tiny_settings["ruler"]}
-    tiny_settings["feedback"] = training
-    after = {stage.name: stage.after for stage in stages(parse_experiment(tiny_settings, "x"))}
-    assert set(after["train-stable_diffusion"]) == {"prepare", "train-autoencoder", "train-probe"}
-    feedback = {"prepare", "train-stable_diffusion", "train-reward_model"}
-    assert set(after["train-feedback"]) == feedback
-    llcm = {"prepare", "train-stable_diffusion", "train-feedback", "train-probe"}
-    assert set(after["train-llcm"]) == llcm
-    assert set(after["evaluate"]) == {"sample", "train-ruler"}
+    tiny_settings |= {"feedback": training, "stable_diffusion_caption": baseline}
+    assert after("stable_diffusion") == {"train-autoencoder", "train-probe"}
+    assert after("stable_diffusion_caption") == {"train-autoencoder"}
+    assert after("feedback") == {"train-stable_diffusion", "train-reward_model"}
+    assert after("llcm") == {"train-feedback"}
+    measured = tiny_settings["llcm"] | {"measurement_weight": 0.1}
+    its_own = {"train-feedback", "train-probe", "train-reward_model"}
+    assert after("llcm", llcm=measured) == its_own
+    assert after("llcm", llcm=tiny_settings["llcm"] | {"base": "/elsewhere"}) == set()
+    graph = stages(parse_experiment(tiny_settings, "x"))
+    evaluate = next(stage for stage in graph if stage.name == "evaluate")
+    assert set(evaluate.after) == {"sample", "train-ruler"}
 
 
 def test_shards_hold_every_drawing_of_every_caption(tmp_path, tiny_settings):

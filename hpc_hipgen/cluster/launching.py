@@ -42,7 +42,7 @@ def _named(folder: Path) -> Iterator[None]:
 
 def _execute(run: Run, graph: list[Stage], site: Site, slurm: bool, result: str | None) -> int:
     from hpc_hipgen import provenance
-    from hpc_hipgen.cluster.local import StageFailed, run_stages
+    from hpc_hipgen.cluster.local import StageFailed, jobs_at_once, run_stages
     from hpc_hipgen.cluster.slurm import submit_stages
 
     provenance.record_launch(run, sys.argv, site)
@@ -51,7 +51,8 @@ def _execute(run: Run, graph: list[Stage], site: Site, slurm: bool, result: str 
         jobs = submit_stages(run, graph, site)
         print(f"python -m jobs.status {shown(run.folder)}   shows how far it is")
         return 0 if all(s.name in jobs or s.done(run) for s in graph) else 1
-    print(f"{shown(run.folder)}: {len(graph)} stages on this machine, one after another")
+    order = "one after another" if (n := jobs_at_once(site)) == 1 else f"up to {n} jobs at once"
+    print(f"{shown(run.folder)}: {len(graph)} stages on this machine, {order}")
     try:
         run_stages(run, graph, site)
     except StageFailed as error:

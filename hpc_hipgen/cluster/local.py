@@ -1,44 +1,40 @@
-"""Stages one after another on this machine: submitit local jobs whose log is shown as it grows."""
+"""The stages of a graph on this machine: submitit local jobs, side by side where that is faster."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import submitit
 
 from hpc_hipgen.cluster.calls import (
     LAUNCHER_VARIABLE,
     AtWorkError,
     StageCall,
-    children,
     failures,
     launcher_identity,
     stage_logs,
 )
 from hpc_hipgen.cluster.executors import (
+    count_gpus,
     local_executor,
     local_processes,
     local_variables,
     submission_folder,
 )
+from hpc_hipgen.cluster.local_job import LocalJob, stop
 from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.cluster.turns import turns
 from hpc_hipgen.config import ConfigError
-from hpc_hipgen.files import full_disk_advice, is_full
+from hpc_hipgen.parallel import usable_cpus
 from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.run import Run
 from hpc_hipgen.training.interruption import handled, terminable
 
 _POLL_SECONDS = 0.2
-_SAVE_SECONDS = 600.0  # for a training step and the checkpoint after it, on a slow disk
-_OTHERS_SECONDS = 10.0  # for the other ranks to end by themselves after one has failed
+_AT_ONCE = 2  # without a GPU; more would each keep their data in memory
+_THREADS = "OMP_NUM_THREADS"
 
 
 class StageFailed(RuntimeError):
@@ -50,153 +46,142 @@ class StageFailed(RuntimeError):
         self.user = user
 
 
+def jobs_at_once(site: Site) -> int:
+    """How many jobs run side by side here: as the site says, else one where there is a GPU."""
+    most = site.local_parallel or (1 if count_gpus() else _AT_ONCE)
+    return min(most, usable_cpus())
+
+
 def run_stages(run: Run, graph: list[Stage], site: Site) -> None:
-    """Runs what is not done yet, in order.
+    """Runs what is not done yet, each stage after those that it waits for.
 
     Raises:
-        StageFailed: at the first stage that fails; the ones before it stay done.
+        StageFailed: at the first stage that fails; those that are done stay done.
         ConfigError: when another launch, or somebody by hand, is at work on a stage.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the running stage has been stopped.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM.
+        In each case what else is at work has been stopped; training has saved.
     """
     with terminable():
-        for number, stage in enumerate(graph, 1):
-            head = f"[{number}/{len(graph)}] {stage.name}"
-            if stage.done(run):
-                print(f"{head}: done before", flush=True)
-                continue
-            start = time.monotonic()
-            folder = submission_folder(stage_logs(run, stage.name))
-            print(f"{head}  (log: {folder})", flush=True)
-            _run_stage(run, stage, site, folder)
-            print(f"{head}: done in {duration(time.monotonic() - start)}", flush=True)
+        launch = _Launch(run, len(graph), site)
+        try:
+            for turn in turns(graph):
+                launch.take(turn)
+        except BaseException:
+            launch.stop()
+            raise
 
 
-def _run_stage(run: Run, stage: Stage, site: Site, folder: Path) -> None:
-    began = time.time()
-    items = stage.missing(run) if stage.items else None
-    processes = local_processes(stage.kind)
-    # A terminal sends Ctrl-C to all its processes: a job ignores it, and the launcher stops the job
-    with (
-        local_variables(site, {LAUNCHER_VARIABLE: launcher_identity()}),
-        handled(signal.SIGINT, signal.SIG_IGN),
-    ):
-        executor = local_executor(folder, site, processes)
-        job = executor.submit(StageCall(stage, str(run.folder), items))
-    log = job.paths.stdout if processes == 1 else job.task(0).paths.stdout
-    try:
-        follow(job, log)
-    except KeyboardInterrupt:
-        if stage.model:
-            print("stopping: the model is saved first (Ctrl-C again: at once)", flush=True)
-        _stop(job, saves=stage.model is not None, shell=bool(site.setup))
-        raise
-    problem = _outcome(job, run)
-    if problem and (at_work := problem.partition(f"{AtWorkError.__name__}: ")[2]):
-        raise ConfigError(at_work)
-    if problem is None and not stage.done(run):
-        problem = "it ended well but left something undone"
-    if problem is not None:
-        raise _failed(run, stage, problem, log, began)
+@dataclass
+class _Working:
+    """A stage at work."""
+
+    stage: Stage
+    head: str
+    jobs: list[LocalJob]
+    began: float  # seconds of the epoch
 
 
-def follow(job: Any, log: Path) -> None:
-    """Copies the log to the terminal while the job runs, without submitit's own lines."""
-    position, rest = 0, b""
-    failed = math.inf
-    while True:
-        ended = job.done()
-        if not ended and any(_failures(job)):
-            failed = min(failed, time.monotonic())
-            if time.monotonic() > failed + _OTHERS_SECONDS:  # they wait for the one that failed
-                _stop(job, saves=False, shell=False)
-        if log.exists():
-            with log.open("rb") as file:
-                file.seek(position)
-                new = file.read()
-            position += len(new)
-            # keep a line that is still being written until its end comes
-            *lines, rest = (rest + new).split(b"\n")
-            if ended and rest:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                if not line.startswith(b"submitit "):
-                    print("  " + line.decode(errors="replace"))
-            sys.stdout.flush()
-        if ended:
+class _Launch:
+    """The stages at work, and how many have begun."""
+
+    def __init__(self, run: Run, count: int, site: Site) -> None:
+        """`count`: of all stages."""
+        self.run, self.site = run, site
+        self.cores, self.parallel = usable_cpus(), jobs_at_once(site)
+        self.count, self.begun = count, 0
+        self.working: list[_Working] = []
+
+    def take(self, turn: list[Stage]) -> None:
+        """Runs the stages of a turn until all are done: side by side, where they are many.
+
+        Where they are not more than the jobs at once, the longest of them would be left alone with
+        a part of the cores: one after another they end as soon (docs/log.md).
+        """
+        jobs = self.parallel if turn[0].items else 1
+        beside = self.parallel if len(turn) > self.parallel else 1
+        cores = self.cores // max(jobs, beside)
+        left = turn[::-1]
+        while left or self.working:
+            while left and len(self.working) < beside:
+                self._begin(left.pop(), jobs, cores)
+            time.sleep(_POLL_SECONDS if self.working else 0)
+            self._look()
+
+    def _begin(self, stage: Stage, jobs: int, cores: int) -> None:
+        self.begun += 1
+        head = f"[{self.begun}/{self.count}] {stage.name}"
+        if stage.done(self.run):
+            print(f"{head}: done before", flush=True)
             return
-        time.sleep(_POLL_SECONDS)
+        folder = submission_folder(stage_logs(self.run, stage.name))
+        part = "" if cores == self.cores else f"{cores} of {self.cores} cores, "
+        print(f"{head}  ({part if jobs == 1 else ''}log: {folder})", flush=True)
+        mark = f"[{self.begun}] " if part and jobs == 1 else ""
+        self.working.append(working := _Working(stage, head, [], time.time()))
+        # A terminal sends Ctrl-C to all its processes: a job ignores it, the launcher stops the job
+        with (
+            local_variables(self.site, self._variables(cores)),
+            handled(signal.SIGINT, signal.SIG_IGN),
+        ):
+            executor = local_executor(folder, self.site, local_processes(stage.kind))
+            for call in _calls(self.run, stage, jobs):
+                saves, shell = stage.model is not None, bool(self.site.setup)
+                working.jobs.append(LocalJob(executor.submit(call), saves, shell, mark))
+
+    def _variables(self, cores: int) -> dict[str, str]:
+        """Of a job: how many threads torch takes, where it is not alone."""
+        launcher = {LAUNCHER_VARIABLE: launcher_identity()}
+        if cores == self.cores or _THREADS in self.site.env:
+            return launcher
+        given = os.environ.get(_THREADS, "")
+        fewer = given.isdigit() and 0 < int(given) < cores
+        return launcher if fewer else launcher | {_THREADS: str(cores)}
+
+    def _look(self) -> None:
+        """Shows what the jobs have said, and takes note of those that have ended."""
+        for working in list(self.working):
+            ended = [job for job in working.jobs if job.ended()]
+            for job in ended:
+                if problem := job.problem(self.run.folder):
+                    raise self._failed(working, job, problem)
+            if len(ended) < len(working.jobs):
+                continue
+            if not working.stage.done(self.run):
+                undone = "it ended well but left something undone"
+                raise self._failed(working, ended[0], undone)
+            self.working.remove(working)
+            took = duration(time.time() - working.began)
+            print(f"{working.head}: done in {took}", flush=True)
+
+    def _failed(self, working: _Working, job: LocalJob, reason: str) -> Exception:
+        if at_work := reason.partition(f"{AtWorkError.__name__}: ")[2]:
+            return ConfigError(at_work)
+        stage = working.stage
+        written = failures(self.run, stage.name, working.began - 1)
+        if not written:
+            return StageFailed(stage.name, reason, job.log, user=False)
+        kinds, message = written[-1]["kinds"], written[-1]["error"]
+        user = "ConfigError" in kinds or (stage.reads_films and "ValueError" in kinds)
+        short = message if user or not message else f"{kinds[0]}: {message.strip().splitlines()[0]}"
+        return StageFailed(stage.name, short or reason, job.log, user)
+
+    def stop(self) -> None:
+        """Stops what is at work; training saves first."""
+        for working in self.working:
+            if working.stage.model and not all(job.ended() for job in working.jobs):
+                name = working.stage.name
+                print(f"stopping {name}: it is saved first (Ctrl-C again: at once)", flush=True)
+        stop([job for working in self.working for job in working.jobs])
 
 
-def _outcome(job: Any, run: Run) -> str | None:
-    """None when the job ended well, else one line: of a rank that failed, if one says why."""
-    if reason := next(_failures(job), None):
-        return last_line(reason)
-    if not all(task.paths.result_pickle.exists() for task in _tasks(job)):
-        if is_full(run.folder):  # where neither the result nor the failure could be written
-            return full_disk_advice(run.folder)
-        return "it was ended from outside (killed, or out of memory)"
-    return None
-
-
-def _tasks(job: Any) -> list[Any]:
-    return [job.task(k) for k in range(job.num_tasks)]
-
-
-def _failures(job: Any) -> Iterator[str]:
-    """Tracebacks of the ranks that failed, as far as they have ended."""
-    for task in _tasks(job):
-        if task.paths.result_pickle.exists():
-            outcome, result = submitit.core.utils.pickle_load(task.paths.result_pickle)
-            if outcome != "success":
-                yield result
-
-
-def last_line(text: str) -> str:
-    """The last line of a traceback: the exception and its message."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no message"
-
-
-def _failed(run: Run, stage: Stage, reason: str, log: Path, since: float) -> StageFailed:
-    written = failures(run, stage.name, since - 1)
-    if not written:
-        return StageFailed(stage.name, reason, log, user=False)
-    kinds, message = written[-1]["kinds"], written[-1]["error"]
-    user = "ConfigError" in kinds or (stage.reads_films and "ValueError" in kinds)
-    shown = message if user or not message else f"{kinds[0]}: {message.strip().splitlines()[0]}"
-    return StageFailed(stage.name, shown or reason, log, user)
-
-
-def _stop(job: Any, saves: bool, shell: bool) -> None:
-    """Ends the job and waits until nothing of it writes any more.
-
-    SIGTERM first for a stage that saves: training does at its next step, and ends by itself.
-    submitit hands it on to the ranks; with `shell` that is a child of the job's first process.
-    """
-    first = int(job.job_id)
-    with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C is no reason to leave it behind
-        if saves:
-            _send(signal.SIGTERM, children(first) if shell else [first])
-            _wait(job, _SAVE_SECONDS)
-    processes = [] if job.done() else [first]
-    for process in processes:  # which grows
-        processes += children(process)
-    _send(signal.SIGKILL, processes)
-    _wait(job, 10)
-
-
-def _send(number: signal.Signals, processes: list[int]) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
-
-
-def _wait(job: Any, seconds: float) -> None:
-    """Waits for the end of the job; a second Ctrl-C ends the waiting, not the launcher."""
-    until = time.monotonic() + seconds
-    with contextlib.suppress(KeyboardInterrupt):
-        while not job.done() and time.monotonic() < until:
-            time.sleep(0.1)
+def _calls(run: Run, stage: Stage, jobs: int) -> list[StageCall]:
+    """The jobs of a stage: one, or for an array at most so many shares of what is missing."""
+    folder = str(run.folder)
+    items = stage.missing(run) if stage.items else None
+    if items is None:
+        return [StageCall(stage, folder)]
+    parts = stage.split(items, jobs)
+    return [StageCall(stage, folder, part, (k, len(parts))) for k, part in enumerate(parts)]
 
 
 def duration(seconds: float) -> str:

@@ -107,6 +107,8 @@ class Site(Section):
     env: dict[str, str] = Field({})
     array_tasks: int = Field(1, ge=1)  # jobs that an array is divided into
     array_parallel: int = Field(1, ge=1)  # of these, at once
+    # without Slurm: jobs side by side, each with its part of the cores; default: 2, with a GPU 1
+    local_parallel: int | None = Field(None, ge=1)
     # warning before the time limit; one that comes ten minutes early is none to submitit
     signal_seconds: int = Field(120, ge=10, le=500)
     requeues: int = Field(20, ge=0)  # times that a job cut off by its time limit may go on

@@ -172,6 +172,10 @@ class DistillationTask(FilmTask):
         self.asked = asked_angles(self.films)
         self.module.measured = MeasurementLoss(probe, self.section.measurement_weight)
 
+    def allow_for(self, error: Tensor) -> None:
+        """From now on the probe has to read (2,) degrees more, of the patient's left and right."""
+        self.asked = self.asked + error
+
     def build_student(self, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
         """The network that is trained; it starts as its teacher."""
         raise NotImplementedError

@@ -65,6 +65,17 @@ class Measured(Protocol):
         ...
 
 
+@runtime_checkable
+class Calibrated(Measured, Protocol):
+    """A task that allows for what the probe reads wrongly in drawings."""
+
+    films: Films
+
+    def allow_for(self, error: Tensor) -> None:
+        """From now on the probe has to read (2,) degrees more, of the patient's left and right."""
+        ...
+
+
 class FilmTask(Task):
     """A task whose data items are views."""
 

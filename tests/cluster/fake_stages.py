@@ -77,6 +77,24 @@ def saves(run: Run) -> None:
             raise Interrupted("saved at 64 images", signal.SIGTERM)
 
 
+def beside(run: Run, name: str, other: str) -> None:
+    """Ends when the other one is at work, too."""
+    write_atomic(run.path(f"{name}.threads"), os.environ.get("OMP_NUM_THREADS", ""))
+    print(f"{name} waits for {other}")
+    for _ in range(200):
+        if run.path(f"{other}.threads").is_file():
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"{other} was not started beside {name}")
+
+
+def breaks_beside(run: Run) -> None:
+    for _ in range(200):
+        if run.path("slow.pid").is_file():
+            raise RuntimeError("the loss is not finite")
+        time.sleep(0.1)
+
+
 GRAPH = [
     Stage("first", "fake_stages:first", "cpu"),
     Stage("second", "fake_stages:second", "train", ("first",), ("hello",)),
@@ -95,5 +113,18 @@ FOLLOWED = [
     ),
 ]
 BROKEN = [GRAPH[0], Stage("broken", "fake_stages:broken", "cpu", ("first",))]
+BESIDE = [
+    GRAPH[0],
+    Stage("left", "fake_stages:beside", "cpu", ("first",), ("left", "right")),
+    Stage("right", "fake_stages:beside", "cpu", ("first",), ("right", "left")),
+    Stage("third", "fake_stages:beside", "cpu", ("first",), ("third", "left")),
+    Stage("last", "fake_stages:beside", "cpu", ("left", "right", "third"), ("last", "left")),
+]
+BREAKS_BESIDE = [
+    GRAPH[0],
+    Stage("breaks", "fake_stages:breaks_beside", "cpu", ("first",)),
+    Stage("train-slow", "fake_stages:saves", "gpu", ("first",), model="slow"),
+    Stage("left", "fake_stages:beside", "cpu", ("first",), ("left", "right")),
+]
 SLOW = [GRAPH[0], Stage("slow", "fake_stages:slow", "cpu", ("first",))]
 SAVING = [GRAPH[0], Stage("train-slow", "fake_stages:saves", "gpu", ("first",), model="slow")]

@@ -5,15 +5,13 @@ from types import SimpleNamespace
 import pytest
 from submitit.core.utils import cloudpickle_dump
 
-from hpc_hipgen.cluster import local
+from hpc_hipgen.cluster import local, local_job
+from hpc_hipgen.cluster.local_job import LocalJob
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.config import ConfigError
+from hpc_hipgen.pipeline import Stage
 
 FAILED = "Traceback (most recent call last):\n  ...\nValueError: rank 2 says why"
-
-
-def run_in(folder):
-    return SimpleNamespace(folder=folder)
 
 
 class Job:
@@ -23,13 +21,16 @@ class Job:
 
     def __init__(self, folder, outcomes):
         self.num_tasks, self.ended = len(outcomes), False
-        self.paths = [SimpleNamespace(result_pickle=folder / f"{k}.pkl") for k in range(3)]
-        for paths, outcome in zip(self.paths, outcomes, strict=True):
+        self.ranks = [
+            SimpleNamespace(result_pickle=folder / f"{k}.pkl", stdout=folder / "log")
+            for k in range(self.num_tasks)
+        ]
+        for paths, outcome in zip(self.ranks, outcomes, strict=True):
             if outcome:
                 cloudpickle_dump(outcome, paths.result_pickle)
 
     def task(self, number):
-        return SimpleNamespace(paths=self.paths[number])
+        return SimpleNamespace(paths=self.ranks[number])
 
     def done(self):
         return self.ended
@@ -44,37 +45,49 @@ class Job:
     ],
 )
 def test_the_reason_is_that_of_the_rank_which_has_one(tmp_path, outcomes, said):
-    found = local._outcome(Job(tmp_path, outcomes), run_in(tmp_path))
+    found = LocalJob(Job(tmp_path, outcomes)).problem(tmp_path)
     assert found is said or found.startswith(said)
 
 
 def test_where_a_full_disk_took_no_reason_it_is_the_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "is_full", lambda folder: folder == tmp_path)
-    found = local._outcome(Job(tmp_path, [None] * 3), run_in(tmp_path))
+    monkeypatch.setattr(local_job, "is_full", lambda folder: folder == tmp_path)
+    found = LocalJob(Job(tmp_path, [None] * 3)).problem(tmp_path)
     assert found.startswith(f"{tmp_path}: the disk is full")
 
 
 def test_another_launch_at_work_is_no_failure_of_the_stage(tmp_path, monkeypatch):
     told = "prepare is at work already (pid 7 on here): wait for it, or stop it first"
-    monkeypatch.setattr(
-        local, "_outcome", lambda *_: f"hpc_hipgen.cluster.calls.AtWorkError: {told}"
-    )
-    job = SimpleNamespace(paths=SimpleNamespace(stdout=None))
-    executor = SimpleNamespace(submit=lambda call: job)
+    problem = f"hpc_hipgen.cluster.calls.AtWorkError: {told}"
+    job = SimpleNamespace(ended=lambda: True, problem=lambda _: problem, saves=False, kill=list)
+    monkeypatch.setattr(local, "LocalJob", lambda *_: job)
+    executor = SimpleNamespace(submit=lambda call: None)
     monkeypatch.setattr(local, "local_executor", lambda *_: executor)
-    monkeypatch.setattr(local, "follow", lambda *_: None)
-    stage = SimpleNamespace(name="prepare", items=None, kind="cpu")
+    run = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, done=lambda _: None, config=None)
     with pytest.raises(ConfigError) as error:
-        local._run_stage(run_in(tmp_path), stage, Site(), tmp_path)
+        local.run_stages(run, [Stage("prepare", "", "cpu")], Site())
     assert str(error.value) == told
 
 
 def test_ranks_that_wait_for_one_that_failed_are_ended(tmp_path, monkeypatch):
-    def stop(job, saves, shell):
-        job.ended, asked[:] = True, [saves]
+    monkeypatch.setattr(local_job, "_OTHERS_SECONDS", 0.3)
+    job = Job(tmp_path, [None, None, ("error", FAILED)])
+    one = LocalJob(job)
+    monkeypatch.setattr(one, "kill", lambda: setattr(job, "ended", True))
+    assert not one.ended()
+    local_job.wait_until(one.ended, 5)
+    assert job.ended
 
-    asked = []
-    monkeypatch.setattr(local, "_stop", stop)
-    monkeypatch.setattr(local, "_OTHERS_SECONDS", 0.3)
-    local.follow(Job(tmp_path, [None, None, ("error", FAILED)]), tmp_path / "log")
-    assert asked == [False]
+
+def test_a_line_is_shown_when_it_is_whole(tmp_path, capsys):
+    job = Job(tmp_path, [None])
+    job.paths = job.task(0).paths
+    log, one = tmp_path / "log", LocalJob(job, mark="[3] ")
+    log.write_text("submitit INFO (2026) - Starting\nfirst\nsec")
+    one.ended()
+    with log.open("a") as file:
+        file.write("ond\nthe end")
+    one.ended()
+    assert capsys.readouterr().out == "  [3] first\n  [3] second\n"
+    job.ended = True
+    one.ended()
+    assert capsys.readouterr().out == "  [3] the end\n"

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from hpc_hipgen.cluster import local
 from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.config import DreamBooth, Experiment, load_experiment
@@ -25,6 +26,7 @@ from jobs import launch
 ROOT = Path(__file__).parents[2]
 FAKES = ROOT / "tests" / "cluster"
 LOCAL = Site(executor="local")
+PAIRS = Site(executor="local", local_parallel=2)
 TRAINING = {"images": 64, "batch": 16, "lr": 1e-3}
 SETTINGS = {"name": "tiny", "ruler": {"training": TRAINING}}
 
@@ -72,7 +74,8 @@ def test_stages_run_in_order_and_their_words_are_shown(run, fakes, capfd):
     for line in ("RANK=0", "WORLD_SIZE=1", "HF_HUB_OFFLINE=1", "SLURM_JOB_ID=None"):
         assert f"  {line}\n" in said
     assert "submitit INFO" not in said
-    assert run.path("array.log").read_text().splitlines() == [str(i) for i in fakes.ITEMS]
+    drawn = run.path("array.log").read_text().splitlines()
+    assert sorted(drawn) == [str(i) for i in fakes.ITEMS]
     assert run.path("provenance", "launches.jsonl").is_file()
 
 
@@ -92,6 +95,64 @@ def test_a_failure_names_the_error_and_the_log(run, fakes, capfd):
     log = Path(said.err.partition("log: ")[2].splitlines()[0])
     assert "about to break" in log.read_text()
     assert run.done("first") and not run.done("broken")
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    monkeypatch.setattr(local, "usable_cpus", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+
+
+def test_what_need_not_wait_runs_side_by_side_with_half_of_the_cores(run, fakes, four_cores, capfd):
+    assert launch.execute(run, fakes.BESIDE, PAIRS, slurm=False) == 0
+    threads = {path.stem: path.read_text() for path in run.folder.glob("*.threads")}
+    assert threads == {"left": "2", "right": "2", "third": "2", "last": ""}
+    said = capfd.readouterr().out
+    assert "[2/5] left  (2 of 4 cores, log: " in said and "[5/5] last  (log: " in said
+    # whose words they are
+    assert "  [2] left waits for right\n" in said and "  [3] right waits for left\n" in said
+    assert "  last waits for left\n" in said
+
+
+def test_fewer_threads_than_its_share_are_the_users_to_choose(run, fakes, four_cores, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launch.execute(run, fakes.BESIDE, PAIRS, slurm=False) == 0
+    assert run.path("left.threads").read_text() == "1"
+
+
+def test_two_would_leave_the_longer_one_alone_with_half_of_the_cores(run, fakes, four_cores, capfd):
+    for name in ("first", "third", "last"):
+        run.mark_done(name)
+    graph = [stage for stage in fakes.BESIDE if stage.name != "third"]
+    run.path("left.threads").touch()  # does not wait for it
+    run.path("right.threads").touch()
+    assert launch.execute(run, graph, PAIRS, slurm=False) == 0
+    said = capfd.readouterr().out
+    assert said.index("left: done in") < said.index("] right  (log: ")
+
+
+def test_one_after_another_where_the_site_says_so(run, fakes, four_cores, capfd):
+    one = Site(executor="local", local_parallel=1)
+    assert launch.execute(run, fakes.GRAPH, one, slurm=False) == 0
+    assert "3 stages on this machine, one after another" in capfd.readouterr().out
+
+
+def test_an_array_is_shared_out_among_jobs(run, fakes, four_cores):
+    assert launch.execute(run, fakes.GRAPH, PAIRS, slurm=False) == 0
+    logs = stage_logs(run, "array") / "001"
+    texts = [path.read_text() for path in logs.glob("*_log.out")]
+    assert len(texts) == 2
+    drawn = run.path("array.log").read_text().splitlines()
+    assert sorted(drawn) == [str(i) for i in fakes.ITEMS], "each once"
+
+
+def test_a_failure_stops_what_runs_beside_it_when_that_has_saved(run, fakes, four_cores, capfd):
+    assert launch.execute(run, fakes.BREAKS_BESIDE, PAIRS, slurm=False) == 1
+    said = capfd.readouterr()
+    assert "error: breaks failed: RuntimeError: the loss is not finite" in said.err
+    assert "stopping train-slow: it is saved first" in said.out
+    assert ended(int(run.path("slow.pid").read_text()), seconds=1)
+    assert run.path("saved").is_file() and not run.done("train-slow")
 
 
 def start(run, graph, setup=()):
