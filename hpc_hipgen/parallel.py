@@ -20,10 +20,15 @@ LEAST = 16
 _AT_ONCE = 4  # items that are handed to a process together
 
 
+CPUS_VARIABLE = "HIPGEN_CPUS"
+"""How many CPUs a local job takes that runs beside others."""
+
+
 def usable_cpus() -> int:
-    """CPUs that this process may use: of a job of Slurm no more than it asked for, bound or not."""
+    """CPUs that this process may use: in a job no more than it asked for, bound or not."""
     here = len(os.sched_getaffinity(0))
-    return min(here, int(os.environ.get("SLURM_CPUS_PER_TASK") or here))
+    asked = (os.environ.get(name) for name in ("SLURM_CPUS_PER_TASK", CPUS_VARIABLE))
+    return min(here, *(int(number or here) for number in asked))
 
 
 def run_parallel(

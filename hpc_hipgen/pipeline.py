@@ -169,9 +169,9 @@ def needed(config: Experiment, model: str) -> list[str]:
         without |= {"stable_diffusion", "feedback"}
     if "feedback" in trained and model in TAUGHT:  # from which feedback goes on, or from its base
         without.add("stable_diffusion")
-    if not getattr(section, "measurement_weight", 0):  # nor is a probe's error measured
+    if not getattr(section, "measurement_weight", 0):
         without.add("probe")
-        if model in FEW_STEPS:
+        if model in FEW_STEPS:  # which asks the reward model how far the probe is off
             without.add("reward_model")
     return [n for n in NEEDS.get(model, ()) if n in trained and n not in without]
 

@@ -8,7 +8,7 @@
 #
 # The main job: radiographs -> ruler, autoencoder, Stable Diffusion, LLCM -> samples -> report.
 #
-#   bash sbatch/llcm.sh                    here, stage after stage; where a Slurm answers, through it, unless HIPGEN_SITE=local
+#   bash sbatch/llcm.sh                    here; where a Slurm answers, through it, unless HIPGEN_SITE=local
 #   sbatch sbatch/llcm.sh                  on a cluster: this small job submits the stages and ends
 #   ... sbatch/llcm.sh --run mine data.train=64    arguments are settings, and options of jobs.launch (--dry-run)
 #   CONFIG=configs/NAME.yaml bash ...      another experiment

@@ -77,6 +77,9 @@ def test_no_process_outlives_a_parent_that_is_stopped(tmp_path, number):
 def test_a_job_uses_no_more_cpus_than_it_asked_for(monkeypatch):
     """Where Slurm binds no cores, all of the node may be used."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    monkeypatch.setenv("HIPGEN_CPUS", "2")
+    assert usable_cpus() == 2
+    monkeypatch.delenv("HIPGEN_CPUS")
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     assert usable_cpus() == 64
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")

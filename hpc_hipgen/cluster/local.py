@@ -27,7 +27,7 @@ from hpc_hipgen.cluster.local_job import LocalJob, stop
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.cluster.turns import turns
 from hpc_hipgen.config import ConfigError
-from hpc_hipgen.parallel import usable_cpus
+from hpc_hipgen.parallel import CPUS_VARIABLE, usable_cpus
 from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.run import Run
 from hpc_hipgen.training.interruption import handled, terminable
@@ -66,8 +66,8 @@ def run_stages(run: Run, graph: list[Stage], site: Site) -> None:
         try:
             for turn in turns(graph):
                 launch.take(turn)
-        except BaseException:
-            launch.stop()
+        except BaseException as error:
+            launch.stop(error if isinstance(error, StageFailed) else None)
             raise
 
 
@@ -77,7 +77,7 @@ class _Working:
 
     stage: Stage
     head: str
-    jobs: list[LocalJob]
+    job: LocalJob
     began: float  # seconds of the epoch
 
 
@@ -97,91 +97,81 @@ class _Launch:
         Where they are not more than the jobs at once, the longest of them would be left alone with
         a part of the cores: one after another they end as soon (docs/log.md).
         """
-        jobs = self.parallel if turn[0].items else 1
         beside = self.parallel if len(turn) > self.parallel else 1
-        cores = self.cores // max(jobs, beside)
         left = turn[::-1]
         while left or self.working:
             while left and len(self.working) < beside:
-                self._begin(left.pop(), jobs, cores)
+                self._begin(left.pop(), self.cores // beside)
             time.sleep(_POLL_SECONDS if self.working else 0)
             self._look()
 
-    def _begin(self, stage: Stage, jobs: int, cores: int) -> None:
+    def _begin(self, stage: Stage, cores: int) -> None:
         self.begun += 1
         head = f"[{self.begun}/{self.count}] {stage.name}"
         if stage.done(self.run):
             print(f"{head}: done before", flush=True)
             return
-        folder = submission_folder(stage_logs(self.run, stage.name))
+        began, folder = time.time(), submission_folder(stage_logs(self.run, stage.name))
         part = "" if cores == self.cores else f"{cores} of {self.cores} cores, "
-        print(f"{head}  ({part if jobs == 1 else ''}log: {folder})", flush=True)
-        mark = f"[{self.begun}] " if part and jobs == 1 else ""
-        self.working.append(working := _Working(stage, head, [], time.time()))
+        print(f"{head}  ({part}log: {folder})", flush=True)
+        items = stage.missing(self.run) if stage.items else None
         # A terminal sends Ctrl-C to all its processes: a job ignores it, the launcher stops the job
         with (
             local_variables(self.site, self._variables(cores)),
             handled(signal.SIGINT, signal.SIG_IGN),
         ):
             executor = local_executor(folder, self.site, local_processes(stage.kind))
-            for call in _calls(self.run, stage, jobs):
-                saves, shell = stage.model is not None, bool(self.site.setup)
-                working.jobs.append(LocalJob(executor.submit(call), saves, shell, mark))
+            submitted = executor.submit(StageCall(stage, str(self.run.folder), items))
+        saves, shell = stage.model is not None, bool(self.site.setup)
+        job = LocalJob(submitted, saves, shell, mark=f"[{self.begun}] " if part else "")
+        self.working.append(_Working(stage, head, job, began))
 
     def _variables(self, cores: int) -> dict[str, str]:
-        """Of a job: how many threads torch takes, where it is not alone."""
-        launcher = {LAUNCHER_VARIABLE: launcher_identity()}
-        if cores == self.cores or _THREADS in self.site.env:
-            return launcher
+        """Of a job: how many processes and threads of torch it takes, where it is not alone."""
+        variables = {LAUNCHER_VARIABLE: launcher_identity()}
+        if cores == self.cores:
+            return variables
+        variables[CPUS_VARIABLE] = str(cores)
         given = os.environ.get(_THREADS, "")
         fewer = given.isdigit() and 0 < int(given) < cores
-        return launcher if fewer else launcher | {_THREADS: str(cores)}
+        if not fewer and _THREADS not in self.site.env:
+            variables[_THREADS] = str(cores)
+        return variables
 
     def _look(self) -> None:
         """Shows what the jobs have said, and takes note of those that have ended."""
         for working in list(self.working):
-            ended = [job for job in working.jobs if job.ended()]
-            for job in ended:
-                if problem := job.problem(self.run.folder):
-                    raise self._failed(working, job, problem)
-            if len(ended) < len(working.jobs):
+            if not working.job.ended():
                 continue
-            if not working.stage.done(self.run):
-                undone = "it ended well but left something undone"
-                raise self._failed(working, ended[0], undone)
+            problem = working.job.problem(self.run.folder)
+            if problem is None and not working.stage.done(self.run):
+                problem = "it ended well but left something undone"
+            if problem:
+                raise self._failed(working, problem)
             self.working.remove(working)
             took = duration(time.time() - working.began)
             print(f"{working.head}: done in {took}", flush=True)
 
-    def _failed(self, working: _Working, job: LocalJob, reason: str) -> Exception:
+    def _failed(self, working: _Working, reason: str) -> Exception:
         if at_work := reason.partition(f"{AtWorkError.__name__}: ")[2]:
             return ConfigError(at_work)
-        stage = working.stage
+        stage, log = working.stage, working.job.log
         written = failures(self.run, stage.name, working.began - 1)
         if not written:
-            return StageFailed(stage.name, reason, job.log, user=False)
+            return StageFailed(stage.name, reason, log, user=False)
         kinds, message = written[-1]["kinds"], written[-1]["error"]
         user = "ConfigError" in kinds or (stage.reads_films and "ValueError" in kinds)
         short = message if user or not message else f"{kinds[0]}: {message.strip().splitlines()[0]}"
-        return StageFailed(stage.name, short or reason, job.log, user)
+        return StageFailed(stage.name, short or reason, log, user)
 
-    def stop(self) -> None:
-        """Stops what is at work; training saves first."""
-        for working in self.working:
-            if working.stage.model and not all(job.ended() for job in working.jobs):
-                name = working.stage.name
-                print(f"stopping {name}: it is saved first (Ctrl-C again: at once)", flush=True)
-        stop([job for working in self.working for job in working.jobs])
-
-
-def _calls(run: Run, stage: Stage, jobs: int) -> list[StageCall]:
-    """The jobs of a stage: one, or for an array at most so many shares of what is missing."""
-    folder = str(run.folder)
-    items = stage.missing(run) if stage.items else None
-    if items is None:
-        return [StageCall(stage, folder)]
-    parts = stage.split(items, jobs)
-    return [StageCall(stage, folder, part, (k, len(parts))) for k, part in enumerate(parts)]
+    def stop(self, failure: StageFailed | None) -> None:
+        """Stops what is at work; training saves first. `failure`: why."""
+        at_work = [working for working in self.working if not working.job.ended()]
+        if failure and at_work:
+            print(failure, flush=True)
+        for name in (working.stage.name for working in at_work if working.stage.model):
+            print(f"stopping {name}: it is saved first (Ctrl-C again: at once)", flush=True)
+        stop([working.job for working in at_work])
 
 
 def duration(seconds: float) -> str:

@@ -18,6 +18,7 @@ from hpc_hipgen.cluster.calls import children
 from hpc_hipgen.files import full_disk_advice, is_full
 
 _SAVE_SECONDS = 600.0  # for a training step and the checkpoint after it, on a slow disk
+_ASK_SECONDS = 2.0  # until training is asked again to save
 _OTHERS_SECONDS = 10.0  # for the other ranks to end by themselves after one has failed
 
 
@@ -89,7 +90,12 @@ class LocalJob:
                     yield result
 
     def ask(self) -> None:
-        """Has training save at its next step, and end by itself."""
+        """Has training save at its next step, and end by itself.
+
+        Before its first step it does not hear of it: to be asked until it has ended.
+        """
+        if self._job.done():  # and its number may be another process's by now
+            return
         first = int(self._job.job_id)
         _send(signal.SIGTERM, children(first) if self._shell else [first])
 
@@ -111,9 +117,13 @@ def stop(jobs: Sequence[LocalJob]) -> None:
         for job in jobs:
             if not job.saves:
                 job.kill()
-        for job in saving:
-            job.ask()
-        wait_until(lambda: all(job.ended() for job in saving), _SAVE_SECONDS)
+        began, asked = time.monotonic(), -math.inf
+        while not all(job.ended() for job in saving) and time.monotonic() < began + _SAVE_SECONDS:
+            if time.monotonic() > asked + _ASK_SECONDS:
+                asked = time.monotonic()
+                for job in saving:
+                    job.ask()
+            time.sleep(0.1)
     for job in jobs:
         job.kill()
 

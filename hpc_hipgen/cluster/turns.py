@@ -16,31 +16,24 @@ from hpc_hipgen.pipeline import Stage
 def turns(graph: Sequence[Stage]) -> list[list[Stage]]:
     """The stages, side by side in each turn, in the order in which they are to begin.
 
-    A stage comes in the first turn before which all had theirs that it waits for. But what the same
-    arrays wait for, and nothing else, comes in one turn, the last of these: generators beside one
-    another. An array, which is work for all cores, has a turn of its own. Within a turn that begins
-    first behind which the longest chain of others waits.
+    A stage comes in the first turn before which all had theirs that it waits for. But models for
+    which the same stages wait come in one turn, the last of these: generators beside one another.
+    Within a turn that begins first behind which the longest chain of others waits.
 
     Args:
         graph: the stages, each after those that it waits for.
     """
     waiting = {stage.name: [s.name for s in graph if stage.name in s.after] for stage in graph}
-    arrays = {stage.name for stage in graph if stage.items}
     turn = _longest(graph, {stage.name: stage.after for stage in graph})
-    for names in waiting.values():
-        if names and set(names) <= arrays:
-            alike = [name for name in waiting if waiting[name] == names and name not in arrays]
-            turn |= dict.fromkeys(alike, max((turn[name] for name in alike), default=0))
+    for names in filter(None, waiting.values()):
+        alike = [stage.name for stage in graph if stage.model and waiting[stage.name] == names]
+        turn |= dict.fromkeys(alike, max((turn[name] for name in alike), default=0))
     behind = _longest(graph[::-1], waiting)
-    found: list[list[Stage]] = []
-    for number in range(1 + max(turn.values(), default=-1)):
-        now = sorted(
-            (stage for stage in graph if turn[stage.name] == number),
-            key=lambda stage: -behind[stage.name],
-        )
-        found += [[stage for stage in now if not stage.items]]
-        found += [[stage] for stage in now if stage.items]
-    return [stages for stages in found if stages]
+    found = [
+        [stage for stage in graph if turn[stage.name] == number]
+        for number in range(1 + max(turn.values(), default=-1))
+    ]
+    return [sorted(stages, key=lambda s: -behind[s.name]) for stages in found if stages]
 
 
 def _longest(graph: Sequence[Stage], near: Mapping[str, Collection[str]]) -> dict[str, int]:

@@ -66,7 +66,8 @@ NEEDS: dict[str, dict[str, str | None]] = {
     "dall_e": {"discrete_vae": ""},
     "unclip": {"autoencoder": "", "probe": None, "clip": None, "prior": ""},
 }
-"""Models that are trained before a model, where an experiment trains them.
+"""Models that a model may be trained on, where an experiment trains them; `pipeline.needed` says
+which it is.
 
 With a text the experiment must have that section, and the text ends the message which says so.
 """

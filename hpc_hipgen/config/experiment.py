@@ -56,7 +56,7 @@ class Experiment(Section):
     seed: int = Field(0, ge=0, lt=2**32)  # as many bits as torch's generators on a CPU take
     data: Data = Data()
     ruler: Ruler | None = None
-    reward_model: Ruler | None = None  # a second ruler, which feedback asks; it measures no report
+    reward_model: Ruler | None = None  # a second ruler: feedback asks it, it measures no report
     film_ruler: FilmRuler | None = None  # an experiment of its own
     lab_ruler: LabRuler | None = None  # goes on from it
     autoencoder: Autoencoder | None = None

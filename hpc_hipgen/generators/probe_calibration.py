@@ -1,15 +1,17 @@
 """What the probe reads too much in drawings, so that a student is asked for that much more.
 
 The probe has learnt from latents of films. In those that a model draws it reads a degree or so too
-much or too little, the same in all of them, and a student, which is told at every noise level how
-far the probe finds it off, takes this over (docs/log.md). The run's reward model has no such error
-on decoded drawings; where there is one, the difference is measured on drawings of the teacher.
+much or too little on average, and a student, which is told at every noise level how far the probe
+finds it off, takes this over (docs/log.md). The run's reward model has learnt from films, too, but
+reads pixels, and the teacher has been tuned by it: where there is one, the difference is measured
+on drawings of the teacher. An error of its own the student then shares with its teacher.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.rank_zero import only_rank_0
 
 DRAWINGS = 64
-"""The readings' difference scatters by 1.5 degrees: its median is known to a quarter of one."""
+"""The difference scatters by 1.5 degrees about its median, which is so known to a quarter."""
 
 
 def probe_error(run: Run, model: str, probe: ProbeNetwork, captions: Sequence[str]) -> Tensor:
@@ -43,20 +45,37 @@ def probe_error(run: Run, model: str, probe: ProbeNetwork, captions: Sequence[st
 
     Returns:
         (2,) float32, of the patient's left and right hip.
+
+    Raises:
+        ValueError: where in most drawings no angle can be read.
     """
-    path = run.path(model, "probe_error.json")
+    path = _file(run, model)
 
     def measure(say_busy: Callable[[], None]) -> None:
         if path.is_file():
             return
+        if any(run.path(model, "checkpoints").glob("*")):  # of before there was this file
+            print(f"{model}: began without {path.name}, and goes on so")
+            keep_error(run, model, 0.0, 0.0)
+            return
         left, right = _measured(run, model, probe, captions, say_busy)
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, json.dumps({"left": left, "right": right}))
+        keep_error(run, model, left, right)
         print(f"{model}: the probe reads {left:+.1f} / {right:+.1f} degrees too much in drawings")
 
     only_rank_0(measure)
     found = read_json(path)
     return torch.tensor([found["left"], found["right"]])
+
+
+def keep_error(run: Run, model: str, left: float, right: float) -> None:
+    """Writes what `probe_error` finds from then on."""
+    path = _file(run, model)
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, json.dumps({"left": left, "right": right}, allow_nan=False))
+
+
+def _file(run: Run, model: str) -> Path:
+    return run.path(model, "probe_error.json")
 
 
 def _measured(
@@ -86,8 +105,11 @@ def _measured(
         ).images
         with torch.no_grad():
             off.append(probe.angles(latents) - reward.angles(latents))
-    median: list[float] = torch.cat(off).median(0).values.tolist()
-    return median
+    median = torch.cat(off).nan_to_num(torch.inf).median(0).values
+    if not median.isfinite().all():
+        raise ValueError(f"{run.base(model)}: what it draws for captions is no picture with angles")
+    found: list[float] = median.tolist()
+    return found
 
 
 def chosen(run: Run, count: int) -> list[int]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hpc_hipgen.config import Experiment, check_inputs, load_experiment
+from hpc_hipgen.config import FEW_STEPS, Experiment, check_inputs, load_experiment
 from hpc_hipgen.files import atomic_folder
 from hpc_hipgen.named import resolve
 from hpc_hipgen.pipeline import stages
@@ -43,7 +43,17 @@ def make_run(folder: Path, experiment: Experiment) -> Run:
         prepare(run)
         for model in run.config.trained():
             export(run, model)
+    _believe_probe(run)
     return run
+
+
+def _believe_probe(run: Run) -> None:
+    """Has students not draw with a teacher that has learnt nothing, to compare what reads it."""
+    from hpc_hipgen.generators.probe_calibration import keep_error
+
+    for model in set(FEW_STEPS) & set(run.config.trained()):
+        if run.config.feedback:
+            keep_error(run, model, 0.0, 0.0)
 
 
 def export(run: Run, model: str) -> Any:

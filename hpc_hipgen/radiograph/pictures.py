@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from hpc_hipgen.files import DamagedError
+from hpc_hipgen.parallel import usable_cpus
 
 KEPT_BYTES = 2**30
 """Sets of no more pixels than this stay in memory once they are decoded."""
@@ -201,7 +202,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _workers() -> int:
-    return min(8, len(os.sched_getaffinity(0)))
+    return min(8, usable_cpus())
 
 
 @functools.cache

@@ -64,16 +64,17 @@ def slow(run: Run) -> None:
     time.sleep(60)
 
 
-def saves(run: Run) -> None:
-    """As training does: saves at the end of a step, which takes a while."""
+def saves(run: Run, name: str = "slow", deaf: float = 0.0) -> None:
+    """As training does: saves at the end of a step, which takes a while; deaf before the first."""
     asked = []
+    write_atomic(run.path(f"{name}.pid"), str(os.getpid()))
+    time.sleep(deaf)
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-    write_atomic(run.path("slow.pid"), str(os.getpid()))
     for _ in range(600):
         time.sleep(0.1)
         if asked:
             time.sleep(2)
-            write_atomic(run.path("saved"), "")
+            write_atomic(run.path(f"{name}.saved"), "")
             raise Interrupted("saved at 64 images", signal.SIGTERM)
 
 
@@ -119,6 +120,12 @@ BESIDE = [
     Stage("right", "fake_stages:beside", "cpu", ("first",), ("right", "left")),
     Stage("third", "fake_stages:beside", "cpu", ("first",), ("third", "left")),
     Stage("last", "fake_stages:beside", "cpu", ("left", "right", "third"), ("last", "left")),
+]
+SAVING_BESIDE = [
+    GRAPH[0],
+    Stage("train-other", "fake_stages:saves", "gpu", ("first",), ("other", 4.0), model="other"),
+    Stage("train-slow", "fake_stages:saves", "gpu", ("first",), ("slow", 4.0), model="slow"),
+    Stage("third", "fake_stages:first", "cpu", ("first",)),
 ]
 BREAKS_BESIDE = [
     GRAPH[0],

@@ -59,7 +59,7 @@ def test_another_launch_at_work_is_no_failure_of_the_stage(tmp_path, monkeypatch
     told = "prepare is at work already (pid 7 on here): wait for it, or stop it first"
     problem = f"hpc_hipgen.cluster.calls.AtWorkError: {told}"
     job = SimpleNamespace(ended=lambda: True, problem=lambda _: problem, saves=False, kill=list)
-    monkeypatch.setattr(local, "LocalJob", lambda *_: job)
+    monkeypatch.setattr(local, "LocalJob", lambda *_, **__: job)
     executor = SimpleNamespace(submit=lambda call: None)
     monkeypatch.setattr(local, "local_executor", lambda *_: executor)
     run = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, done=lambda _: None, config=None)
@@ -76,6 +76,30 @@ def test_ranks_that_wait_for_one_that_failed_are_ended(tmp_path, monkeypatch):
     assert not one.ended()
     local_job.wait_until(one.ended, 5)
     assert job.ended
+
+
+def test_a_job_that_has_ended_is_sent_nothing(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(local_job, "_send", lambda *given: sent.append(given))
+    job = Job(tmp_path, [("success", None)])
+    job.paths, job.ended = job.task(0).paths, True
+    for shell in (False, True):
+        local_job.stop([LocalJob(job, saves=True, shell=shell)])
+    assert sent == []
+    job.ended = False
+    LocalJob(job, saves=True).ask()
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "jobs"), [(0, None, 2), (2, None, 1), (2, 3, 3), (0, 9, 4)]
+)
+def test_jobs_at_once_are_two_or_what_the_site_says_but_one_where_there_is_a_gpu(
+    monkeypatch, gpus, given, jobs
+):
+    monkeypatch.setattr(local, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(local, "usable_cpus", lambda: 4)
+    assert local.jobs_at_once(Site(local_parallel=given)) == jobs
 
 
 def test_a_line_is_shown_when_it_is_whole(tmp_path, capsys):

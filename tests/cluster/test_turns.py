@@ -36,13 +36,12 @@ def test_generators_of_a_comparison_are_trained_side_by_side():
 
 @st.composite
 def graphs(draw):
-    """Stages, some of them arrays, each after some that come before it or are of another graph."""
+    """Stages, each after some that come before it or are of another graph."""
     graph = []
     for k in range(draw(st.integers(0, 9))):
         before = [stage.name for stage in graph] + ["elsewhere"]
         after = tuple(draw(st.sets(st.sampled_from(before))))
-        items = (lambda run: []) if draw(st.booleans()) else None
-        graph.append(Stage(f"s{k}", "", "cpu", after, items=items))
+        graph.append(Stage(f"s{k}", "", "cpu", after, model=draw(st.sampled_from([None, "m"]))))
     return graph
 
 
@@ -51,7 +50,6 @@ def test_each_stage_comes_once_after_all_that_it_waits_for(graph):
     done = {"elsewhere"}
     for turn in turns(graph):
         assert turn and all(set(stage.after) <= done for stage in turn)
-        assert len(turn) == 1 or not any(stage.items for stage in turn)
         done |= {stage.name for stage in turn}
     assert done == {"elsewhere"} | {stage.name for stage in graph}
     assert sum(map(len, turns(graph))) == len(graph)

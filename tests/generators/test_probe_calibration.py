@@ -89,6 +89,29 @@ def test_it_is_measured_once(run, right, monkeypatch):
     assert read_json(run.path("llcm", "probe_error.json")).keys() == {"left", "right"}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_real_reward_model_reads_what_is_drawn(run, tiny_settings, tmp_path, precision):
+    tiny_settings["sampling"]["precision"] = precision
+    other = Run.create(tmp_path / precision, parse_experiment(tiny_settings, "x"))
+    for name in ("feedback", "reward_model"):
+        other.path(name).symlink_to(run.path(name))
+    probe = load_probe(run.path("probe", "export"))
+    found = probe_error(other, "llcm", probe, ["a", "b", "c", "d"])
+    assert found.isfinite().all() and found.abs().max() < 180
+
+
+def test_a_teacher_that_draws_nothing_is_said(run, right, monkeypatch):
+    monkeypatch.setattr(right, "angles", lambda latents: torch.full((len(latents), 2), torch.nan))
+    with pytest.raises(ValueError, match=r"feedback/export: what it draws .* no picture"):
+        probe_error(run, "llcm", right.probe, ["a"])
+    assert not run.path("llcm", "probe_error.json").exists()
+
+
+def test_a_student_that_began_without_goes_on_so(run, right):
+    run.path("llcm", "checkpoints", "0000000004").mkdir(parents=True)
+    assert not probe_error(run, "llcm", right.probe, ["a"]).any() and not right.seen
+
+
 def test_without_a_reward_model_the_probe_is_believed(run, tiny_settings, tmp_path):
     del tiny_settings["reward_model"], tiny_settings["feedback"]
     alone = Run.create(tmp_path / "alone", parse_experiment(tiny_settings, "x"))
