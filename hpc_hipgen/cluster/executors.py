@@ -93,14 +93,16 @@ def submission_environment(site: Site, need: Resources) -> AbstractContextManage
 
 
 def job_variables(site: Site) -> dict[str, str]:
-    """Variables of every job: this clone first, no hub on compute nodes, then the site's own."""
+    """Variables of every job: this clone first, no hub on compute nodes and no bars of others in
+    logs, then the site's own."""
     # modules that are loaded put packages there, which would hide those of the locked environment
     theirs = os.environ.get("PYTHONPATH", "") if os.environ.get("HIPGEN_PYTHON") else ""
     path = os.pathsep.join(p for p in (str(ROOT), theirs) if p)
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     # ~/.local would come before the packages of conda or of a container
     alone = {"PYTHONNOUSERSITE": os.environ.get("PYTHONNOUSERSITE", "1")}
-    return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | alone | offline | site.env
+    plain = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return {"PYTHONPATH": path} | plain | alone | offline | site.env
 
 
 def submission_folder(logs: Path) -> Path:

@@ -17,6 +17,7 @@ import submitit
 from hpc_hipgen.cluster.calls import children
 from hpc_hipgen.files import full_disk_advice, is_full
 
+_OF_LIBRARIES = (b"submitit ", b"[Gloo] ")  # begin lines that are left in the log
 _SAVE_SECONDS = 600.0  # for a training step and the checkpoint after it, on a slow disk
 _ASK_SECONDS = 2.0  # until training is asked again to save
 _OTHERS_SECONDS = 10.0  # for the other ranks to end by themselves after one has failed
@@ -38,7 +39,7 @@ class LocalJob:
         self._failed = math.inf
 
     def ended(self) -> bool:
-        """Whether it has ended. Shows what it has said meanwhile, without submitit's own lines.
+        """Whether it has ended. Shows what it has said meanwhile, without what libraries say.
 
         Ranks that wait for one that has failed are stopped after a while.
         """
@@ -61,7 +62,7 @@ class LocalJob:
         if ended and self._rest:
             lines, self._rest = [*lines, self._rest], b""
         for line in lines:
-            if not line.startswith(b"submitit "):
+            if not line.startswith(_OF_LIBRARIES):
                 print(f"  {self._mark}{line.decode(errors='replace')}")
         sys.stdout.flush()
 

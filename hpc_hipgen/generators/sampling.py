@@ -19,6 +19,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableUnCLIPPipeline,
 )
+from diffusers.utils.logging import disable_progress_bar
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
@@ -57,6 +58,7 @@ def load_pipeline(
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder}: holds no diffusers pipeline (model_index.json)")
+    disable_progress_bar()  # of five small files
     with reading_export(folder):
         pipeline = DiffusionPipeline.from_pretrained(  # of the class that the folder names
             folder,

@@ -109,7 +109,7 @@ def profile_of(action: Callable[[], Any], rows: int = 20) -> str:
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if on_gpu:
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=kinds) as profile:
+    with torch.profiler.profile(activities=kinds, acc_events=True) as profile:
         action()
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     return profile.key_averages().table(sort_by=key, row_limit=rows, max_name_column_width=60)

@@ -106,7 +106,7 @@ def test_a_line_is_shown_when_it_is_whole(tmp_path, capsys):
     job = Job(tmp_path, [None])
     job.paths = job.task(0).paths
     log, one = tmp_path / "log", LocalJob(job, mark="[3] ")
-    log.write_text("submitit INFO (2026) - Starting\nfirst\nsec")
+    log.write_text("submitit INFO (2026) - Starting\n[Gloo] Rank 0 is connected\nfirst\nsec")
     one.ended()
     with log.open("a") as file:
         file.write("ond\nthe end")
