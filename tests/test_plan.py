@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from hpc_hipgen.config import load_experiment
-from hpc_hipgen.performance.plan import make_plan, unet_shape
-from hpc_hipgen.performance.simulation import flop_counter, simulate
+from hpc_hipgen.config import Training, load_experiment
+from hpc_hipgen.performance.plan import Need, Plan, make_plan, unet_shape
+from hpc_hipgen.performance.simulation import Cost, flop_counter, simulate
 from jobs.plan import main
 
 pytestmark = pytest.mark.slow
@@ -66,6 +66,84 @@ def test_a_teacher_is_stored_in_what_it_is_computed_in(paper, precision, bytes_o
     assert frozen == averages + bytes_of_a_matrix * paper.matrices + 4 * others
 
 
+def plan_of(parameters=100, model="stable_diffusion", **training):
+    """One whose figures are round."""
+    return Plan(
+        model=model,
+        training=Training(images=7200, batch=8, lr=1e-3, **training),
+        parameters=parameters,
+        matrices=80,
+        flops={"network": 2e12, "teacher": 1e12},
+        costs={1: Cost(1, 50), 2: Cost(2, 70)},
+        frozen_peak={1: 10, 2: 60} if model == "llcm" else {},
+    )
+
+
+@pytest.mark.parametrize(
+    "activations, accumulates, beside", [(64, False, 64), (1, False, 2), (64, True, 66)]
+)
+def test_gradients_stand_beside_activations_only_where_they_wait(activations, accumulates, beside):
+    need = Need(
+        weights=100, gradients=2, moments=200, copies=300, frozen=400,
+        activations=activations, accumulates=accumulates,
+    )  # fmt: skip
+    assert need.total == 1000 + beside
+
+
+def test_with_zero_masters_and_two_small_buckets_are_copies_else_one_large_bucket():
+    large = {stage: plan_of(10**9).need(stage, ranks=8, images=1).copies for stage in range(4)}
+    shared = 2 * 4 * 50_000_000 + 4 * 10**9 // 8
+    assert large == {0: 4 * 500_000_000, 1: shared, 2: shared, 3: shared}
+    assert plan_of().need(0, ranks=8, images=1).copies == 4 * 100, "no more than there are"
+
+
+@pytest.mark.parametrize(
+    "model, training, moments, averages",
+    [
+        ("stable_diffusion", {"ema_images": 10}, 2, 1),
+        ("stable_diffusion", {"optimizer": "muon"}, 1, 1),
+        ("llcm", {}, 2, 1),
+        ("llcm", {"ema_images": 10}, 2, 2),
+    ],
+)
+def test_a_checkpoint_has_weights_moments_and_averages(model, training, moments, averages):
+    plan = plan_of(model=model, **training)
+    need = plan.need(0, ranks=1, images=1)
+    assert plan.checkpoint_bytes == 400 * (1 + moments + averages)
+    assert need.moments == 400 * moments
+    teacher = 2 * 80 + 4 * 20 if model == "llcm" else 0
+    assert need.frozen == 400 * averages + teacher
+
+
+def test_muon_is_planned_without_zero():
+    assert plan_of(optimizer="muon").stages == (0,)
+    assert plan_of().stages == (0, 1, 2, 3)
+
+
+def test_activations_are_those_of_the_network_that_has_more():
+    student, alone = plan_of(model="llcm"), plan_of()
+    assert [student.need(1, 8, images).activations for images in (1, 2, 5)] == [50, 70, 210]
+    assert [alone.need(1, 8, images).activations for images in (1, 2, 5)] == [50, 70, 130]
+
+
+def test_hours_are_those_of_all_parts_at_a_share_of_the_peak():
+    # 7200 images of 3 TFLOP at 2 x 100 x 0.5 TFLOP/s: 216 seconds
+    assert plan_of().hours(gpus=2, tflops=100, utilisation=0.5) == pytest.approx(216 / 3600)
+
+
+def test_checkpointing_frees_activations_and_fp32_doubles_some():
+    plain, checkpointed, fp32 = (
+        make_plan(load_experiment("configs/llcm.yaml", [SMALL, more]), "stable_diffusion").costs[2]
+        for more in (
+            "seed=0",
+            "stable_diffusion.gradient_checkpointing=true",
+            "stable_diffusion.training.precision=fp32",
+        )
+    )
+    assert checkpointed.peak < 0.9 * plain.peak and checkpointed.flops > plain.flops
+    assert fp32.peak > 1.1 * plain.peak
+
+
 def test_the_command_says_what_fits_and_how_long(capsys):
     assert main(["configs/llcm.yaml", SMALL, "--gpus", "1", "--images-per-second", "10"]) == 0
     said = capsys.readouterr().out
@@ -103,6 +181,16 @@ def test_a_student_of_another_teacher_has_its_shape(tmp_path, capsys):
     autoencoder(tmp_path / "vae", levels=4)
     plan = make_plan(load_experiment("configs/llcm.yaml", settings), "llcm")
     assert plan.parameters == sum(p.numel() for p in teacher.parameters()) + 32 * 256
+
+
+def test_a_students_own_base_comes_before_that_of_feedback(tmp_path):
+    teachers = ("stable_diffusion", "stable_diffusion_caption")
+    off = [f"{name}=null" for name in ("autoencoder", "probe", *teachers)]
+    wishes = ["llcm.measurement_weight=0", "llcm.other_captions=0"]
+    bases = [f"llcm.base={tmp_path / 'own'}", f"feedback.base={tmp_path / 'tuned'}"]
+    config = load_experiment("configs/llcm.yaml", [*off, *wishes, *bases])
+    with pytest.raises(ValueError, match=r"^llcm\.base: \S+/own holds no unet"):
+        unet_shape(config, "llcm")
 
 
 def make_unet():

@@ -1,5 +1,10 @@
 """Jobs on this machine: how one that failed is told."""
 
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +14,7 @@ from hpc_hipgen.cluster import local, local_job
 from hpc_hipgen.cluster.local_job import LocalJob
 from hpc_hipgen.cluster.site import Site
 from hpc_hipgen.config import ConfigError
+from hpc_hipgen.parallel import CPUS_VARIABLE
 from hpc_hipgen.pipeline import Stage
 
 FAILED = "Traceback (most recent call last):\n  ...\nValueError: rank 2 says why"
@@ -55,17 +61,104 @@ def test_where_a_full_disk_took_no_reason_it_is_the_reason(tmp_path, monkeypatch
     assert found.startswith(f"{tmp_path}: the disk is full")
 
 
-def test_another_launch_at_work_is_no_failure_of_the_stage(tmp_path, monkeypatch):
-    told = "prepare is at work already (pid 7 on here): wait for it, or stop it first"
-    problem = f"hpc_hipgen.cluster.calls.AtWorkError: {told}"
-    job = SimpleNamespace(ended=lambda: True, problem=lambda _: problem, saves=False, kill=list)
+def start(tmp_path, monkeypatch, problem, stage):
+    """Runs a stage whose job ends at once with a problem."""
+    job = SimpleNamespace(
+        ended=lambda: True, problem=lambda _: problem, saves=False, kill=list, log=tmp_path / "log"
+    )
     monkeypatch.setattr(local, "LocalJob", lambda *_, **__: job)
     executor = SimpleNamespace(submit=lambda call: None)
     monkeypatch.setattr(local, "local_executor", lambda *_: executor)
     run = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, done=lambda _: None, config=None)
+    local.run_stages(run, [stage], Site())
+
+
+def test_another_launch_at_work_is_no_failure_of_the_stage(tmp_path, monkeypatch):
+    told = "prepare is at work already (pid 7 on here): wait for it, or stop it first"
+    problem = f"hpc_hipgen.cluster.calls.AtWorkError: {told}"
     with pytest.raises(ConfigError) as error:
-        local.run_stages(run, [Stage("prepare", "", "cpu")], Site())
+        start(tmp_path, monkeypatch, problem, Stage("prepare", "", "cpu"))
     assert str(error.value) == told
+
+
+@pytest.mark.parametrize(
+    ("kind", "reads_films", "user", "said"),
+    [
+        ("ValueError", True, True, "film 3 is no radiograph"),
+        ("ValueError", False, False, "ValueError: film 3 is no radiograph"),
+        ("ConfigError", False, True, "film 3 is no radiograph"),
+        ("RuntimeError", True, False, "RuntimeError: film 3 is no radiograph"),
+    ],
+)
+def test_input_is_at_fault_where_films_are_read_or_settings_are(
+    tmp_path, monkeypatch, kind, reads_films, user, said
+):
+    failed = {"error": "film 3 is no radiograph", "kinds": [kind, "Exception"], "time": time.time()}
+    path = tmp_path / "logs" / "prepare" / "failed.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(failed))
+    with pytest.raises(local.StageFailed, match=f"^prepare failed: {said}$") as error:
+        start(tmp_path, monkeypatch, "x", Stage("prepare", "", "cpu", reads_films=reads_films))
+    assert error.value.user is user
+
+
+def test_what_failed_in_an_earlier_launch_is_not_told_again(tmp_path, monkeypatch):
+    failed = {"error": "old", "kinds": ["ConfigError"], "time": time.time() - 60}
+    path = tmp_path / "logs" / "prepare" / "failed.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(failed))
+    with pytest.raises(local.StageFailed, match=r"^prepare failed: killed$") as error:
+        start(tmp_path, monkeypatch, "killed", Stage("prepare", "", "cpu"))
+    assert not error.value.user
+
+
+def test_a_job_that_ended_well_but_left_its_stage_undone_has_failed(tmp_path, monkeypatch):
+    with pytest.raises(local.StageFailed, match="left something undone"):
+        start(tmp_path, monkeypatch, None, Stage("prepare", "", "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("given", "site", "threads"),
+    [
+        (None, {}, "2"),
+        ("1", {}, None),  # fewer are the user's to choose
+        ("8", {}, "2"),
+        ("0", {}, "2"),
+        ("8", {"OMP_NUM_THREADS": "3"}, None),
+    ],
+)
+def test_a_job_beside_others_has_threads_for_its_cores(monkeypatch, given, site, threads):
+    monkeypatch.setattr(local, "usable_cpus", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    launch = local._Launch(None, 1, Site(env=site))
+    beside = launch._variables(2)
+    assert beside.get("OMP_NUM_THREADS") == threads and beside[CPUS_VARIABLE] == "2"
+    assert not {"OMP_NUM_THREADS", CPUS_VARIABLE} & launch._variables(4).keys()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (12.4, "12 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3600, "1 h 0 min"),
+        (7510, "2 h 5 min"),
+    ],
+)
+def test_a_duration_has_its_two_largest_units(seconds, said):
+    assert local.duration(seconds) == said
+
+
+def test_of_several_ranks_the_first_ones_words_are_shown(tmp_path, capsys):
+    job = Job(tmp_path, [None, None])
+    job.ranks[1].stdout = tmp_path / "other"
+    for number in (0, 1):
+        job.ranks[number].stdout.write_text(f"rank {number}\n")
+    LocalJob(job).ended()
+    assert capsys.readouterr().out == "  rank 0\n"
 
 
 def test_ranks_that_wait_for_one_that_failed_are_ended(tmp_path, monkeypatch):
@@ -76,6 +169,25 @@ def test_ranks_that_wait_for_one_that_failed_are_ended(tmp_path, monkeypatch):
     assert not one.ended()
     local_job.wait_until(one.ended, 5)
     assert job.ended
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_what_a_job_has_started_ends_with_it(tmp_path):
+    command = ["sh", "-c", "sleep 20 & echo $!; wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        child = int(first.stdout.readline())
+        job = Job(tmp_path, [None])
+        job.paths, job.job_id = job.task(0).paths, str(first.pid)
+        job.done = lambda: first.poll() is not None
+        LocalJob(job).kill()
+        local_job.wait_until(lambda: gone(child), 2)
+        assert first.returncode == -signal.SIGKILL and gone(child)
 
 
 def test_a_job_that_has_ended_is_sent_nothing(tmp_path, monkeypatch):

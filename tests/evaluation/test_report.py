@@ -15,10 +15,11 @@ from report_run import (
     experiment,
     make_run,
     plant_copies,
+    stub_films,
     write_shard,
 )
 
-from hpc_hipgen.evaluation import figures, report, results, samples
+from hpc_hipgen.evaluation import figures, measurements, report, results, samples
 from hpc_hipgen.evaluation.measured_files import (
     load_table,
     read_array,
@@ -28,6 +29,7 @@ from hpc_hipgen.evaluation.measured_files import (
 )
 from hpc_hipgen.files import DamagedError
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
+from hpc_hipgen.rulers.ruler import Measurement
 from hpc_hipgen.run import Run
 from jobs import evaluate
 from jobs import report as report_job
@@ -51,6 +53,49 @@ def test_a_shard_is_measured_in_patient_sides_and_only_once(tmp_path, stubs, mon
     monkeypatch.setattr("hpc_hipgen.rulers.ruler.ruler_of", None)
     assert evaluate.main(["--run", str(run.folder)]) == 0
     assert "0 done now, 3 were there already" in capsys.readouterr().out
+
+
+def test_references_are_the_nominal_views_of_training_films(tmp_path, stubs, monkeypatch):
+    asked_for = []
+
+    def films(_, *given, **more):
+        asked_for.append((given, more))
+        return stub_films("", *given, **more)
+
+    monkeypatch.setattr(measurements, "read_manifest", films)
+    run = make_run(tmp_path / "run", ["ruler", "llcm_4"], **GENERATORS)
+    evaluate.evaluate_items(run, [("reference", 0), ("controls", 0)])
+    assert asked_for == 2 * [(("train",), {"nominal_only": True})]
+    reference, controls = (
+        run.path("evaluation", row, "shard-00000.npz") for row in ("reference", "controls")
+    )
+    train = stub_films("", "train")
+    keys, features, _ = read_features(reference)
+    assert keys == train.ids and (features[:, 0] * 64 == train.images[:, 0, 1]).all()
+    assert read_array(reference, "prompt_class").tolist() == train.prompt_class.tolist()
+    held_out = stub_films("", "validation")
+    keys, features, _ = read_features(controls)
+    assert keys[:12] == [f"validation-{name}" for name in held_out.ids]
+    assert (features[:12, 0] * 64 == held_out.images[:, 0, 1]).all()
+
+
+def test_one_hip_without_an_angle_is_an_image_that_was_not_measured(tmp_path, stubs):
+    class OneHip:
+        def measure(self, images, batch):
+            return [Measurement(100.0, math.nan, 0.5, np.zeros((2, 5)))] * len(images)
+
+    run = make_run(tmp_path / "run")
+    path = run.path("samples", "ruler", "shard-00000.tar")
+    shard = samples.read_samples(path)
+    said = measurements.evaluate_shard(
+        run, ("ruler", 0), shard, OneHip(), SimpleNamespace(name="x", extract=lambda i, _: i[:, 0])
+    )
+    assert said == "6 images, 6 not measured"
+    table = load_table(run.path("evaluation", "ruler", "shard-00000.parquet"))
+    assert set(table["reason"]) == {"no finite angle"}
+    assert table["measured_left"].isna().all() and (table["measured_right"] == 100).all()
+    with pytest.raises(ValueError, match=r"of row 'llcm_4' says it belongs to 'ruler'"):
+        measurements.measured(shard, "llcm_4", OneHip(), 4)
 
 
 @pytest.mark.parametrize(

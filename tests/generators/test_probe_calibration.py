@@ -89,6 +89,18 @@ def test_it_is_measured_once(run, right, monkeypatch):
     assert read_json(run.path("llcm", "probe_error.json")).keys() == {"left", "right"}
 
 
+def test_a_student_that_goes_on_keeps_what_was_measured(run, right):
+    first = probe_error(run, "llcm", right.probe, ["a"] * 3)
+    run.path("llcm", "checkpoints", "0000000004").mkdir(parents=True)
+    assert first.any() and torch.equal(probe_error(run, "llcm", right.probe, ["a"] * 3), first)
+
+
+def test_drawings_are_of_views_from_everywhere(run):
+    order = probe_calibration.chosen(run, 1000)
+    assert len(set(order)) == DRAWINGS and order == probe_calibration.chosen(run, 1000)
+    assert min(order) < 200 and max(order) >= 800
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_real_reward_model_reads_what_is_drawn(run, tiny_settings, tmp_path, precision):
     tiny_settings["sampling"]["precision"] = precision
