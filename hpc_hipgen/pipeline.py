@@ -62,14 +62,6 @@ class Stage:
         assert self.artefact, f"{self.name} is not an array"
         return self.artefact(run, item).is_file()
 
-    def split(self, items: list[Item], parts: int) -> list[list[Item]]:
-        """At most that many shares of items, one for each job of the array."""
-        parts = min(parts, len(items))
-        if not self.blocks:
-            return [items[k::parts] for k in range(parts)]
-        ordered, count = sorted(items), len(items)
-        return [ordered[k * count // parts : (k + 1) * count // parts] for k in range(parts)]
-
     def done(self, run: Run) -> bool:
         """True when nothing of this stage is left to do."""
         if self.items is None:

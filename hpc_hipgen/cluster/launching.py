@@ -51,10 +51,11 @@ def _execute(run: Run, graph: list[Stage], site: Site, slurm: bool, result: str 
         jobs = submit_stages(run, graph, site)
         print(f"python -m jobs.status {shown(run.folder)}   shows how far it is")
         return 0 if all(s.name in jobs or s.done(run) for s in graph) else 1
-    order = "one after another" if (n := jobs_at_once(site)) == 1 else f"up to {n} jobs at once"
+    parallel = jobs_at_once(site)
+    order = "one after another" if parallel == 1 else f"up to {parallel} jobs at once"
     print(f"{shown(run.folder)}: {len(graph)} stages on this machine, {order}")
     try:
-        run_stages(run, graph, site)
+        run_stages(run, graph, site, parallel)
     except StageFailed as error:
         print(f"\nerror: {error}\nlog: {error.log}", file=sys.stderr)
         print("Done stages stay done; the same command goes on from here.", file=sys.stderr)

@@ -52,8 +52,8 @@ def jobs_at_once(site: Site) -> int:
     return min(most, usable_cpus())
 
 
-def run_stages(run: Run, graph: list[Stage], site: Site) -> None:
-    """Runs what is not done yet, each stage after those that it waits for.
+def run_stages(run: Run, graph: list[Stage], site: Site, parallel: int) -> None:
+    """Runs what is not done yet, each stage after those that it waits for; `parallel` jobs at most.
 
     Raises:
         StageFailed: at the first stage that fails; those that are done stay done.
@@ -62,7 +62,7 @@ def run_stages(run: Run, graph: list[Stage], site: Site) -> None:
         In each case what else is at work has been stopped; training has saved.
     """
     with terminable():
-        launch = _Launch(run, len(graph), site)
+        launch = _Launch(run, len(graph), site, parallel)
         try:
             for turn in turns(graph):
                 launch.take(turn)
@@ -84,10 +84,10 @@ class _Working:
 class _Launch:
     """The stages at work, and how many have begun."""
 
-    def __init__(self, run: Run, count: int, site: Site) -> None:
-        """`count`: of all stages."""
+    def __init__(self, run: Run, count: int, site: Site, parallel: int) -> None:
+        """`count`: of all stages; `parallel`: jobs at once."""
         self.run, self.site = run, site
-        self.cores, self.parallel = usable_cpus(), jobs_at_once(site)
+        self.cores, self.parallel = usable_cpus(), parallel
         self.count, self.begun = count, 0
         self.working: list[_Working] = []
 

@@ -157,7 +157,12 @@ def calls_of(
             for k, share in enumerate(made)
         ]
     else:
-        shares = stage.split(items, site.array_tasks)
+        n = min(site.array_tasks, len(items))
+        if stage.blocks:
+            ordered, count = sorted(items), len(items)
+            shares = [ordered[k * count // n : (k + 1) * count // n] for k in range(n)]
+        else:
+            shares = [items[k::n] for k in range(n)]
     return [
         StageCall(stage, folder, share, (k, len(shares)), retries=retries)
         for k, share in enumerate(shares)

@@ -21,7 +21,7 @@ from hpc_hipgen.config import Feedback
 from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.generators.feedback import Reward
 from hpc_hipgen.generators.probe import ProbeNetwork
-from hpc_hipgen.generators.sampling import load_pipeline
+from hpc_hipgen.generators.sampling import draw_as, load_pipeline
 from hpc_hipgen.progress import progress
 from hpc_hipgen.rulers.ruler import load_ruler
 from hpc_hipgen.run import Run
@@ -93,16 +93,11 @@ def _measured(
     off = []
     for part in progress(parts, len(parts), f"{model}: probe on drawings"):
         say_busy()
-        latents = pipeline(
-            [captions[i] for i in part],
-            num_inference_steps=feedback.steps,
-            eta=feedback.eta,
-            guidance_scale=1.0,
-            height=run.config.data.resolution,
-            width=run.config.data.resolution,
-            generator=[torch.Generator().manual_seed(i) for i in part],
-            output_type="latent",
-        ).images
+        latents = draw_as(
+            "latent", pipeline, [captions[i] for i in part], part,
+            steps=feedback.steps, eta=feedback.eta, guidance=1.0,
+            resolution=run.config.data.resolution,
+        )  # fmt: skip
         with torch.no_grad():
             off.append(probe.angles(latents) - reward.angles(latents))
     median = torch.cat(off).nan_to_num(torch.inf).median(0).values

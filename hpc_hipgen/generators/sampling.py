@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from hpc_hipgen.config import DDIM
+from hpc_hipgen.diffusion.sampling import seed_generators
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
 from hpc_hipgen.files import read_json, reading_export
 from hpc_hipgen.generators import text
@@ -170,32 +171,44 @@ def draw(
     prompts: list[str],
     seeds: list[int],
     *,
-    steps: int,
-    guidance: float,
     solver: str,
-    resolution: int,
-    **more: Any,
+    **settings: Any,
 ) -> np.ndarray:
-    """Grey images (b, resolution, resolution) uint8, one generator per image.
-
-    `guidance` is diffusers' guidance scale 1 + w; a student takes it as its condition. `more` are
-    arguments of the pipeline as it names them.
-    """
+    """Grey images (b, resolution, resolution) uint8; `settings` as of `draw_as`."""
     if solver in SCHEDULERS:
         pipeline.scheduler = _with_settings_of(pipeline.scheduler, SCHEDULERS[solver])
-    # On the CPU, so that a seed means the same image on every device.
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    images = pipeline(
+    images = draw_as("np", pipeline, prompts, seeds, **settings)
+    return np.clip(np.rint(images.mean(-1) * 255), 0, 255).astype(np.uint8)
+
+
+def draw_as(
+    output_type: str,
+    pipeline: StableDiffusionPipeline | StableUnCLIPPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    steps: int,
+    guidance: float,
+    resolution: int,
+    **more: Any,
+) -> Any:
+    """What a pipeline draws with its own scheduler, one generator per image.
+
+    `output_type` is diffusers': "np" for pixels (b, resolution, resolution, 3) in 0..1, "latent"
+    for scaled latents (b, c, h, w). `guidance` is diffusers' guidance scale 1 + w; a student takes
+    it as its condition. `more` are arguments of the pipeline as it names them.
+    """
+    return pipeline(
         prompts,
         num_inference_steps=steps,
         guidance_scale=guidance,
-        generator=generators,
+        # on the CPU, so that a seed means the same image on every device
+        generator=seed_generators(seeds),
         height=resolution,
         width=resolution,
-        output_type="np",
+        output_type=output_type,
         **more,
     ).images
-    return np.clip(np.rint(images.mean(-1) * 255), 0, 255).astype(np.uint8)
 
 
 def _with_settings_of(scheduler: Any, kind: type[DDIMScheduler]) -> Any:

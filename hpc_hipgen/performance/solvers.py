@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hpc_hipgen.diffusion.consistency import guided_epsilon
-from hpc_hipgen.diffusion.sampling import follow, seed_generators, seeded_noise
+from hpc_hipgen.diffusion.sampling import follow, seeded_noise
 from hpc_hipgen.diffusion.schedule import (
     karras_timesteps,
     level_at,
@@ -29,7 +29,7 @@ from hpc_hipgen.diffusion.schedule import (
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
 from hpc_hipgen.diffusion.solvers import SOLVERS
 from hpc_hipgen.generators.autoencoder import to_images
-from hpc_hipgen.generators.sampling import sampling_cost
+from hpc_hipgen.generators.sampling import draw_as, sampling_cost
 from hpc_hipgen.performance.economics import STUDENT, Cell
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.geometry import swap_sides
@@ -149,15 +149,11 @@ def _latents(
         label = cell.name if cell.steps >= LONG else ""
         return solve(network, noise, cell, dict(pipeline.scheduler.config), label)
     pixels = size * pipeline.vae_scale_factor
-    return pipeline(
-        prompts,
-        num_inference_steps=cell.steps,
-        guidance_scale=cell.guidance,
-        generator=seed_generators(seeds),
-        height=pixels,
-        width=pixels,
-        output_type="latent",
-    ).images
+    latents: Tensor = draw_as(
+        "latent", pipeline, prompts, seeds,
+        steps=cell.steps, guidance=cell.guidance, resolution=pixels,
+    )  # fmt: skip
+    return latents
 
 
 @torch.no_grad()

@@ -51,8 +51,8 @@ def _believe_probe(run: Run) -> None:
     """Has students not draw with a teacher that has learnt nothing, to compare what reads it."""
     from hpc_hipgen.generators.probe_calibration import keep_error
 
-    for model in set(FEW_STEPS) & set(run.config.trained()):
-        if run.config.feedback:
+    if run.config.feedback:
+        for model in set(FEW_STEPS) & set(run.config.trained()):
             keep_error(run, model, 0.0, 0.0)
 
 

@@ -4,10 +4,10 @@ import json
 import signal
 import subprocess
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from processes import ended
 from submitit.core.utils import cloudpickle_dump
 
 from hpc_hipgen.cluster import local, local_job
@@ -70,7 +70,7 @@ def start(tmp_path, monkeypatch, problem, stage):
     executor = SimpleNamespace(submit=lambda call: None)
     monkeypatch.setattr(local, "local_executor", lambda *_: executor)
     run = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, done=lambda _: None, config=None)
-    local.run_stages(run, [stage], Site())
+    local.run_stages(run, [stage], Site(), parallel=2)
 
 
 def test_another_launch_at_work_is_no_failure_of_the_stage(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_job_beside_others_has_threads_for_its_cores(monkeypatch, given, site,
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    launch = local._Launch(None, 1, Site(env=site))
+    launch = local._Launch(None, 1, Site(env=site), parallel=2)
     beside = launch._variables(2)
     assert beside.get("OMP_NUM_THREADS") == threads and beside[CPUS_VARIABLE] == "2"
     assert not {"OMP_NUM_THREADS", CPUS_VARIABLE} & launch._variables(4).keys()
@@ -171,13 +171,6 @@ def test_ranks_that_wait_for_one_that_failed_are_ended(tmp_path, monkeypatch):
     assert job.ended
 
 
-def gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def test_what_a_job_has_started_ends_with_it(tmp_path):
     command = ["sh", "-c", "sleep 20 & echo $!; wait"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
@@ -186,8 +179,7 @@ def test_what_a_job_has_started_ends_with_it(tmp_path):
         job.paths, job.job_id = job.task(0).paths, str(first.pid)
         job.done = lambda: first.poll() is not None
         LocalJob(job).kill()
-        local_job.wait_until(lambda: gone(child), 2)
-        assert first.returncode == -signal.SIGKILL and gone(child)
+        assert ended(child, seconds=2) and first.returncode == -signal.SIGKILL
 
 
 def test_a_job_that_has_ended_is_sent_nothing(tmp_path, monkeypatch):

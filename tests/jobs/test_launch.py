@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from PIL import Image
+from processes import ended
 
 from hpc_hipgen.cluster import local
 from hpc_hipgen.cluster.calls import stage_logs
@@ -171,19 +172,6 @@ def start(run, graph, setup=()):
             return process, int(pid.read_text())
         time.sleep(0.1)
     raise AssertionError("the slow stage did not start")
-
-
-def ended(pid, seconds=20):
-    """True when the process is gone within the time."""
-    for _ in range(seconds * 10):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
