@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -122,6 +122,27 @@ def stages(config: Experiment) -> list[Stage]:
         ),
         Stage("report", "jobs.report:whole_report", "cpu", ("evaluate",)),
     ]
+
+
+def check_before(run: Run, stage: str, needed: Collection[str] | None = None) -> None:
+    """Sees that what a stage needs is done, before anything heavy is imported for it.
+
+    Args:
+        run: the run.
+        stage: of its graph.
+        needed: names of stages; default: all that the stage waits for.
+
+    Raises:
+        ValueError: naming what is not done.
+    """
+    graph = {each.name: each for each in stages(run.config)}
+    needed = graph[stage].after if needed is None else needed
+    missing = [name for name in needed if not graph[name].done(run)]
+    if missing:
+        raise ValueError(
+            f"{run.folder}: {stage} waits for {', '.join(missing)}; "
+            f"`python -m jobs.launch {run.folder}` runs what is missing, in order"
+        )
 
 
 def contrast(config: Experiment, model: str) -> int:

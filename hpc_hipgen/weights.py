@@ -37,6 +37,7 @@ class Weights:
 
 _TENSORS = "diffusion_pytorch_model.safetensors"
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 
 CATALOGUE = (
@@ -79,7 +80,7 @@ CATALOGUE = (
         _INCEPTION,
         f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{_INCEPTION}",
         "torch-fidelity's Inception, for FID (evaluation.inception)",
-        sha256={_INCEPTION: "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"},
+        sha256={_INCEPTION: INCEPTION_SHA256},
     ),
 )
 
@@ -87,6 +88,17 @@ CATALOGUE = (
 def known(name: str) -> Weights | None:
     """The entry of the catalogue that has this name."""
     return next((w for w in CATALOGUE if w.name == name), None)
+
+
+def check_hash(path: Path, expected: str) -> None:
+    """Raises ValueError unless the file has the SHA-256 `expected` (hexadecimal)."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such weight file; `bash sbatch/prefetch.sh` fetches those known"
+        )
+    found = sha256_of(path)
+    if found != expected:
+        raise ValueError(f"{path}: SHA-256 is {found}, expected {expected}; not the known weights")
 
 
 def verify(weights: Weights, folder: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.files import write_atomic
-from hpc_hipgen.pipeline import Item, fold_measurements, folds
+from hpc_hipgen.pipeline import CROSS_VALIDATION, Item, check_before, fold_measurements, folds
 from hpc_hipgen.run import Run
 from hpc_hipgen.tables import csv_text
 
@@ -83,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count = _section(run).folds
         if given.fold is not None and not 1 <= given.fold <= count:
             raise ValueError(f"--fold {given.fold}: not within 1..{count}")
-        if run.done("prepare") is None:
-            raise ValueError(f"{run.folder}: not prepared; python -m jobs.prepare --run first")
+        check_before(run, CROSS_VALIDATION)
         chosen = folds(run) if given.fold is None else [("fold", given.fold - 1)]
         measure_folds(run, chosen)
         if given.fold is None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_hipgen.arguments import check_row, parse_shards, status_of
-from hpc_hipgen.pipeline import Item, feature_rows, sample_shard, score_shard
+from hpc_hipgen.pipeline import Item, check_before, feature_rows, sample_shard, score_shard
 from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS
 from hpc_hipgen.rows import REFERENCE_ROW as REFERENCE
 from hpc_hipgen.run import Run
@@ -98,6 +98,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     """Measures what is missing of the shards that were named; returns 0."""
     run = Run(given.run)
     check_row(given.row, [*feature_rows(run), *run.rows()])
+    check_before(run, "evaluate", ["prepare"])
     rows = None if given.row is None else [given.row]
     todo = items(run, rows) if given.shard is None else [(given.row, given.shard)]
     if not todo:

@@ -32,7 +32,7 @@ from hpc_hipgen.generators.drawing import (
     round_trip,
     with_subjects,
 )
-from hpc_hipgen.pipeline import Item, report_items, row_data, sample_shard
+from hpc_hipgen.pipeline import Item, check_before, report_items, row_data, sample_shard
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, ROUND_TRIPS, row_model, row_settings
 from hpc_hipgen.run import Run
 
@@ -125,12 +125,10 @@ def _sample(given: argparse.Namespace) -> int:
     """Draws what is missing of the shards that were named; returns 0."""
     run = Run(given.run)
     check_row(given.row, run.rows())
-    items = report_items(run)
-    if items is None:
-        raise ValueError(f"{run.folder}: not prepared yet (python -m jobs.prepare)")
+    check_before(run, "sample", ["prepare"])
     items = [
         (row, shard)
-        for row, shard in items
+        for row, shard in report_items(run) or []
         if given.row in (None, row) and given.shard in (None, shard)
     ]
     if not items:

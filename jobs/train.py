@@ -18,6 +18,7 @@ from typing import Any
 from hpc_hipgen.config import TRAINED
 from hpc_hipgen.files import atomic_folder
 from hpc_hipgen.models import RULERS
+from hpc_hipgen.pipeline import check_before
 from hpc_hipgen.run import Run
 from hpc_hipgen.tasks import measured_task
 
@@ -79,6 +80,7 @@ def _train_alone(run: Run, model: str) -> dict[str, Any]:
     stage = f"train-{model}"
     if rendezvous.find().rank or run.done(stage):  # of several ranks the first one holds it
         return train(run, model)
+    check_before(run, stage)
     try:
         with holding(run, stage):
             return train(run, model)

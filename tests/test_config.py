@@ -2,6 +2,7 @@
 
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hpc_hipgen.config import (
     Training,
     check_inputs,
     input_notes,
+    inputs,
     load_experiment,
     parse_experiment,
     settings_tree,
@@ -66,7 +68,7 @@ def test_guidance_needs_a_teacher_that_knows_images_without_captions(
     parse_experiment(tiny_settings, "x.yaml")
 
 
-def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_path):
+def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_path, monkeypatch):
     weights = tmp_path / "weights"
     tiny_settings["autoencoder"] = {"pretrained": str(weights / "sd")}
     teacher = {"pretrained": str(weights / "sd"), "conditioning": "caption"}
@@ -85,9 +87,14 @@ def test_missing_inputs_are_listed_and_the_way_to_get_them(tiny_settings, tmp_pa
     (weights / "inception.pth").touch()
     with pytest.raises(ConfigError) as error:
         check_inputs(config, "x.yaml")
-    words = ("autoencoder.pretrained: .* holds no autoencoder", "holds no diffusers pipeline")
+    words = (
+        "autoencoder.pretrained: .* holds no autoencoder",
+        "holds no diffusers pipeline",
+        "evaluation.inception: .*inception.pth: SHA-256 is .* not the known weights",
+    )
     for line, expected in zip(str(error.value).splitlines(), words, strict=True):
         assert re.search(expected, line)
+    monkeypatch.setattr(inputs, "INCEPTION_SHA256", sha256(b"").hexdigest())
     published_folder(weights / "sd")
     with pytest.raises(ConfigError, match=r"set stable_diffusion\.prediction=epsilon"):
         check_inputs(config, "x.yaml")

@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import pytest
+
 from hpc_hipgen import pipeline
 from hpc_hipgen.config import parse_experiment
 from hpc_hipgen.pipeline import count_films, report_items, stages, trained_before
@@ -29,6 +31,18 @@ def test_a_stage_waits_for_all_that_it_reads_and_no_more(tiny_settings):
     graph = stages(parse_experiment(tiny_settings, "x"))
     evaluate = next(stage for stage in graph if stage.name == "evaluate")
     assert set(evaluate.after) == {"sample", "train-ruler"}
+
+
+def test_what_is_not_done_yet_is_named_with_what_does_it(tmp_path, tiny_settings):
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings, "x"))
+    run.mark_done("prepare")
+    told = r"train-llcm waits for train-stable_diffusion; `python -m jobs\.launch "
+    with pytest.raises(ValueError, match=told):
+        pipeline.check_before(run, "train-llcm")
+    pipeline.check_before(run, "train-llcm", ["prepare"])
+    for stage in stages(run.config):
+        run.mark_done(stage.name)
+    pipeline.check_before(run, "train-llcm")
 
 
 def test_shards_hold_every_drawing_of_every_caption(tmp_path, tiny_settings):

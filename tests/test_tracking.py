@@ -223,6 +223,7 @@ def test_training_tells_its_losses_and_hands_over_its_files(tiny_run, tmp_path, 
     tree["ruler"]["training"] |= {"log_images": 4}
     run = make_run(tmp_path, tree)
     run.path("data").symlink_to(tiny_run.path("data"))
+    run.mark_done("prepare")
     assert train.main(["--run", str(run.folder), "ruler"]) == 0
     what = [line["what"] for line in said()]
     assert what == ["init", "log", "log", "artefact", "artefact", "finish"]

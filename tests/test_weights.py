@@ -323,10 +323,8 @@ def test_an_experiment_without_weights_fetches_nothing(capsys):
 
 
 def test_the_catalogue_agrees_with_who_reads_it():
-    from hpc_hipgen.evaluation.distances import INCEPTION_SHA256
-
     inception = weights.known("weights-inception-2015-12-05-6726825d.pth")
-    assert inception.sha256 == {inception.name: INCEPTION_SHA256}
+    assert inception.sha256 == {inception.name: weights.INCEPTION_SHA256}
     for entry in weights.CATALOGUE:
         large = [n for n in entry.files if n.endswith("safetensors")] or [entry.name]
         assert set(entry.sha256) == set(large)

@@ -11,6 +11,7 @@ from hpc_hipgen.config.base import ADAPTED, GENERATORS, SCHEDULE, ConfigError
 from hpc_hipgen.config.data import Data
 from hpc_hipgen.config.experiment import Experiment
 from hpc_hipgen.config.generators import Diffusion
+from hpc_hipgen.weights import INCEPTION_SHA256, check_hash
 
 _USUAL = {
     "num_train_timesteps": 1000,
@@ -74,10 +75,8 @@ def check_inputs(config: Experiment, origin: str, done: Iterable[str] = ()) -> N
                 f"{name}.pretrained: {folder} holds no config.json; give the folder "
                 f"{name}/export of a run"
             )
-    weights = config.evaluation.inception
-    if weights and not weights.is_file():
-        what = f"evaluation.inception: {weights} is a folder; name the file in it"
-        problems.append(what if weights.is_dir() else _absent("evaluation.inception", weights))
+    if config.evaluation.inception:
+        problems += _no_inception(config.evaluation.inception)
     problems += _missing_for_lab(config, done)
     for name in ("ruler", "reward_model"):
         if (section := getattr(config, name)) and section.pretrained:
@@ -247,6 +246,19 @@ def _missing_films(config: Experiment) -> list[str]:
         for key, (folder, _) in config.film_sets().items()
         if not folder.is_dir()
     ]
+
+
+def _no_inception(weights: Path) -> list[str]:
+    key = "evaluation.inception"
+    if weights.is_dir():
+        return [f"{key}: {weights} is a folder; name the file in it"]
+    if not weights.exists():
+        return [_absent(key, weights)]
+    try:
+        check_hash(weights, INCEPTION_SHA256)
+    except ValueError as error:
+        return [f"{key}: {error}"]
+    return []
 
 
 def _absent(key: str, path: Path) -> str:

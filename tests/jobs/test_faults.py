@@ -171,4 +171,8 @@ def test_a_data_shard_that_is_gone_is_noticed(tiny_run, tmp_path, capsys):
     assert len(shards) > 1
     shards[0].unlink()
     assert train.main(["--run", str(run.folder), "llcm"]) == 2
+    said = capsys.readouterr().err
+    assert f"waits for train-stable_diffusion; `python -m jobs.launch {run.folder}` runs" in said
+    run.mark_done("train-stable_diffusion")
+    assert train.main(["--run", str(run.folder), "llcm"]) == 2
     assert "layouts/shards" in (said := capsys.readouterr().err) and "12 were prepared" in said
