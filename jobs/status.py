@@ -103,15 +103,14 @@ def _joined(*parts: str) -> str:
 
 
 def _error(run: Run, stage: str) -> str:
-    """The last failure that a job of the stage wrote down."""
+    """The failure that jobs of the stage wrote down; of several the first one, the likely cause."""
     from hpc_hipgen.cluster.calls import failures
 
     failed = failures(run, stage)
     if not failed:
         return ""
-    last = max(failed, key=lambda f: f["time"])
-    message = (last["error"].strip().splitlines() or [""])[0]
-    return f"{last['kinds'][0]}: {message}"
+    message = (failed[0]["error"].strip().splitlines() or [""])[0]
+    return f"{failed[0]['kinds'][0]}: {message}"
 
 
 _TELLING = re.compile(r"error|killed|cancelled|time limit|out of memory|exception", re.IGNORECASE)

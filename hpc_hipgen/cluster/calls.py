@@ -272,13 +272,16 @@ _NO_FAILURE: dict[str, Any] = {"time": 0.0, "kinds": ["Exception"], "error": "no
 
 
 def failures(run: Run, stage: str, since: float = 0.0) -> list[dict[str, Any]]:
-    """What ended jobs of this stage later than `since` (seconds of the epoch)."""
+    """What ended jobs of this stage later than `since` (seconds of the epoch), the first one first.
+
+    Of several ranks the first one has the cause: the others may only have missed it.
+    """
     found = []
     for path in sorted(run.path("logs", stage).glob("failed*.json")):
         # its task has just begun again, or somebody has cut it
         with contextlib.suppress(FileNotFoundError, DamagedError):
             found.append(_NO_FAILURE | read_json(path))
-    return [failure for failure in found if failure["time"] >= since]
+    return sorted((f for f in found if f["time"] >= since), key=lambda f: f["time"])
 
 
 def running(run: Run, stage: str) -> list[dict[str, Any]]:

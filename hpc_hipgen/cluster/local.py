@@ -159,7 +159,7 @@ class _Launch:
         written = failures(self.run, stage.name, working.began - 1)
         if not written:
             return StageFailed(stage.name, reason, log, user=False)
-        kinds, message = written[-1]["kinds"], written[-1]["error"]
+        kinds, message = written[0]["kinds"], written[0]["error"]
         user = "ConfigError" in kinds or (stage.reads_films and "ValueError" in kinds)
         short = message if user or not message else f"{kinds[0]}: {message.strip().splitlines()[0]}"
         return StageFailed(stage.name, short or reason, log, user)

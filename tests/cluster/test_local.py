@@ -102,6 +102,21 @@ def test_input_is_at_fault_where_films_are_read_or_settings_are(
     assert error.value.user is user
 
 
+def test_of_several_ranks_that_failed_the_first_one_is_told(tmp_path, monkeypatch):
+    logs = tmp_path / "logs" / "prepare"
+    logs.mkdir(parents=True)
+    told = {
+        "failed": "a peer is gone",
+        "failed-rank1": "out of memory",
+        "failed-rank2": "also gone",
+    }
+    for seconds, name in ((9, "failed"), (1, "failed-rank1"), (5, "failed-rank2")):
+        failed = {"error": told[name], "kinds": ["OSError"], "time": time.time() + seconds}
+        (logs / f"{name}.json").write_text(json.dumps(failed))
+    with pytest.raises(local.StageFailed, match="^prepare failed: OSError: out of memory$"):
+        start(tmp_path, monkeypatch, "x", Stage("prepare", "", "cpu"))
+
+
 def test_what_failed_in_an_earlier_launch_is_not_told_again(tmp_path, monkeypatch):
     failed = {"error": "old", "kinds": ["ConfigError"], "time": time.time() - 60}
     path = tmp_path / "logs" / "prepare" / "failed.json"
