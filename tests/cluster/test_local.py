@@ -113,7 +113,7 @@ def test_of_several_ranks_that_failed_the_first_one_is_told(tmp_path, monkeypatc
     for seconds, name in ((9, "failed"), (1, "failed-rank1"), (5, "failed-rank2")):
         failed = {"error": told[name], "kinds": ["OSError"], "time": time.time() + seconds}
         (logs / f"{name}.json").write_text(json.dumps(failed))
-    with pytest.raises(local.StageFailed, match="^prepare failed: OSError: out of memory$"):
+    with pytest.raises(local.StageFailed, match=r"^prepare failed: OSError: out of memory$"):
         start(tmp_path, monkeypatch, "x", Stage("prepare", "", "cpu"))
 
 
