@@ -72,10 +72,11 @@ class Stage:
 CROSS_VALIDATION = "cross_validate"
 """Name of the stage that trains a lab's ruler fold by fold."""
 
-SHARED_BATCH = 8
-"""Smallest batch that the GPUs of a node share out; below it, as for the ruler, one is enough.
+SHARED_BATCH = 32
+"""Smallest batch that the GPUs of a node share out: below it, one GPU does as much as eight.
 
-In images, or in groups of pairs where these are contrasted: a rank holds whole groups.
+In images, or in groups of pairs where these are contrasted: a rank holds whole groups. The small
+networks of rulers and probe have one GPU whatever their batch. A site's `stages` may ask for more.
 """
 
 
@@ -89,7 +90,7 @@ def stages(config: Experiment) -> list[Stage]:
             graph.append(_cross_validation(after))
             after = (*after, CROSS_VALIDATION)
         small = getattr(config, model).training.batch // contrast(config, model) < SHARED_BATCH
-        kind: Kind = "gpu" if model in RULERS or small else "train"
+        kind: Kind = "gpu" if model in (*RULERS, "probe") or small else "train"
         after = ("prepare", *after)
         graph.append(
             Stage(f"train-{model}", "jobs.train:train", kind, after, (model,), model=model)

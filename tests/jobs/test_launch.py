@@ -395,10 +395,17 @@ def test_the_gpus_of_a_node_share_out_every_experiment(path):
     launch.check_ranks(config, stages(config), site, slurm=True)
 
 
+def test_a_small_model_asks_for_one_gpu_and_the_papers_for_a_node():
+    site = launch.load_site("a100")
+    for name, gpus in {"llcm": {1}, "unclip": {1}, "llcm_a100": {1, 8}}.items():
+        graph = stages(load_experiment(ROOT / "configs" / f"{name}.yaml"))
+        assert {site.of(stage).gpus for stage in graph if stage.model} == gpus
+    assert site.of(next(s for s in graph if s.name == "train-llcm")).gpus == 8
+
+
 def test_a_rank_holds_whole_groups_of_contrasted_pairs(tmp_path):
     path = tmp_path / "site.yaml"
-    nodes = "resources: {train: {gpus: 8}}, stages: {train-clip: {nodes: 2}}"
-    path.write_text(f"{{executor: slurm, {nodes}}}")
+    path.write_text("{executor: slurm, stages: {train-clip: {nodes: 2, gpus: 8}}}")
     site = launch.load_site(str(path))
     few, many = (
         load_experiment(ROOT / "configs" / "unclip.yaml", [f"clip.training.batch={batch}"])
