@@ -7,7 +7,7 @@
 #SBATCH --output=slurm-%x-%j.out
 #
 # Only the teacher: as llcm.sh, without every other generator of the experiment (another one: CONFIG). Arguments are
-# settings, as there.
+# settings, as there. The run is results/stable_diffusion whatever CONFIG says; --run names another one.
 #
 #   bash sbatch/stable_diffusion.sh        sbatch sbatch/stable_diffusion.sh
 set -euo pipefail
