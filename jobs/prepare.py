@@ -16,7 +16,6 @@ from hpc_hipgen.tables import printable, shortlist
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hpc_hipgen.config import Ruler
     from hpc_hipgen.radiograph.dataset import Film
     from hpc_hipgen.run import Run
 
@@ -129,11 +128,12 @@ def prepare(run: Run) -> None:
     with resumed_folder(run.path("data"), key, FilmErrors) as (folder, notes):
         rows, budget, masking = write_dataset(folder, films, settings, notes=notes)
         if data.source == "films":
-            _check_held_out(run.config.ruler, folder)
+            for name in ("ruler", "reward_model"):  # the second one tunes the teacher
+                _check_held_out(run, name, folder)
         if measured:
             with atomic_folder(row_data(run, FILMS_ROW)) as other:
                 _, measured_budget, measured_masking = write_dataset(other, measured, settings)
-                _check_held_out(run.config.ruler, other)
+                _check_held_out(run, "ruler", other)
     films_of = Counter(film.split for film in films)
     views_of = Counter(row["split"] for row in rows)
     for split in (split for split in SPLITS if films_of[split]):
@@ -156,12 +156,13 @@ def prepare(run: Run) -> None:
     run.mark_done("prepare", **made, sources=before)
 
 
-def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
-    """Sees that a ruler from elsewhere has not learnt from films that it is to measure.
+def _check_held_out(run: Run, name: str, folder: Path) -> None:
+    """Sees that a ruler from elsewhere has not learnt from films that are held out.
 
     Raises:
         FilmErrors: one line a film of the test split of the data folder that it knows.
     """
+    ruler = getattr(run.config, name)
     if ruler is None or ruler.pretrained is None:
         return
     from hpc_hipgen.radiograph.duplicates import (
@@ -186,8 +187,8 @@ def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
     if seen := seen_before([*views, *((film, whole.get(film, "")) for film in test.film)], known):
         raise FilmErrors(
             [
-                f"{film}: the ruler in {ruler.pretrained} has learnt from this film, which it is "
-                "to measure; give one that has not, or train one (ruler.pretrained=null)"
+                f"{film}: the ruler in {ruler.pretrained} has learnt from this film, which is held "
+                f"out; give one that has not, or train one ({name}.pretrained=null)"
                 for film in seen
             ]
         )

@@ -5,11 +5,11 @@
     python -m jobs.sample --run results/llcm                            everything that is missing
 
 The rows `ruler`, `round_trip` and `round_trip_discrete` hold the test films themselves, untouched
-and after an autoencoder: what the ruler measures there is the floor of every other row's error. The
-row `films` holds the views of the real films of `evaluation.films`, asked for what their landmarks
-say. The others come from the exports of training: stock diffusers pipelines, and DALL-E. One seed
-an image: the same whatever the shard size, the batch or the number of tasks. What a shard of theirs
-cost, in seconds and evaluations of the network, stands beside it (shard-NNNNN.json).
+and after an autoencoder: what the ruler measures there is its own error, and what an autoencoder
+adds. The row `films` holds the views of the real films of `evaluation.films`, asked for what their
+landmarks say. The others come from the exports of training: stock diffusers pipelines, and DALL-E.
+One seed an image: the same whatever the shard size, the batch or the number of tasks. What a shard
+of theirs cost, in seconds and evaluations of the network, stands beside it (shard-NNNNN.json).
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ class Training(Section):
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)  # gradient norm
-    # time constant of the average of the weights; 0: none, and of students their target
+    # time constant of the average of the weights, in effect at most a ninth of `images`: a young
+    # average forgets faster (`training/average.py`); 0: none, and of students their target
     ema_images: float = Field(0.0, ge=0)
     # auto: bf16 where the hardware computes in it, else fp32: emulated, it is ten times slower
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -21,7 +21,7 @@ from hpc_hipgen.config import Experiment, Training
 from hpc_hipgen.config import Ruler as RulerSection
 from hpc_hipgen.radiograph.geometry import norberg_angle, swap_sides
 from hpc_hipgen.radiograph.layouts import Films
-from hpc_hipgen.rulers.ruler import Ruler, standardise
+from hpc_hipgen.rulers.ruler import Ruler, read_points, standardise
 from hpc_hipgen.rulers.ruler_training import (
     RulerLoss,
     expose,
@@ -63,9 +63,11 @@ class FewFilmsLoss(RulerLoss):
         losses, scalars = super().forward(images, points, radii)
         if more is None or angles is None:
             return losses, scalars
-        found = self.found_points(more)
+        found, _, confidence = read_points(*self.network(more))
         off = (norberg_angles(found) - angles).abs().mean(1)
-        return losses + self.weight * off, {**scalars, "degrees_without": off.mean()}
+        # as in `RulerLoss`: flat maps, whose points mean nothing, are left to films with landmarks
+        trust = confidence.amin(1).detach()
+        return losses + self.weight * trust * off, {**scalars, "degrees_without": off.mean()}
 
 
 class FewFilmsTask(FilmTask):

@@ -44,10 +44,6 @@ class RulerLoss(nn.Module):
         super().__init__()
         self.network = RulerNetwork(channels)
 
-    def found_points(self, images: Tensor) -> Tensor:
-        """Points (b, 4, 2), in pixels, that the network finds in views (b, 1, h, w)."""
-        return read_points(*self.network(images))[0]
-
     def forward(self, images: Tensor, points: Tensor, radii: Tensor) -> tuple[Tensor, dict]:
         """Per-image losses of views (b, 1, h, w), points (b, 4, 2) and radii (b, 2), in pixels.
 

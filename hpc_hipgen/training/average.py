@@ -40,7 +40,7 @@ class WeightAverage:
             source: the module that is trained.
             decay: per optimizer step, in [0, 1).
             warmup: lower the decay at the start to (1 + step) / (10 + step), so that the first
-                weights do not weigh long.
+                weights do not weigh long. The time constant is then at most (step + 10) / 9.
             every: optimizer steps of which only the last is taken, for all of them, once it is
                 eight times as old.
         """

@@ -8,7 +8,7 @@ from hpc_hipgen.radiograph.geometry import Hip, Landmarks
 from hpc_hipgen.radiograph.lab_films import LabFilm
 from hpc_hipgen.rulers.cross_validation import (
     COLUMNS,
-    FEW_HIPS,
+    FEW_DOGS,
     hips_of,
     stretch,
     summary,
@@ -97,7 +97,7 @@ def test_folds_before_and_after():
 
 
 def test_stated_uncertainties_are_stretched_to_hold():
-    few, many = hips(FEW_HIPS // 2 - 1), hips(FEW_HIPS // 2)
+    few, many = hips(FEW_DOGS - 1), hips(FEW_DOGS)
     assert stretch(few) == 1 and stretch(many) == pytest.approx(0.5), "few never narrow them"
     assert stretch(hips(4, error=6.0)) == pytest.approx(3)
     found = summary(hips(4, error=6.0), 2, limit=5.0)

@@ -125,8 +125,27 @@ def test_a_ruler_never_measures_films_that_it_learnt_from(tmp_path, capsys):
         capsys.readouterr()
         assert main(["--run", str(run)]) == 2
         said = capsys.readouterr().err
-        assert said.count("has learnt from this film, which it is to measure") == 5
+        assert said.count("has learnt from this film, which is held out") == 5
         assert sorted(path.name for path in run.iterdir()) == ["config.yaml"]
+
+
+def test_a_teacher_is_not_tuned_by_a_ruler_that_knows_the_held_out_films(tmp_path, capsys):
+    films = film_folder(tmp_path / "films")
+    given = {"source": "films", "films": str(films), "resolution": 32, "views": 2}
+    own = run_folder(tmp_path / "own", **given)
+    assert main(["--run", str(own)]) == 0
+    held_out = read_manifest(own / "data", "test", nominal_only=True).images
+    (export := tmp_path / "ruler").mkdir()
+    learnt = {"training_films": [fingerprint(view) for view in held_out]}
+    (export / "ruler.json").write_text(json.dumps({"source": "films", "resolution": 32} | learnt))
+    run = run_folder(tmp_path / "tuned", **given)
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree["reward_model"] = {"pretrained": str(export)}
+    tree |= {"stable_diffusion": {"training": TRAINING}, "feedback": {"training": TRAINING}}
+    tree |= {"autoencoder": {"training": TRAINING}, "ruler": {"training": TRAINING}}
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["--run", str(run)]) == 2
+    assert capsys.readouterr().err.count("(reward_model.pretrained=null)") == len(held_out)
 
 
 def test_a_ruler_that_does_not_say_from_which_films_it_learnt_is_named(tmp_path, capsys):

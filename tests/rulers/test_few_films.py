@@ -8,7 +8,7 @@ from hpc_hipgen.config import Training, parse_experiment
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.rulers import few_films as f
-from hpc_hipgen.rulers.ruler import Measurement
+from hpc_hipgen.rulers.ruler import Measurement, read_points
 from hpc_hipgen.rulers.ruler_training import norberg_angles
 from hpc_hipgen.training.clock import ImageRandom
 
@@ -83,11 +83,28 @@ def test_the_loss_of_a_film_without_landmarks_is_in_degrees_alone():
     images, radii = torch.randn(1, 1, 32, 32), torch.full((1, 2), 3.0)
     with torch.no_grad():
         plain, _ = module(images, points, radii)
-        found = norberg_angles(module.found_points(images))
+        found, _, confidence = read_points(*module.network(images))
+        found = norberg_angles(found)
         same, scalars = module(images, points, radii, images, found)
         off, _ = module(images, points, radii, images, found + torch.tensor([[4.0, -2.0]]))
     assert torch.equal(plain, same) and scalars["degrees_without"] == 0
-    assert float(off - plain) == pytest.approx(0.1 * 3.0, rel=1e-4)
+    # by as much as the map of its least certain point is to be trusted
+    assert float(off - plain) == pytest.approx(0.1 * 3.0 * float(confidence.min()), rel=1e-3)
+
+
+def test_a_film_without_landmarks_does_not_drown_those_that_have_them():
+    """With flat maps its angle's slope is a hundred times that of a film with landmarks."""
+    module = task(f.angles_alone(films(5), 10)).module
+    points = 4 * torch.tensor([[[8.0, 16], [5, 11], [24, 16], [27, 11]]])
+    images, radii = torch.randn(1, 1, 128, 128), torch.full((1, 2), 12.0)
+
+    def slope(*more):
+        losses, _ = module(images, points, radii, *more)
+        gradients = torch.autograd.grad(losses.sum(), module.network.parameters())
+        return torch.cat([g.flatten() for g in gradients])
+
+    alone, both = slope(), slope(images, torch.tensor([[60.0, 60.0]]))
+    assert (both - alone).norm() < alone.norm()
 
 
 def test_every_hip_is_counted_refused_or_not():
