@@ -50,6 +50,15 @@ def norberg_angle(head: np.ndarray, other_head: np.ndarray, rim: np.ndarray) -> 
     return np.where(no_arm, np.nan, angle)
 
 
+def caudal_rims(heads: np.ndarray, rims: np.ndarray) -> np.ndarray:
+    """Which rims of a film lie below the line through its heads, where no dog's do; (2,) bool.
+
+    `heads` and `rims`: (2, 2), image left and right; the angle alone cannot tell.
+    """
+    (x, y), arms = heads[1] - heads[0], rims - heads
+    return x * arms[:, 1] - y * arms[:, 0] > 0
+
+
 def swap_sides(pairs: _Pairs) -> _Pairs:
     """What is said of a film's two hips, by side of the image -> by side of the patient, and back.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hpc_hipgen.files import reading_export, write_atomic
 from hpc_hipgen.radiograph.films import FLAT, is_flat
-from hpc_hipgen.radiograph.geometry import IMAGE_SIDES, Landmarks, norberg_angle
+from hpc_hipgen.radiograph.geometry import IMAGE_SIDES, Landmarks, caudal_rims, norberg_angle
 from hpc_hipgen.radiograph.scenes import CLOSE_UP, CLOSE_UP_MARGIN, close_up_matrices
 from hpc_hipgen.radiograph.views import resample
 from hpc_hipgen.rulers.film_networks import (
@@ -308,14 +308,13 @@ def _implausible(rows: np.ndarray) -> str:
     distance = float(np.hypot(*across))
     angles = norberg_angle(heads, heads[::-1], rims)
     arms = np.hypot(*(rims - heads).T) / np.maximum(radii, 1e-6)
-    above = across[0] * (rims[:, 1] - heads[:, 1]) - across[1] * (rims[:, 0] - heads[:, 0])
     if across[0] <= 0 or abs(across[1]) > 0.7 * across[0]:
         return "the heads are not side by side"
     if (radii < 0.06 * distance).any() or (radii > 0.19 * distance).any():
         return "head size"
     if max(radii) > MAX_HEAD_RATIO * min(radii):
         return "heads of two sizes"
-    if (arms < 0.75).any() or (arms > 2.1).any() or (above > 0).any():
+    if (arms < 0.75).any() or (arms > 2.1).any() or caudal_rims(heads, rims).any():
         return "place of the rim"
     if (angles < 45).any() or (angles > 135).any():
         return "angle"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_hipgen.files import reading_export, sha256_of, write_atomic
-from hpc_hipgen.radiograph.geometry import Landmarks
+from hpc_hipgen.radiograph.geometry import Landmarks, caudal_rims
 from hpc_hipgen.run import Run
 
 POINTS = ("left head", "left rim", "right head", "right rim")
@@ -178,6 +178,8 @@ class Ruler:
             reason = f"no clear landmarks (confidence {confidence:.2f})"
         elif points[2, 0] - points[0, 0] < 0.2 * self.resolution:
             reason = "the two femoral heads are not apart"
+        elif caudal_rims(landmarks[:, :2], landmarks[:, 3:]).any():
+            reason = "a rim lies below the heads"
         if reason:
             return Measurement(np.nan, np.nan, confidence, landmarks, reason)
         angles = Landmarks.from_array(landmarks).norberg_angles()

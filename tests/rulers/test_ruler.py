@@ -203,6 +203,15 @@ def test_heads_in_one_place_or_the_wrong_way_round_are_refused():
         assert np.isnan(found.image_left)
 
 
+@pytest.mark.parametrize("rim", [1, 3])
+def test_a_rim_below_the_heads_is_refused_though_the_angle_is_a_hips(rim):
+    points = points_of(LANDMARKS[None])[0]
+    points[rim, 1] = 2 * points[rim - 1, 1] - points[rim, 1]
+    angles = norberg_angles(points[None])[0].tolist()
+    assert all(55 < angle < 130 for angle in angles)
+    assert measure_planted(points).reason == "a rim lies below the heads"
+
+
 @pytest.fixture(scope="module")
 def ruler():
     torch.manual_seed(0)
