@@ -95,7 +95,7 @@ class _Launch:
         """Runs the stages of a turn until all are done: side by side, where they are many.
 
         Where they are not more than the jobs at once, the longest of them would be left alone with
-        a part of the cores: one after another they end as soon (docs/log.md).
+        a part of the cores: one after another they end as soon (docs/log.md, 2026-11-29).
         """
         beside = self.parallel if len(turn) > self.parallel else 1
         left = turn[::-1]

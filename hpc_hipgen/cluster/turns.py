@@ -2,8 +2,9 @@
 
 The smallest networks gain little from a second thread, and starting a stage keeps one core busy
 however many there are: side by side, each with a part of the cores, stages end sooner than one
-after the other (docs/log.md). How many cores a stage has follows from the graph alone, not from
-what happens to be at work beside it: a run that was interrupted goes on to the same numbers.
+after the other (docs/log.md, 2026-11-29). How many cores a stage has follows from the graph alone,
+not from what happens to be at work beside it: a run that was interrupted goes on to the same
+numbers.
 """
 
 from __future__ import annotations

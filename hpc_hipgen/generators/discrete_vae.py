@@ -8,7 +8,8 @@ already, where gradients pass as if it were the mixture (straight through).
 
 DALL-E draws entries by adding Gumbel noise all along. With that a small network spends its training
 on being robust to draws that are never made afterwards: half of the noise-free one's codes were
-used, and angles came back flattened (docs/log.md). `noise` has it; by default there is none.
+used, and angles came back flattened (docs/log.md, 2026-11-26). `noise` has it; by default there is
+none.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def move_to_angles(probe: ProbeNetwork, latents: Tensor, asked: Tensor) -> Tenso
 
     One step of Gauss-Newton: J^T (J J^T)^-1 r, where r is by how much other angles than the probe
     reads are asked for, and J the derivative of what it reads. A ruler on the decoded views finds
-    the angles moved by 1.08 times as much (docs/log.md).
+    the angles moved by 1.08 times as much (docs/log.md, 2026-11-27).
 
     Args:
         probe: reads the latents.

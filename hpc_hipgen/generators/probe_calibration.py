@@ -2,9 +2,10 @@
 
 The probe has learnt from latents of films. In those that a model draws it reads a degree or so too
 much or too little on average, and a student, which is told at every noise level how far the probe
-finds it off, takes this over (docs/log.md). The run's reward model has learnt from films, too, but
-reads pixels, and the teacher has been tuned by it: where there is one, the difference is measured
-on drawings of the teacher. An error of its own the student then shares with its teacher.
+finds it off, takes this over (docs/log.md, 2026-11-29). The run's reward model has learnt from
+films, too, but reads pixels, and the teacher has been tuned by it: where there is one, the
+difference is measured on drawings of the teacher. An error of its own the student then shares with
+its teacher.
 """
 
 from __future__ import annotations

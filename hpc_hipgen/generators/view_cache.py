@@ -132,8 +132,8 @@ def _encode_share(
     encoder: ViewEncoder, films: Films, share: range, path: Path,
     beat: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    # channels last: on a CPU an encoder is 1.7 times as fast so (docs/log.md); its training is
-    # not, hence the copy
+    # channels last: on a CPU an encoder is 1.7 times as fast so (docs/log.md, 2026-11-27); its
+    # training is not, hence the copy
     network = copy.deepcopy(encoder.network).eval().to(device(), memory_format=torch.channels_last)
     write_atomic(path, _encoded(replace(encoder, network=network), films, share, beat))
 

@@ -49,7 +49,7 @@ class RulerLoss(nn.Module):
 
         What is read off a map counts by the map's mass at its point, so the shapes of maps are
         learnt first. The expectations of flat maps would pull a hip's head and rim into one blob,
-        which most first weights never part again (docs/log.md).
+        which most first weights never part again (docs/log.md, 2026-11-28).
         """
         logits, log_radii = self.network(images)
         found, found_radii, _ = read_points(logits, log_radii)

@@ -197,7 +197,8 @@ def micro_batch(training: Training) -> int:
 def zero_stage(training: Training) -> int:
     """The ZeRO stage that is used: one rank has nobody to share with, and only pays for trying.
 
-    There DeepSpeed copies every gradient four times and keeps the weights twice (docs/log.md).
+    There DeepSpeed copies every gradient four times and keeps the weights twice (docs/log.md,
+    2026-11-22).
     """
     return training.zero_stage if world_size() > 1 else 0
 

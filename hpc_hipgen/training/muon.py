@@ -1,7 +1,7 @@
 """Muon: filters move by the orthogonal matrix that is nearest to their averaged gradient.
 
 A gradient's few large singular values do not drown the many small ones, as they do in AdamW. Small
-batches of small networks need half the images for the same loss (docs/log.md).
+batches of small networks need half the images for the same loss (docs/log.md, 2026-11-27).
 Source: K. Jordan and others, https://kellerjordan.github.io/posts/muon/ (2024); the scale that
 lets it take AdamW's learning rate is that of arXiv 2502.16982, section 2.2. torch.optim.Muon has
 neither filters of convolutions nor fp32, which CPUs without bf16 need.
@@ -35,7 +35,7 @@ def takes(parameter: Tensor) -> bool:
     """Whether Muon moves a parameter: filters (outputs, inputs, height, width), not projections.
 
     The projections of a small UNet's attention and time cost as much as its filters, and gained it
-    nothing (docs/log.md).
+    nothing (docs/log.md, 2026-11-27).
     """
     return parameter.ndim == 4 and min(len(parameter), parameter[0].numel()) >= NARROWEST
 

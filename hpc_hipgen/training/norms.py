@@ -4,7 +4,8 @@ Autocast computes group and layer norms in fp32: what lies between two convoluti
 fp32 and back. Their kernels add up in fp32 whatever they are given (torch's group norm then stores
 mean and deviation in the type of the image), so that this costs much and gives little: of a
 full-size LLCM step on an H100 an eighth of the kernels' time and 8 GiB (docs/performance.md), while
-a trained teacher's gradient is off by 1.13 % of itself rather than 1.08 % (docs/log.md).
+a trained teacher's gradient is off by 1.13 % of itself rather than 1.08 % (docs/log.md,
+2026-11-27).
 """
 
 from __future__ import annotations
