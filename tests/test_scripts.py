@@ -196,15 +196,43 @@ def test_environment_uses_the_python_it_is_given(tmp_path):
     assert bash("sbatch/environment.sh", CDPATH=".:/tmp").stdout.strip() == sys.executable
 
 
-def test_environment_throws_away_nothing_of_others(tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    path = fake_programs(tmp_path, uv="exit 0")  # the check comes before it is used
-    home = str(tmp_path / "home")
-    done = bash(
-        "sbatch/environment.sh", HIPGEN_PYTHON="", HIPGEN_ENV=str(tmp_path), PATH=path, HOME=home
-    )
-    assert done.returncode == 2 and "was not made by this script" in done.stderr
-    assert (tmp_path / "thesis.tex").exists()
+def hash_of_lock():
+    return hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()[:12]
+
+
+def no_packages(folder):
+    """A search path on which environments are made at once, with nothing in them."""
+    venv = """[[ $1 == -c ]] || { mkdir -p "$3/bin"; ln -s /bin/true "$3/bin/python"; }"""
+    return fake_programs(folder, uv="exit 0", python3=venv)
+
+
+@pytest.mark.parametrize("place", ["", f"env-{hash_of_lock()}/"])
+def test_environment_throws_away_nothing_of_others(tmp_path, place):
+    (tmp_path / place / "bin").mkdir(parents=True, exist_ok=True)
+    (tmp_path / place / "bin" / "python").symlink_to("/bin/true")  # the user's own
+    (tmp_path / "programs").mkdir()
+    variables = {"HOME": str(tmp_path / "home"), "PATH": no_packages(tmp_path / "programs")}
+    variables |= {"HIPGEN_PYTHON": "", "HIPGEN_ENV": str(tmp_path)}
+    done = bash("sbatch/environment.sh", **variables)
+    assert done.returncode == 2 and done.stderr.count("not make") + done.stderr.count("not made")
+    assert (tmp_path / place / "bin" / "python").exists()
+
+
+def test_environments_of_two_locks_stand_side_by_side(tmp_path):
+    (tmp_path / "programs").mkdir()
+    other = tmp_path / "mine" / "hpc_hipgen.complete"  # when HIPGEN_ENV was the environment itself
+    for name in ("env-of-another-lock/hpc_hipgen.complete", "bin/python", "hpc_hipgen.started"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).touch(0o755)
+    other.write_text("of another lock")
+    variables = {"HOME": str(tmp_path / "home"), "PATH": no_packages(tmp_path / "programs")}
+    variables |= {"HIPGEN_PYTHON": "", "HIPGEN_ENV": str(tmp_path / "mine")}
+    for said in ("complete", ""):
+        done = bash("sbatch/environment.sh", **variables)
+        python = tmp_path / "mine" / f"env-{hash_of_lock()}" / "bin" / "python"
+        assert done.stdout.strip() == str(python) and said in done.stderr, done.stderr
+    assert "building" not in done.stderr
+    assert other.exists() and (tmp_path / "mine" / "env-of-another-lock").is_dir()
 
 
 def test_a_uv_that_could_not_be_fetched_is_tried_again(tmp_path):
@@ -218,18 +246,15 @@ def test_a_uv_that_could_not_be_fetched_is_tried_again(tmp_path):
         assert "no net" in done.stderr and "uv could not be installed" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "lock, words", [("other", "on the login node"), ("same", "not start here")]
-)
-def test_no_environment_is_taken_from_under_other_jobs(tmp_path, lock, words):
-    environment = tmp_path / "env"
-    environment.mkdir()
-    same = hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()[:12]
-    (environment / "hpc_hipgen.complete").write_text(same if lock == "same" else lock)
+@pytest.mark.parametrize("place", ["", f"env-{hash_of_lock()}"])
+def test_no_environment_is_taken_from_under_other_jobs(tmp_path, place):
+    environment = tmp_path / "env" / place
+    environment.mkdir(parents=True)
+    (environment / "hpc_hipgen.complete").write_text(hash_of_lock())
     (environment / "hpc_hipgen.started").touch()
-    variables = {"HIPGEN_PYTHON": "", "HOME": str(tmp_path), "SLURM_JOB_ID": "7"}
-    done = bash("sbatch/environment.sh", HIPGEN_ENV=str(environment), **variables)
-    assert done.returncode == 2 and words in done.stderr
+    variables = {"HIPGEN_PYTHON": "", "HOME": str(tmp_path)}
+    done = bash("sbatch/environment.sh", HIPGEN_ENV=str(tmp_path / "env"), **variables)
+    assert done.returncode == 2 and "not start here" in done.stderr
     assert (environment / "hpc_hipgen.complete").is_file()
 
 
@@ -240,9 +265,8 @@ def test_packages_are_compiled_once(tmp_path):
     package.write_text("x = 1\n")
     (environment / "bin").mkdir()
     (environment / "bin" / "python").symlink_to(sys.executable)
-    lock = (ROOT / "requirements.lock").read_bytes()
     marker = environment / "hpc_hipgen.complete"  # of an environment that is there already
-    marker.write_text(hashlib.sha256(lock).hexdigest()[:12])
+    marker.write_text(hash_of_lock())
     variables = {"HIPGEN_PYTHON": "", "HIPGEN_ENV": str(environment), "HOME": str(tmp_path)}
     first, second = (bash("sbatch/environment.sh", **variables) for _ in range(2))
     assert first.stdout.strip() == second.stdout.strip() == str(environment / "bin" / "python")
