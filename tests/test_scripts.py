@@ -144,6 +144,28 @@ def test_runs_and_settings_are_those_of_where_a_script_is_called(tmp_path, tiny_
     assert done.returncode == 0 and "of-the-caller" in done.stdout, done.stderr
 
 
+def test_a_site_may_have_the_name_of_a_run(tmp_path, tiny_settings):
+    Run.create(tmp_path / "local", parse_experiment(tiny_settings, "x"))
+    where = {"cwd": tmp_path, "HIPGEN_ROOT": str(ROOT)}
+    done = bash(ROOT / "sbatch" / "llcm.sh", "--dry-run", HIPGEN_SITE="local", **where)
+    assert done.returncode == 0 and "site local\n" in done.stdout, done.stderr
+    (tmp_path / "mine.yaml").write_text("executor: local")
+    done = bash(ROOT / "sbatch" / "llcm.sh", "--dry-run", HIPGEN_SITE="mine.yaml", **where)
+    assert done.returncode == 0 and f"site {tmp_path}/mine.yaml\n" in done.stdout, done.stderr
+
+
+def test_a_copy_of_slurms_does_not_do_the_work_that_it_was_to_submit(tmp_path):
+    copy = tmp_path / "slurm_script"
+    shutil.copy(ROOT / "sbatch" / "llcm.sh", copy)
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname", "realpath"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT), "HIPGEN_SITE": "auto"}
+    done = bash(copy, "--dry-run", cwd=tmp_path, PATH=str(tmp_path / "bin"), **job)
+    assert done.returncode == 2 and "with bash on the login node" in done.stderr
+    assert "to do" not in done.stdout
+
+
 def test_a_grid_without_a_run_is_a_sweep_of_the_demo():
     done = bash("sbatch/evaluate.sh", "steps=[4]", "--dry-run")
     assert done.returncode == 2 and "llcm" in done.stderr and "steps" not in done.stderr

@@ -47,13 +47,13 @@ def _execute(run: Run, graph: list[Stage], site: Site, slurm: bool, result: str 
 
     provenance.record_launch(run, sys.argv, site)
     if slurm:
-        print(f"{shown(run.folder)}: submitting to Slurm")
+        print(f"{shown(run.folder)}: submitting to Slurm, site {site.name}")
         jobs = submit_stages(run, graph, site)
         print(f"python -m jobs.status {shown(run.folder)}   shows how far it is")
         return 0 if all(s.name in jobs or s.done(run) for s in graph) else 1
     parallel = jobs_at_once(site)
     order = "one after another" if parallel == 1 else f"up to {parallel} jobs at once"
-    print(f"{shown(run.folder)}: {len(graph)} stages on this machine, {order}")
+    print(f"{shown(run.folder)}: {len(graph)} stages on this machine, {order}, site {site.name}")
     try:
         run_stages(run, graph, site, parallel)
     except StageFailed as error:
@@ -97,7 +97,8 @@ def dry_run(
         ConfigError: a line for each stage that Slurm refuses.
     """
     run = Run(folder) if (folder / "config.yaml").is_file() else None
-    print(f"{what}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
+    where = "Slurm" if slurm else "this machine"
+    print(f"{what}, run {shown(folder)}, {where}, site {site.name}")
     for stage in graph:
         need = site.of(stage)
         done = run and stage.name not in stale and stage.done(run)
