@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpc_hipgen.cluster.site import Site, slurm_answers
 from hpc_hipgen.config import ConfigError
-from hpc_hipgen.files import disk_full
+from hpc_hipgen.files import disk_full, local_locks
 from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.run import Run
 
@@ -22,7 +22,7 @@ def execute(
     `result` says where the results lie, when they are not the report.
 
     Raises:
-        ConfigError: when another launch is at work on the run.
+        ConfigError: when another launch is at work on the run, or Slurm's commands are missing.
         OSError: naming the run, where its disk is full.
     """
     with _named(run.folder):
@@ -43,8 +43,13 @@ def _named(folder: Path) -> Iterator[None]:
 def _execute(run: Run, graph: list[Stage], site: Site, slurm: bool, result: str | None) -> int:
     from hpc_hipgen import provenance
     from hpc_hipgen.cluster.local import StageFailed, jobs_at_once, run_stages
-    from hpc_hipgen.cluster.slurm import submit_stages
+    from hpc_hipgen.cluster.slurm import check_commands, submit_stages
 
+    if slurm:
+        check_commands()
+        if kind := local_locks(run.folder):
+            what = f"on this {kind} locks of files may hold on one node only: see docs/cluster.md"
+            print(f"note: {shown(run.folder)}: {what}", file=sys.stderr)
     provenance.record_launch(run, sys.argv, site)
     if slurm:
         print(f"{shown(run.folder)}: submitting to Slurm, site {site.name}")

@@ -1,12 +1,13 @@
 import copy
 import os
 import shutil
+import signal
 import subprocess
 from unittest.mock import patch
 
 import pytest
 
-from hpc_hipgen.cluster import executors, slurm
+from hpc_hipgen.cluster import executors, launching, slurm
 from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Resources, Site
 from hpc_hipgen.cluster.slurm import calls_of, describe, submit_stages
@@ -93,6 +94,11 @@ def test_a_copied_run_has_no_jobs_in_the_queue(run, fake_stages, fake_slurm, tmp
     other = Run(shutil.copytree(run.folder, tmp_path / "copy"))
     assert set(submit_stages(other, fake_stages.GRAPH, SITE).values()) == {"104", "105", "106"}
     assert set(submit_stages(run, fake_stages.GRAPH, SITE).values()) == {"101", "102", "103"}
+    names = [f"--job-name={name}:first" for name in ("tiny", "copy")]
+    assert all(
+        name in (fake_slurm / f"{job}.sh").read_text()
+        for name, job in zip(names, (101, 104), strict=True)
+    )
 
 
 def test_the_queue_is_seen_whatever_the_user_has_set(run, fake_stages, fake_slurm, monkeypatch):
@@ -186,9 +192,27 @@ def test_a_job_that_cannot_be_written_down_is_cancelled(run, fake_stages, fake_s
         raise OSError("No space left on device")
 
     monkeypatch.setattr(slurm, "write_atomic", full)
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         submit_stages(run, fake_stages.GRAPH, SITE)
     assert (fake_slurm / "cancelled").read_text() == "101\n"
+
+
+def test_commands_that_are_missing_are_named_before_anything_is_written(
+    run, fake_stages, fake_slurm, monkeypatch
+):
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "srun" else which(name))
+    with pytest.raises(ConfigError, match=r"no srun here: .*HIPGEN_SITE=local"):
+        launch.execute(run, fake_stages.GRAPH, SITE, slurm=True)
+    assert not run.path("provenance").exists() and not (fake_slurm / "number").exists()
+
+
+def test_a_disk_whose_locks_hold_on_one_node_only_is_said(
+    run, fake_stages, fake_slurm, monkeypatch, capsys
+):
+    monkeypatch.setattr(launching, "local_locks", lambda folder: "beegfs")
+    assert launch.execute(run, fake_stages.GRAPH, SITE, slurm=True) == 0
+    assert "on this beegfs locks of files may hold on one node only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), KeyError("cpus")])
@@ -205,6 +229,31 @@ def test_what_is_no_refusal_is_not_called_one_and_leaves_no_half_of_a_chain(
     monkeypatch.setattr(slurm, "_submit", second_fails)
     with pytest.raises(type(error)):
         submit_stages(run, fake_stages.GRAPH, SITE)
+    assert (fake_slurm / "cancelled").read_text() == "101\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_launch_that_is_ended_leaves_no_half_of_a_chain(
+    run, fake_stages, fake_slurm, monkeypatch, number, nohup
+):
+    submit = slurm._submit
+
+    def ended_at_second(run, stage, *rest):
+        if stage.name == "second":
+            signal.raise_signal(number)
+        return submit(run, stage, *rest)
+
+    monkeypatch.setattr(slurm, "_submit", ended_at_second)
+    before = signal.signal(number, signal.SIG_IGN if nohup else lambda *_: None)
+    try:
+        if nohup and number == signal.SIGHUP:
+            assert len(submit_stages(run, fake_stages.GRAPH, SITE)) == 3
+            return
+        with pytest.raises(KeyboardInterrupt):
+            submit_stages(run, fake_stages.GRAPH, SITE)
+    finally:
+        signal.signal(number, before)
     assert (fake_slurm / "cancelled").read_text() == "101\n"
 
 
