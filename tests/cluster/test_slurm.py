@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from hpc_hipgen.cluster import executors, launching, slurm
+from hpc_hipgen.cluster import accounting, executors, launching, slurm
 from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Resources, Site
 from hpc_hipgen.cluster.slurm import calls_of, describe, submit_stages
@@ -69,10 +69,11 @@ def test_nothing_waits_for_an_array_with_a_failed_task(run, fake_stages, fake_sl
     assert submit_stages(run, graph, SITE) == {"array": "106", "follower": "107", "table": "108"}
 
 
-def test_accounts_tell_of_tasks_that_could_not_say_so(run, fake_stages, fake_slurm):
+def test_accounts_tell_of_tasks_that_could_not_say_so(run, fake_stages, fake_slurm, monkeypatch):
     submit_stages(run, fake_stages.GRAPH, SITE)
-    killed = "#!/bin/bash\necho '103_0|OUT_OF_MEMORY|1|0:9'\necho '103_1|RUNNING|1|0:0'\n"
-    (fake_slurm / "bin" / "sacct").write_text(killed)
+    monkeypatch.setattr(accounting, "PATIENCE", 0.0)  # a launch has more than who asks for a status
+    killed = "echo '103_0|OUT_OF_MEMORY|1|0:9'\necho '103_1|RUNNING|1|0:0'\n"
+    (fake_slurm / "bin" / "sacct").write_text(f"#!/bin/bash\nsleep 0.3\n{killed}")
     (fake_slurm / "bin" / "sacct").chmod(0o755)
     assert submit_stages(run, fake_stages.GRAPH, SITE) == {"first": "101", "second": "102"}
 
