@@ -86,7 +86,7 @@ build() {
         die "$environment is complete, but its python does not start here; load the module that it was built with," \
             "or remove that folder and run \`make env\` again"
     fi
-    if [[ -n ${HIPGEN_ENV:-} && -x $HIPGEN_ENV/bin/python && ! -f $HIPGEN_ENV/hpc_hipgen.started ]]; then
+    if [[ -n $before && -x $HIPGEN_ENV/bin/python && ! -f $before && ! -f $HIPGEN_ENV/hpc_hipgen.started ]]; then
         die "HIPGEN_ENV=$HIPGEN_ENV is an environment that this script did not make; name a folder for those that" \
             "it makes, or set HIPGEN_PYTHON=$HIPGEN_ENV/bin/python to use this one as it is"
     fi

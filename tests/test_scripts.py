@@ -243,7 +243,7 @@ def test_environment_throws_away_nothing_of_others(tmp_path, place):
 def test_environments_of_two_locks_stand_side_by_side(tmp_path):
     (tmp_path / "programs").mkdir()
     other = tmp_path / "mine" / "hpc_hipgen.complete"  # when HIPGEN_ENV was the environment itself
-    for name in ("env-of-another-lock/hpc_hipgen.complete", "bin/python", "hpc_hipgen.started"):
+    for name in ("env-of-another-lock/hpc_hipgen.complete", "bin/python"):
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).touch(0o755)
     other.write_text("of another lock")
