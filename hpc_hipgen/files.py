@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -262,6 +263,22 @@ def lock(file: IO[Any]) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def local_locks(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The file system of a folder where its locks hold on one node only; empty for any other.
+
+    That of BeeGFS, too, which may have been told otherwise: its mount does not show it.
+    """
+    place, longest, kind, options = folder.resolve(), "", "", ""
+    with suppress(OSError):
+        for line in mounts.read_text().splitlines():
+            _, point, *rest = line.split(" ")
+            point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), point)
+            if place.is_relative_to(point) and len(point) >= len(longest):
+                longest, kind, options = point, rest[0], rest[1]
+    local = kind == "beegfs" or (kind == "lustre" and "localflock" in options.split(","))
+    return kind if local else ""
 
 
 def disk_full(error: BaseException | None) -> bool:

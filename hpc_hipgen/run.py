@@ -127,11 +127,13 @@ def check_place(folder: Path, config: Experiment) -> None:
 
     Raises:
         ConfigError: for a file, a folder of somebody's that is no run, the record of the program,
-            or a folder that holds the films.
+            a folder that holds the films, or a % in the path.
     """
     folder = folder.resolve()  # of `new/../old` nothing is there until `new` is made
     if folder == (ROOT / "results" / "reference").resolve():
         raise ConfigError(f"{folder}: is a record, no run; name another folder with --run")
+    if "%" in str(folder):
+        raise ConfigError(f"{folder}: Slurm reads % as a pattern; name another folder with --run")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; name another folder with --run")
     if folder.is_dir() and not (folder / "config.yaml").is_file():

@@ -4,7 +4,7 @@ Attention kernels against plain attention, one rank at every ZeRO stage, steps o
 in bf16 with the memory that `jobs.plan` predicts (32 images at once want 80 GB), where the time
 of a step goes and what diffusers' documented step does, and the benchmark's training rows. Writes
 results/benchmarks/gpu-check-GPU.md. Without a GPU it says so and ends well. A check that fails does
-not stop the others; the exit status is 1 then.
+not stop the others; the exit status is 1 then, and where torch cannot use the GPU that there is.
 """
 
 from __future__ import annotations
@@ -106,6 +106,13 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     if not torch.cuda.is_available():
+        from hpc_hipgen.training import engine
+
+        try:
+            engine.device()
+        except RuntimeError as error:
+            print(f"gpu-check: {error}", file=sys.stderr)
+            return 1
         print("gpu-check: no GPU here, so nothing was checked; run it on a node that has one")
         return 0
     from hpc_hipgen.performance.hardware import describe, short_name

@@ -18,9 +18,13 @@ from_caller() { # from_caller PATH: a run or a file of the folder in which the s
 if [[ -n ${CONFIG:-} ]]; then
     CONFIG=$(from_caller "$CONFIG")
 fi
-if [[ -n ${HIPGEN_SITE:-} ]]; then
+if [[ ${HIPGEN_SITE:-} == *.yaml || ${HIPGEN_SITE:-} == *.yml ]]; then # else a name, maybe that of a run as well
     HIPGEN_SITE=$(from_caller "$HIPGEN_SITE")
     export HIPGEN_SITE
+fi
+
+if [[ ${0##*/} == slurm_script ]]; then # Slurm's copy: a job that is to submit others, not to do their work
+    export HIPGEN_SUBMITS=1
 fi
 
 run() { # run MODULE ARGUMENTS...: python -m jobs.MODULE, in place of this shell

@@ -2,11 +2,11 @@
 # Prints the python to use; builds the environment of requirements.lock first when it is missing.
 #
 #   HIPGEN_PYTHON=/path/to/python   use this one (a conda environment, a module, a container); nothing is built
-#   HIPGEN_ENV=/shared/disk/env     where to build; the default is ~/.cache/hpc_hipgen/env-<hash of the lock>
+#   HIPGEN_ENV=/shared/disk/mine    the folder in which to build env-<hash of the lock>; default: ~/.cache/hpc_hipgen
 #
 # The environment holds packages only, not this project, so all clones with the same lock share it.
 # A marker file is written last: an interrupted installation is thrown away and done again. One that is
-# complete is thrown away only for another lock, and never by a job of Slurm: others may work with it.
+# complete is never thrown away: jobs may work with it, also when the lock of a clone has changed.
 set -euo pipefail
 shopt -s inherit_errexit 2> /dev/null || true # $(...) stops at its first error too, from bash 4.4 on
 
@@ -69,31 +69,34 @@ fi
 [[ -n ${HOME:-}${HIPGEN_ENV:-} ]] || die "HOME is not set; set it, or HIPGEN_ENV or HIPGEN_PYTHON"
 cache=${HOME:-$(dirname "${HIPGEN_ENV:-}")}/.cache/hpc_hipgen
 hash_of_lock=$(sha256sum "$lock" | cut -c 1-12)
-environment=${HIPGEN_ENV:-$cache/env-$hash_of_lock}
+environment=${HIPGEN_ENV:-$cache}/env-$hash_of_lock
+before=${HIPGEN_ENV:+$HIPGEN_ENV/hpc_hipgen.complete} # of one that lies in HIPGEN_ENV itself, as it once did
+if [[ -n $before && -f $before && $(< "$before") == "$hash_of_lock" ]]; then
+    environment=$HIPGEN_ENV
+fi
 marker=$environment/hpc_hipgen.complete
 started=$environment/hpc_hipgen.started
 compiled=$environment/hpc_hipgen.compiled
 
-complete() { [[ -f $marker && $(< "$marker") == "$hash_of_lock" && -x $environment/bin/python ]]; }
+complete() { [[ -f $marker && -x $environment/bin/python ]]; }
 
 build() {
     local python uv
-    if [[ -f $marker && $(< "$marker") == "$hash_of_lock" ]]; then
+    if [[ -f $marker ]]; then
         die "$environment is complete, but its python does not start here; load the module that it was built with," \
             "or remove that folder and run \`make env\` again"
     fi
-    if [[ -f $marker && -n ${SLURM_JOB_ID:-} ]]; then
-        die "$environment is of another requirements.lock, and other jobs may work with it;" \
-            "run \`make env\` on the login node when they have ended"
+    if [[ -n $before && -x $HIPGEN_ENV/bin/python && ! -f $before && ! -f $HIPGEN_ENV/hpc_hipgen.started ]]; then
+        die "HIPGEN_ENV=$HIPGEN_ENV is an environment that this script did not make; name a folder for those that" \
+            "it makes, or set HIPGEN_PYTHON=$HIPGEN_ENV/bin/python to use this one as it is"
     fi
     # uv keeps what it has fetched, some 8 GB, in the home, unless the environment is elsewhere
     [[ -z ${HIPGEN_ENV:-} ]] || export UV_CACHE_DIR=${UV_CACHE_DIR:-$(dirname "$environment")/uv-cache}
     python=$(base_python)
     uv=$(find_uv "$python")
-    # throw away only what this script began: HIPGEN_ENV may point at something else by mistake
+    # throw away only what this script began
     if [[ -e $environment && -n $(ls -A "$environment") && ! -f $started ]]; then
-        die "HIPGEN_ENV=$environment exists and was not made by this script;" \
-            "name an empty folder, or set HIPGEN_PYTHON=$environment/bin/python to use it as it is"
+        die "$environment exists and was not made by this script; remove it, or name another folder: HIPGEN_ENV"
     fi
     say "building $environment from requirements.lock (about 8 GB; minutes)"
     rm -rf "$environment"
@@ -107,9 +110,9 @@ build() {
     say "complete"
 }
 
-compile() { # uv leaves that to the first import, which cannot where the folder is not to be written to
+compile() { # uv leaves that to the first import, which cannot where the folder is not to be written to; -j: a login node
     say "compiling its packages, so that every start takes half the time (a minute or two)"
-    "$environment/bin/python" -m compileall -q -j 0 "$environment/lib" > /dev/null 2>&1 || true
+    "$environment/bin/python" -m compileall -q -j 4 "$environment/lib" > /dev/null 2>&1 || true
     touch "$compiled"
 }
 

@@ -33,4 +33,5 @@ if [[ -n $films ]]; then
     settings+=("lab_ruler.films=$films" "name=$name")
 fi
 [[ -z $ruler ]] || settings+=("film_ruler.pretrained=$ruler")
-launch "${CONFIG:-configs/lab_ruler.yaml}" "${settings[@]}" "$@"
+# empty, it would count as unset before bash 4.4
+launch "${CONFIG:-configs/lab_ruler.yaml}" ${settings[@]+"${settings[@]}"} "$@"

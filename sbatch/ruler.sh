@@ -36,4 +36,5 @@ fi
 if [[ -n $ruler ]]; then
     settings+=("ruler.pretrained=$ruler" data.views=1 data.warp=0 data.balance=0) # jittered views are for training
 fi
-launch "${CONFIG:-configs/ruler.yaml}" "${settings[@]}" "$@"
+# empty, it would count as unset before bash 4.4
+launch "${CONFIG:-configs/ruler.yaml}" ${settings[@]+"${settings[@]}"} "$@"

@@ -25,4 +25,5 @@ runs=()
 for argument in "$@"; do
     runs+=("$(from_caller "$argument")")
 done
-run tensorboard "${runs[@]}"
+# empty, it would count as unset before bash 4.4
+run tensorboard ${runs[@]+"${runs[@]}"}

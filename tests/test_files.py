@@ -13,6 +13,7 @@ from hpc_hipgen.files import (
     DamagedError,
     atomic_folder,
     clean_abandoned,
+    local_locks,
     overlapped,
     read_json,
     reading_export,
@@ -24,6 +25,27 @@ from hpc_hipgen.files import (
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("beegfs_nodev {} beegfs rw,relatime 0 0", "beegfs"),
+        ("10.0.0.1@o2ib:/scratch {} lustre rw,localflock 0 0", "lustre"),
+        ("10.0.0.1@o2ib:/scratch {} lustre rw,flock,lazystatfs 0 0", ""),
+        ("home:/home {} nfs4 rw,local_lock=none 0 0", ""),
+    ],
+)
+def test_a_file_system_whose_locks_hold_on_one_node_only_is_known(tmp_path, line, kind):
+    results = tmp_path / "my results"
+    results.mkdir()
+    point = str(results).replace(" ", r"\040")
+    mounts = tmp_path / "mounts"
+    others = "beegfs_nodev / beegfs rw 0 0", "proc /proc proc rw 0 0"
+    mounts.write_text("\n".join((others[0], line.format(point), others[1])))
+    assert local_locks(results / "llcm", mounts) == kind
+    assert local_locks(tmp_path, mounts) == "beegfs"
+    assert local_locks(results, tmp_path / "nowhere") == ""
 
 
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):

@@ -54,6 +54,8 @@ def test_a_run_is_no_file_and_not_the_record_of_the_program(tmp_path, tiny_setti
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
         Run.create(tmp_path / "file", config)
+    with pytest.raises(ConfigError, match="Slurm reads % as a pattern"):
+        Run.create(tmp_path / "90%" / "run", config)
     with pytest.raises(ConfigError, match="is a record, no run"):
         Run.create(ROOT / "results" / "reference", config)
 

@@ -144,6 +144,28 @@ def test_runs_and_settings_are_those_of_where_a_script_is_called(tmp_path, tiny_
     assert done.returncode == 0 and "of-the-caller" in done.stdout, done.stderr
 
 
+def test_a_site_may_have_the_name_of_a_run(tmp_path, tiny_settings):
+    Run.create(tmp_path / "local", parse_experiment(tiny_settings, "x"))
+    where = {"cwd": tmp_path, "HIPGEN_ROOT": str(ROOT)}
+    done = bash(ROOT / "sbatch" / "llcm.sh", "--dry-run", HIPGEN_SITE="local", **where)
+    assert done.returncode == 0 and "site local\n" in done.stdout, done.stderr
+    (tmp_path / "mine.yaml").write_text("executor: local")
+    done = bash(ROOT / "sbatch" / "llcm.sh", "--dry-run", HIPGEN_SITE="mine.yaml", **where)
+    assert done.returncode == 0 and f"site {tmp_path}/mine.yaml\n" in done.stdout, done.stderr
+
+
+def test_a_copy_of_slurms_does_not_do_the_work_that_it_was_to_submit(tmp_path):
+    copy = tmp_path / "slurm_script"
+    shutil.copy(ROOT / "sbatch" / "llcm.sh", copy)
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname", "realpath"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT), "HIPGEN_SITE": "auto"}
+    done = bash(copy, "--dry-run", cwd=tmp_path, PATH=str(tmp_path / "bin"), **job)
+    assert done.returncode == 2 and "with bash on the login node" in done.stderr
+    assert "to do" not in done.stdout
+
+
 def test_a_grid_without_a_run_is_a_sweep_of_the_demo():
     done = bash("sbatch/evaluate.sh", "steps=[4]", "--dry-run")
     assert done.returncode == 2 and "llcm" in done.stderr and "steps" not in done.stderr
@@ -196,15 +218,43 @@ def test_environment_uses_the_python_it_is_given(tmp_path):
     assert bash("sbatch/environment.sh", CDPATH=".:/tmp").stdout.strip() == sys.executable
 
 
-def test_environment_throws_away_nothing_of_others(tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    path = fake_programs(tmp_path, uv="exit 0")  # the check comes before it is used
-    home = str(tmp_path / "home")
-    done = bash(
-        "sbatch/environment.sh", HIPGEN_PYTHON="", HIPGEN_ENV=str(tmp_path), PATH=path, HOME=home
-    )
-    assert done.returncode == 2 and "was not made by this script" in done.stderr
-    assert (tmp_path / "thesis.tex").exists()
+def hash_of_lock():
+    return hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()[:12]
+
+
+def no_packages(folder):
+    """A search path on which environments are made at once, with nothing in them."""
+    venv = """[[ $1 == -c ]] || { mkdir -p "$3/bin"; ln -s /bin/true "$3/bin/python"; }"""
+    return fake_programs(folder, uv="exit 0", python3=venv)
+
+
+@pytest.mark.parametrize("place", ["", f"env-{hash_of_lock()}/"])
+def test_environment_throws_away_nothing_of_others(tmp_path, place):
+    (tmp_path / place / "bin").mkdir(parents=True, exist_ok=True)
+    (tmp_path / place / "bin" / "python").symlink_to("/bin/true")  # the user's own
+    (tmp_path / "programs").mkdir()
+    variables = {"HOME": str(tmp_path / "home"), "PATH": no_packages(tmp_path / "programs")}
+    variables |= {"HIPGEN_PYTHON": "", "HIPGEN_ENV": str(tmp_path)}
+    done = bash("sbatch/environment.sh", **variables)
+    assert done.returncode == 2 and done.stderr.count("not make") + done.stderr.count("not made")
+    assert (tmp_path / place / "bin" / "python").exists()
+
+
+def test_environments_of_two_locks_stand_side_by_side(tmp_path):
+    (tmp_path / "programs").mkdir()
+    other = tmp_path / "mine" / "hpc_hipgen.complete"  # when HIPGEN_ENV was the environment itself
+    for name in ("env-of-another-lock/hpc_hipgen.complete", "bin/python"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).touch(0o755)
+    other.write_text("of another lock")
+    variables = {"HOME": str(tmp_path / "home"), "PATH": no_packages(tmp_path / "programs")}
+    variables |= {"HIPGEN_PYTHON": "", "HIPGEN_ENV": str(tmp_path / "mine")}
+    for said in ("complete", ""):
+        done = bash("sbatch/environment.sh", **variables)
+        python = tmp_path / "mine" / f"env-{hash_of_lock()}" / "bin" / "python"
+        assert done.stdout.strip() == str(python) and said in done.stderr, done.stderr
+    assert "building" not in done.stderr
+    assert other.exists() and (tmp_path / "mine" / "env-of-another-lock").is_dir()
 
 
 def test_a_uv_that_could_not_be_fetched_is_tried_again(tmp_path):
@@ -218,18 +268,15 @@ def test_a_uv_that_could_not_be_fetched_is_tried_again(tmp_path):
         assert "no net" in done.stderr and "uv could not be installed" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "lock, words", [("other", "on the login node"), ("same", "not start here")]
-)
-def test_no_environment_is_taken_from_under_other_jobs(tmp_path, lock, words):
-    environment = tmp_path / "env"
-    environment.mkdir()
-    same = hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()[:12]
-    (environment / "hpc_hipgen.complete").write_text(same if lock == "same" else lock)
+@pytest.mark.parametrize("place", ["", f"env-{hash_of_lock()}"])
+def test_no_environment_is_taken_from_under_other_jobs(tmp_path, place):
+    environment = tmp_path / "env" / place
+    environment.mkdir(parents=True)
+    (environment / "hpc_hipgen.complete").write_text(hash_of_lock())
     (environment / "hpc_hipgen.started").touch()
-    variables = {"HIPGEN_PYTHON": "", "HOME": str(tmp_path), "SLURM_JOB_ID": "7"}
-    done = bash("sbatch/environment.sh", HIPGEN_ENV=str(environment), **variables)
-    assert done.returncode == 2 and words in done.stderr
+    variables = {"HIPGEN_PYTHON": "", "HOME": str(tmp_path)}
+    done = bash("sbatch/environment.sh", HIPGEN_ENV=str(tmp_path / "env"), **variables)
+    assert done.returncode == 2 and "not start here" in done.stderr
     assert (environment / "hpc_hipgen.complete").is_file()
 
 
@@ -240,9 +287,8 @@ def test_packages_are_compiled_once(tmp_path):
     package.write_text("x = 1\n")
     (environment / "bin").mkdir()
     (environment / "bin" / "python").symlink_to(sys.executable)
-    lock = (ROOT / "requirements.lock").read_bytes()
     marker = environment / "hpc_hipgen.complete"  # of an environment that is there already
-    marker.write_text(hashlib.sha256(lock).hexdigest()[:12])
+    marker.write_text(hash_of_lock())
     variables = {"HIPGEN_PYTHON": "", "HIPGEN_ENV": str(environment), "HOME": str(tmp_path)}
     first, second = (bash("sbatch/environment.sh", **variables) for _ in range(2))
     assert first.stdout.strip() == second.stdout.strip() == str(environment / "bin" / "python")

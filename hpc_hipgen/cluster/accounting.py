@@ -57,21 +57,27 @@ def _group(state: str) -> str:
     return "pending" if state in WAITING else state.lower()
 
 
-def look_up(ids: Iterable[str]) -> tuple[dict[str, Job], bool]:
-    """What is known of jobs, and whether the queue answered (then a job not in it has left)."""
+def look_up(ids: Iterable[str], patience: float = PATIENCE) -> tuple[dict[str, Job], bool]:
+    """What is known of jobs, and whether the queue answered (then a job not in it has left).
+
+    `patience`: seconds for both answers together.
+    """
     wanted = sorted(set(ids))
     if not wanted:
         return {}, False
     format_ = "JobID,State,Elapsed"
     queue, accounts = _ask(
+        patience,
         squeue(wanted, "-r", "-o", "%F|%K|%T|%M|%r"),
         ["sacct", *cluster_options(), "-X", "-n", "-P", "-j", ",".join(wanted), "-o", format_],
     )
     jobs: dict[str, Job] = {}
     for line in (accounts or "").splitlines():
         _read_account(jobs, line)
-    for line in (queue or "").splitlines():
-        _read_queue(jobs, line)
+    if queue is not None:
+        _drop_lively(jobs)
+        for line in queue.splitlines():
+            _read_queue(jobs, line)
     return {job: jobs[job] for job in wanted if job in jobs}, queue is not None
 
 
@@ -93,9 +99,9 @@ def squeue(ids: Sequence[str], *options: str) -> list[str]:
     return ["env", *unset, "squeue", "-h", "-a", *cluster_options(), "-j", jobs, *options]
 
 
-def _ask(*commands: list[str]) -> list[str | None]:
+def _ask(patience: float, *commands: list[str]) -> list[str | None]:
     """What each command printed; None for one that is missing, fails or takes too long."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     started: list[subprocess.Popen[str] | None] = []
     for command in commands:
         try:
@@ -135,6 +141,14 @@ def _read_account(jobs: dict[str, Job], line: str) -> None:
     for task in _indices(index):
         job.states[task] = state.split()[0].rstrip("+")
     job.elapsed = elapsed
+
+
+def _drop_lively(jobs: dict[str, Job]) -> None:
+    """Leaves only ends: accounts have a job at work for ever whose end they were not told."""
+    for number, job in list(jobs.items()):
+        job.states = {k: s for k, s in job.states.items() if s not in (*WORKING, *WAITING)}
+        if not job.states:
+            del jobs[number]
 
 
 def _read_queue(jobs: dict[str, Job], line: str) -> None:

@@ -176,6 +176,8 @@ def _on_slurm() -> bool:
 def _preempted() -> bool:
     """True when Slurm is taking this job's node for another: some sites send SIGTERM for that."""
     number = os.environ.get("SLURM_JOB_ID", "")
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # which is the last task's number, too
+        number = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         show = ["scontrol", "show", "job", "-o", number]
         said = subprocess.run(show, capture_output=True, text=True, timeout=30).stdout
@@ -189,9 +191,15 @@ def _refused_requeue(error: Exception) -> bool:
 
     It asks the controller once; training, which has a handler of its own, comes to `_queue_again`.
     """
+    if _no_scontrol(error):
+        return _on_slurm()
     if not isinstance(error, subprocess.CalledProcessError | subprocess.TimeoutExpired):
         return False
     return _on_slurm() and "scontrol" in str(error.cmd)
+
+
+def _no_scontrol(error: Exception) -> bool:
+    return isinstance(error, FileNotFoundError) and error.filename == "scontrol"
 
 
 def _queue_again(why: Exception) -> Exception:
@@ -203,7 +211,8 @@ def _queue_again(why: Exception) -> Exception:
 
     Returns:
         Why the job ends, where it could not be put back: submitit's UncompletedJobError when it has
-        timed out too often, else `why` itself, and that Slurm refused is printed.
+        timed out too often, else `why` itself, and that Slurm refused is printed; where there is no
+        scontrol to ask it by, that.
     """
     until = time.monotonic() + _REQUEUE_PATIENCE
     while True:
@@ -215,7 +224,10 @@ def _queue_again(why: Exception) -> Exception:
                 return why
             time.sleep(5)
         except Exception as error:
-            return error
+            if not _no_scontrol(error):
+                return error
+            advice = "start again to go on; a container (HIPGEN_PYTHON) needs Slurm's commands"
+            return RuntimeError(f"no scontrol here to put the job back into the queue; {advice}")
 
 
 @contextmanager
@@ -350,7 +362,8 @@ def holding(run: Run, stage: str, part: str = "") -> Iterator[None]:
                 of_job = f"job {holder['job']}" if "job" in holder else ""
                 names = ", ".join(filter(None, (who([holder]), of_job))) or path
                 raise AtWorkError(
-                    f"{stage} is at work already ({names}): wait for it, or stop it first"
+                    f"{stage} is at work already ({names}): wait for it, or stop it first; where "
+                    f"its node is dead, remove {path}"
                 )
             time.sleep(0.2)
         file.seek(0)

@@ -18,10 +18,14 @@ import submitit
 
 from hpc_hipgen import ROOT
 from hpc_hipgen.cluster.accounting import squeue
+from hpc_hipgen.cluster.rendezvous import ADDRESS_VARIABLE
 from hpc_hipgen.cluster.site import Resources, Site
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Kind
 from hpc_hipgen.provenance import is_secret
+
+# jobs handle this one; submitit would take another from the user's SUBMITIT_PREEMPT_SIGNAL
+submitit.JobEnvironment.USR_SIG = "USR2"
 
 GPUS_VARIABLE = "HIPGEN_GPUS"
 """Carries CUDA_VISIBLE_DEVICES past submitit, which overwrites it for jobs of this machine."""
@@ -29,6 +33,10 @@ GPUS_VARIABLE = "HIPGEN_GPUS"
 # USR2 ends a process that has no handler for it, and with it the job: until python has one, a
 # preemption or the time limit must not be more than overheard
 _UNHEARD = 'bash -c \'trap "" USR2; exec "$0" "$@"\' '
+
+# rank 0 exports when the others have ended, for which some sites would have srun end it; after
+# sbatch's --export=NONE it would hand on none of the variables
+_SRUN = ("--kill-on-bad-exit=1", "--wait=0", "--export=ALL")
 
 _INHERITED = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
 
@@ -137,9 +145,6 @@ def slurm_parameters(
     waits += [f"aftercorr:{follows}"] if follows else []
     if waits:
         extra["kill-on-invalid-dep"] = "yes"  # else a failed dependency pends for ever
-    variables = {"OMP_NUM_THREADS": str(need.cpus)} | job_variables(site)
-    public = {key: value for key, value in variables.items() if not is_secret(key)}
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in public.items()]
     parameters: dict[str, Any] = {
         "job_name": name,
         "nodes": need.nodes,
@@ -149,18 +154,16 @@ def slurm_parameters(
         "signal_delay_s": site.signal_seconds,
         "array_parallelism": site.array_parallel,
         "stderr_to_stdout": True,
-        "setup": [*site.setup, *exports],
-        # srun does not inherit --cpus-per-task since 22.05; rank 0 exports when the others have
-        # ended, for which some sites would have srun end it
-        "srun_args": [f"--cpus-per-task={need.cpus}", "--kill-on-bad-exit=1", "--wait=0"],
+        "setup": [*site.setup, *_exports(need, site)],
+        # srun does not inherit --cpus-per-task since 22.05
+        "srun_args": [f"--cpus-per-task={need.cpus}", *_SRUN],
         "additional_parameters": extra,
         "wckey": None,
     }
-    if need.gpus:
-        if need.gres:
-            parameters["gres"] = need.gres.format(n=need.gpus)
-        else:
-            parameters["gpus_per_node"] = need.gpus
+    if need.gpus and need.gres is None:
+        parameters["gpus_per_node"] = need.gpus
+    elif need.gpus and need.gres:
+        parameters["gres"] = need.gres.format(n=need.gpus)
     if need.mem_gb:
         parameters["mem"] = f"{ceil(need.mem_gb * 1024)}M"
     if waits:
@@ -169,6 +172,15 @@ def slurm_parameters(
         if getattr(need, key):
             parameters[key] = getattr(need, key)
     return parameters
+
+
+def _exports(need: Resources, site: Site) -> list[str]:
+    """Lines of a job's script: its variables, but for secrets."""
+    variables = {"OMP_NUM_THREADS": str(need.cpus)} | job_variables(site)
+    # last, whatever `setup` or a start-up file of the shell has set
+    variables |= {ADDRESS_VARIABLE: site.address, "SUBMITIT_PREEMPT_SIGNAL": "USR2"}
+    public = {key: value for key, value in variables.items() if not is_secret(key)}
+    return [f"export {key}={shlex.quote(value)}" for key, value in public.items()]
 
 
 def slurm_executor(folder: Path, site: Site, parameters: dict[str, Any]) -> submitit.SlurmExecutor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpc_hipgen.cluster.site import Site, slurm_answers
 from hpc_hipgen.config import ConfigError
-from hpc_hipgen.files import disk_full
+from hpc_hipgen.files import disk_full, local_locks
 from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.run import Run
 
@@ -22,7 +22,7 @@ def execute(
     `result` says where the results lie, when they are not the report.
 
     Raises:
-        ConfigError: when another launch is at work on the run.
+        ConfigError: when another launch is at work on the run, or Slurm's commands are missing.
         OSError: naming the run, where its disk is full.
     """
     with _named(run.folder):
@@ -43,17 +43,22 @@ def _named(folder: Path) -> Iterator[None]:
 def _execute(run: Run, graph: list[Stage], site: Site, slurm: bool, result: str | None) -> int:
     from hpc_hipgen import provenance
     from hpc_hipgen.cluster.local import StageFailed, jobs_at_once, run_stages
-    from hpc_hipgen.cluster.slurm import submit_stages
+    from hpc_hipgen.cluster.slurm import check_commands, submit_stages
 
+    if slurm:
+        check_commands()
+        if kind := local_locks(run.folder):
+            what = f"on this {kind} locks of files may hold on one node only: see docs/cluster.md"
+            print(f"note: {shown(run.folder)}: {what}", file=sys.stderr)
     provenance.record_launch(run, sys.argv, site)
     if slurm:
-        print(f"{shown(run.folder)}: submitting to Slurm")
+        print(f"{shown(run.folder)}: submitting to Slurm, site {site.name}")
         jobs = submit_stages(run, graph, site)
         print(f"python -m jobs.status {shown(run.folder)}   shows how far it is")
         return 0 if all(s.name in jobs or s.done(run) for s in graph) else 1
     parallel = jobs_at_once(site)
     order = "one after another" if parallel == 1 else f"up to {parallel} jobs at once"
-    print(f"{shown(run.folder)}: {len(graph)} stages on this machine, {order}")
+    print(f"{shown(run.folder)}: {len(graph)} stages on this machine, {order}, site {site.name}")
     try:
         run_stages(run, graph, site, parallel)
     except StageFailed as error:
@@ -97,7 +102,8 @@ def dry_run(
         ConfigError: a line for each stage that Slurm refuses.
     """
     run = Run(folder) if (folder / "config.yaml").is_file() else None
-    print(f"{what}, run {shown(folder)}, {'Slurm' if slurm else 'this machine'}")
+    where = "Slurm" if slurm else "this machine"
+    print(f"{what}, run {shown(folder)}, {where}, site {site.name}")
     for stage in graph:
         need = site.of(stage)
         done = run and stage.name not in stale and stage.done(run)

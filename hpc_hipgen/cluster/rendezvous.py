@@ -10,6 +10,11 @@ import os
 import socket
 from dataclasses import dataclass
 
+from hpc_hipgen.config import ConfigError
+
+ADDRESS_VARIABLE = "HIPGEN_ADDRESS"
+"""The `address` of the site, for jobs on several nodes."""
+
 FIRST_PORT, PORTS = 20_000, 12_000  # below the ports that Linux gives to outgoing connections
 
 
@@ -71,9 +76,26 @@ def _of_job() -> Rendezvous:
         rank=job.global_rank,
         world_size=job.num_tasks,
         local_rank=job.local_rank,
-        address=job.hostnames[0] if job.num_nodes > 1 else "127.0.0.1",
+        address=_address(job.hostnames[0]) if job.num_nodes > 1 else "127.0.0.1",
         port=FIRST_PORT + int(digits) % PORTS,
     )
+
+
+def _address(host: str) -> str:
+    """By which other nodes reach a node.
+
+    Raises:
+        ConfigError: when this one does not know it: torch would try for half an hour.
+    """
+    address = os.environ.get(ADDRESS_VARIABLE, "{host}").replace("{host}", host)
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError as error:
+        raise ConfigError(
+            f"{address}: {socket.gethostname()} does not know this name of rank 0's node ({error});"
+            ' say in the site file how nodes reach each other: address: "{host}i", for example'
+        ) from None
+    return address
 
 
 def _free_port() -> int:

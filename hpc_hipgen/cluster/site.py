@@ -29,6 +29,8 @@ STAGES = (
 """Names of the stages of all experiments; those of sweeps and of `jobs.utility` have their own."""
 SITES = ROOT / "configs" / "site"
 _ANSWER_SECONDS = 30
+_DOWN = re.compile("unable to contact|zero bytes|timed out|authenticat", re.IGNORECASE)
+"""In what sinfo says where there is a Slurm that cannot answer; not where none was set up."""
 _LEAST_SECONDS = 60  # Slurm may warn that much too early
 
 
@@ -37,6 +39,9 @@ _MANAGED = (
     "open-mode", "output", "signal", "time", "wckey",
 )  # fmt: skip
 """Options of sbatch on which submitit, or what waits for a job, relies."""
+
+SUBMITS_VARIABLE = "HIPGEN_SUBMITS"
+"""Set by sbatch/common.sh in a job that is Slurm's copy of a script of sbatch/."""
 
 _CLUSTERS = ("clusters", "cluster", "M")
 """How sbatch is told the cluster; squeue would not know."""
@@ -61,7 +66,8 @@ class Resources(Section):
     constraint: str | None = None
     nodes: int = Field(1, ge=1)
     gpus: int = Field(0, ge=0)  # per node; training starts one process for each
-    gres: str | None = None  # how this site spells them, {n} for the number: "gpu:a100:{n}"
+    # how this site spells them, {n} for the number: "gpu:a100:{n}"; "": they are not asked for
+    gres: str | None = None
     cpus: int = Field(4, ge=1)  # per process
     mem_gb: float | None = Field(None, gt=0)  # per node; None: the partition's default
     hours: float = Field(4.0, gt=0)
@@ -73,6 +79,8 @@ class Resources(Section):
         for key, value in options.items():
             if key in _CLUSTERS:
                 raise ValueError(f"{key}: export SLURM_CLUSTERS, which squeue reads too")
+            if key.replace("_", "-") == "no-requeue":
+                raise ValueError(f"{key}: write requeue: false instead")
             if key.replace("_", "-") in _MANAGED:
                 raise ValueError(f"{key}: is set from the other keys of a site; leave it out here")
             _check_no_secrets(str(value), "leave it out here and write it under env")
@@ -113,8 +121,24 @@ class Site(Section):
     signal_seconds: int = Field(120, ge=10, le=500)
     requeues: int = Field(20, ge=0)  # times that a job cut off by its time limit may go on
     retries: int = Field(1, ge=0)  # times that a task of an array is started again after a failure
+    # of a node for the others of a job, where not its name; "{host}i" for the network of node7i
+    address: str = "{host}"
     # parent of the run folders, ~ and $VARIABLES in it understood; default: results/ of the clone
     results: Path | None = None
+
+    _name: str = PrivateAttr("")
+
+    @property
+    def name(self) -> str:
+        """By which it was read: that of a file of configs/site/, or a path."""
+        return self._name
+
+    @field_validator("address")
+    @classmethod
+    def _of_a_node(cls, text: str) -> str:
+        if "{host}" not in text:
+            raise ValueError(f"{text}: write {{host}} where the name of the node belongs")
+        return text
 
     @field_validator("setup")
     @classmethod
@@ -185,22 +209,29 @@ def slurm_answers() -> bool:
     In a job of Slurm there is one, however busy it is.
 
     Raises:
-        ConfigError: when there is no answer within a while, neither yes nor no.
+        ConfigError: when there is no answer within a while, neither yes nor no. In a job that was
+            to submit others, on a node that cannot: it would do all of their work itself.
     """
     if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
+        if os.environ.get(SUBMITS_VARIABLE):
+            raise ConfigError(
+                "this job was to submit others, and there is no sbatch or no sinfo on its node: "
+                "run the script with bash on the login node (HIPGEN_SITE=local: in this job)"
+            )
         return False
     if "SLURM_JOB_ID" in os.environ:
         return True
     ask = ["sinfo", "-h", "-o", "%P"]
+    instead = "start again, or work on this machine: HIPGEN_SITE=local"
     try:
-        return subprocess.run(ask, capture_output=True, timeout=_ANSWER_SECONDS).returncode == 0
+        done = subprocess.run(ask, capture_output=True, text=True, timeout=_ANSWER_SECONDS)
     except OSError:
         return False
     except subprocess.TimeoutExpired:
-        raise ConfigError(
-            f"Slurm has not answered within {_ANSWER_SECONDS} s; start again, or work on this "
-            "machine: HIPGEN_SITE=local"
-        ) from None
+        raise ConfigError(f"Slurm has not answered within {_ANSWER_SECONDS} s; {instead}") from None
+    if done.returncode and _DOWN.search(done.stderr):
+        raise ConfigError(f"Slurm does not answer ({' '.join(done.stderr.split())}); {instead}")
+    return done.returncode == 0
 
 
 def load_site(name: str | None = None) -> Site:
@@ -217,6 +248,7 @@ def load_site(name: str | None = None) -> Site:
     site = parse_settings(Site, read_yaml(path) or {}, str(path))
     for stage in site.stages:
         _check_stage(site, stage, path)
+    site._name = name
     return site
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from hpc_hipgen.cluster.accounting import FINE, cluster_options, look_up
 from hpc_hipgen.cluster.calls import StageCall, failures, stage_logs, submitted
@@ -28,6 +31,23 @@ from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.run import Run
+from hpc_hipgen.training.interruption import terminable
+
+_PATIENCE = 30.0  # seconds for what decides whether to submit; who looks at a status waits less
+_COMMANDS = ("sbatch", "srun", "squeue", "scancel")
+
+
+def check_commands() -> None:
+    """Sees that Slurm's commands are here, before anything is written.
+
+    Raises:
+        ConfigError: naming those that are not.
+    """
+    if missing := [name for name in _COMMANDS if shutil.which(name) is None]:
+        raise ConfigError(
+            f"no {', '.join(missing)} here: start this where Slurm's commands are (in a container, "
+            "too, if python runs in one), or work on this machine: HIPGEN_SITE=local"
+        )
 
 
 def submit_stages(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:
@@ -39,8 +59,11 @@ def submit_stages(run: Run, graph: list[Stage], site: Site) -> dict[str, str]:
     Raises:
         ConfigError: when Slurm refuses a job; those submitted before it are cancelled. When the
             queue is not known, or another launch of this run is at it: then nothing is submitted.
+        OSError: when a disk is full, say.
+        KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP.
+        Whatever it is, jobs that were submitted before are cancelled.
     """
-    with alone(run):
+    with terminable(), alone(run):
         return _submit_missing(run, graph, site)
 
 
@@ -99,7 +122,7 @@ def _trouble(run: Run, stage: Stage, job: str, state: str, anew: set[str]) -> st
         return f" waits for a job of {', '.join(again)} that did not do all"
     if state == "COMPLETING":
         return " is ending, and something is undone"
-    known = look_up([job])[0].get(job) if stage.items else None
+    known = look_up([job], _PATIENCE)[0].get(job) if stage.items else None
     ended_badly = known and set(known.states.values()) - FINE
     return " has failed tasks" if stage.items and (ended_badly or failures(run, stage.name)) else ""
 
@@ -121,7 +144,7 @@ def _submit_after(
         job = _submit(run, stage, site, calls, list(waits.values()), followed)
     except BaseException as error:  # Ctrl-C, too, leaves no half of a chain
         _cancel([ids[name] for name in mine])
-        if isinstance(error, RuntimeError | OSError):  # submitit's are RuntimeErrors
+        if isinstance(error, FailedJobError | FailedSubmissionError):  # sbatch has said no
             raise ConfigError(f"Slurm refuses {stage.name}: {_reason(error)}") from error
         raise
     mine[stage.name] = calls
@@ -219,7 +242,8 @@ def _submit(
     for failed in logs.glob("failed*.json"):  # of the last submission, whose shares were others
         failed.unlink()
     need = site.of(stage)
-    parameters = slurm_parameters(f"{run.config.name}:{stage.name}", need, site, after, follows)
+    name = f"{run.folder.resolve().name}:{stage.name}"
+    parameters = slurm_parameters(name, need, site, after, follows)
     with submission_environment(site, need):
         executor = slurm_executor(folder, site, parameters)
         job = executor.submit_array(calls)[0] if len(calls) > 1 else executor.submit(calls[0])

@@ -90,7 +90,11 @@ def _claimed(path: Path, views: int, say_busy: Callable[[], None]) -> IO[str] | 
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_suffix(".lock").open("w")
+    said = False
     while lock(file) is False:  # another job of this run is at it
+        if not said:
+            said = True
+            print(f"waits for another job that makes {path}", flush=True)
         say_busy()
         time.sleep(_WAIT_SECONDS)
     if _whole(path, views):

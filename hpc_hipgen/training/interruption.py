@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,17 @@ def handled(number: signal.Signals, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def terminable() -> AbstractContextManager[None]:
-    """SIGTERM (scancel, kill, a shutdown) stops what is within as Ctrl-C does."""
-    return handled(STOP, _interrupt)
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM (scancel, kill, a shutdown) stops what is within as Ctrl-C does.
+
+    So does SIGHUP, of a terminal that is closed, unless nohup has it ignored.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(handled(STOP, _interrupt))
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            stack.enter_context(handled(signal.SIGHUP, _interrupt))
+        yield
 
 
 def _interrupt(*_: Any) -> None:

@@ -193,6 +193,42 @@ def test_a_requeue_that_the_controller_does_not_take_is_tried_again(
     assert refusals == 2 or "Slurm does not put the job back" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("function", ["interrupted", "first"])
+def test_a_container_without_slurms_commands_is_told_of(run, fake_stages, monkeypatch, function):
+    on_slurm(monkeypatch)
+
+    def requeue(number, frame):
+        raise FileNotFoundError(2, "No such file or directory", "scontrol")
+
+    monkeypatch.setattr(fake_stages, "first", lambda run: signal.raise_signal(signal.SIGUSR2))
+    before = signal.signal(signal.SIGUSR2, requeue)
+    arguments = (int(signal.SIGUSR2),) if function == "interrupted" else ()
+    try:
+        with pytest.raises(RuntimeError, match=r"no scontrol here .*HIPGEN_PYTHON"):
+            StageCall(
+                Stage("late", f"fake_stages:{function}", "train", arguments=arguments),
+                str(run.folder),
+            )()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert "no scontrol here" in failures(run, "late")[0]["error"]
+
+
+def test_of_an_array_a_task_asks_for_itself(fake_slurm, monkeypatch):
+    """The last one has the number of the whole array."""
+    scontrol = fake_slurm / "bin" / "scontrol"
+    scontrol.write_text(
+        "#!/bin/bash\n[[ $4 == 101_1 ]] || echo JobId=101 PreemptTime=2026-01-01T00:00:00\n"
+        "echo JobId=101 ArrayTaskId=1 PreemptTime=None\n"
+    )
+    scontrol.chmod(0o755)
+    for name, value in (("JOB_ID", "101"), ("ARRAY_JOB_ID", "101"), ("ARRAY_TASK_ID", "1")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert not calls._preempted()
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
+    assert calls._preempted()
+
+
 @pytest.mark.parametrize("function", ["interrupted amid", "other"])
 def test_a_requeue_amid_a_stage_that_saves_nothing_is_tried_again(
     run, fake_stages, fake_slurm, monkeypatch, function
@@ -237,7 +273,7 @@ def test_the_lock_of_an_earlier_start_of_the_same_job_is_waited_for(
             dead.flush()
             on_slurm(monkeypatch)
             began = time.monotonic()
-            with pytest.raises(RuntimeError, match="is at work already"):
+            with pytest.raises(RuntimeError, match=r"is at work already .*remove .*/first/running"):
                 call()
             assert (time.monotonic() - began > 1) == waited
 

@@ -28,13 +28,16 @@ def dry_run(run, tmp_path, fake_slurm):
     return main
 
 
-def test_every_script_is_shown_to_slurm_and_none_submitted(run, dry_run, fake_slurm, capsys):
+def test_every_script_is_shown_to_slurm_and_none_submitted(
+    run, dry_run, fake_slurm, tmp_path, capsys
+):
     assert dry_run() == 0
     said = capsys.readouterr().out
     graph = stages(run.config)
     tested = (fake_slurm / "tested").read_text().splitlines()
     assert [line.partition("--job-name=")[2] for line in tested] == [s.name for s in graph]
     assert f"Slurm would take all {len(graph)} scripts" in said
+    assert f", Slurm, site {tmp_path / 'site.yaml'}\n" in said
     for line in ("--partition=a100", "--account=hips", "--gpus-per-node=1", "--array=0-2%1"):
         assert f"#SBATCH {line}\n" in said
 

@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 
 import pytest
@@ -125,6 +126,38 @@ def test_gpus_are_counted_without_torch(monkeypatch, visible, count):
     assert count_gpus() == count
     assert local_processes("train") == max(1, count)
     assert local_processes("gpu") == local_processes("cpu") == 1
+
+
+def test_a_job_is_warned_by_the_signal_that_it_handles_whatever_the_user_has_set():
+    code = (
+        "from hpc_hipgen.cluster.executors import sbatch_script, slurm_parameters\n"
+        "from hpc_hipgen.cluster.site import Resources, Site\n"
+        "print(sbatch_script(slurm_parameters('s', Resources(), Site())))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"SUBMITIT_PREEMPT_SIGNAL": "USR1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert "#SBATCH --signal=USR2@120" in lines and "export SUBMITIT_PREEMPT_SIGNAL=USR2" in lines
+
+
+@pytest.mark.parametrize(
+    ("gres", "asked"),
+    [(None, ["--gpus-per-node=2"]), ("gpu:{n}", ["--gres=gpu:2"]), ("", [])],
+)
+def test_gpus_are_asked_for_as_the_site_spells_them(gres, asked):
+    site = Site(resources={"train": Resources(gpus=2, gres=gres)}, address="{host}i")
+    need = site.of(Stage("train-llcm", "", "train", model="llcm"))
+    lines = sbatch_script(slurm_parameters("s", need, site)).splitlines()
+    assert [line.split()[1] for line in lines if "--g" in line and "SBATCH" in line] == asked
+    assert "#SBATCH --ntasks-per-node=2" in lines
+    assert "export HIPGEN_ADDRESS='{host}i'" in lines
+    assert "--export=ALL" in lines[-1], "srun hands variables on after sbatch --export=NONE, too"
 
 
 def test_a_job_has_the_threads_and_the_minutes_that_it_asks_for():

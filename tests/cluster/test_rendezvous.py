@@ -1,6 +1,9 @@
+import socket
+
 import pytest
 
 from hpc_hipgen.cluster import rendezvous
+from hpc_hipgen.config import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -8,7 +11,14 @@ def bare(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")  # so that what a test exports is undone
         monkeypatch.delenv(name)
-    monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
+    for name in ("SUBMITIT_EXECUTOR", rendezvous.ADDRESS_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+
+
+def known(host, port):
+    if host not in ("a100-03", "a100-03i"):
+        raise socket.gaierror("Name or service not known")
 
 
 def slurm(monkeypatch, rank, tasks=16, nodes=2):
@@ -48,6 +58,15 @@ def test_slurm_ranks_agree_on_the_first_node_and_a_port_of_the_job(monkeypatch):
     assert [f.rank for f in found] == [0, 13]
     assert [f.local_rank for f in found] == [0, 5]
     assert {(f.world_size, f.address, f.port) for f in found} == {(16, "a100-03", 24711)}
+
+
+def test_a_site_says_by_which_name_nodes_reach_each_other(monkeypatch):
+    slurm(monkeypatch, 13)
+    monkeypatch.setenv(rendezvous.ADDRESS_VARIABLE, "{host}i")
+    assert rendezvous.find().address == "a100-03i"
+    monkeypatch.setenv(rendezvous.ADDRESS_VARIABLE, "{host}.fabric")
+    with pytest.raises(ConfigError, match=r'a100-03.fabric: .*site file .*address: "{host}i"'):
+        rendezvous.find()
 
 
 def test_one_node_needs_no_name_resolution(monkeypatch):

@@ -60,6 +60,8 @@ def test_a_kind_that_is_not_named_asks_for_defaults():
         ("resources: {cpu: {extra: {export: 'ALL,HF_TOKEN=abc'}}}", "HF_TOKEN would stand in"),
         ("resources: {cpu: {extra: {time: 60}}}", "time: is set from the other keys of a site"),
         ("resources: {cpu: {extra: {ntasks_per_node: 2}}}", "ntasks_per_node: is set from"),
+        ("resources: {cpu: {extra: {no-requeue: true}}}", "no-requeue: write requeue: false"),
+        ("address: node7", "node7: write {host} where the name of the node belongs"),
         ("resources: {cpu: {extra: {clusters: gpu}}}", "clusters: export SLURM_CLUSTERS"),
         ("resources: {gpu: {gres: 'gpu:{count}'}}", "write {n} where the number of GPUs belongs"),
         ("env: {NCCL-DEBUG: INFO}", "'NCCL-DEBUG' is no name of a variable"),
@@ -111,6 +113,7 @@ def test_the_environment_names_the_site(monkeypatch):
     monkeypatch.setenv("HIPGEN_SITE", "a100")
     assert load_site().executor == "slurm"
     assert load_site("local").executor == "local"
+    assert [load_site().name, load_site("local").name] == ["a100", "local"]
 
 
 def test_a_slurm_that_is_busy_is_not_none(fake_slurm, monkeypatch):
@@ -120,6 +123,33 @@ def test_a_slurm_that_is_busy_is_not_none(fake_slurm, monkeypatch):
         Site().uses_slurm()
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert Site().uses_slurm(), "in one of its jobs it need not be asked"
+
+
+@pytest.mark.parametrize(
+    ("said", "down"),
+    [
+        ("slurm_load_partitions: Unable to contact slurm controller (connect failure)", True),
+        ("slurm_load_partitions: Zero Bytes were transmitted or received", True),
+        ("slurm_load_partitions: Protocol authentication error", True),
+        ("sinfo: fatal: Could not establish a configuration source", False),
+    ],
+)
+def test_a_slurm_that_is_down_for_a_moment_is_not_none(fake_slurm, said, down):
+    (fake_slurm / "bin" / "sinfo").write_text(f"#!/bin/bash\necho '{said}' >&2\nexit 1\n")
+    if not down:
+        assert not Site().uses_slurm(), "it was installed and never set up"
+        return
+    with pytest.raises(ConfigError, match=r"Slurm does not answer .*HIPGEN_SITE=local"):
+        Site().uses_slurm()
+
+
+def test_a_job_that_cannot_submit_does_not_do_the_work_of_all(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert not Site().uses_slurm(), "the user's own job"
+    monkeypatch.setenv(site.SUBMITS_VARIABLE, "1")
+    with pytest.raises(ConfigError, match=r"no sbatch .* with bash on the login node"):
+        Site().uses_slurm()
 
 
 def test_auto_is_slurm_only_where_one_answers(fake_slurm, monkeypatch):

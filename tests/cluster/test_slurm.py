@@ -1,12 +1,13 @@
 import copy
 import os
 import shutil
+import signal
 import subprocess
 from unittest.mock import patch
 
 import pytest
 
-from hpc_hipgen.cluster import executors, slurm
+from hpc_hipgen.cluster import accounting, executors, launching, slurm
 from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Resources, Site
 from hpc_hipgen.cluster.slurm import calls_of, describe, submit_stages
@@ -68,10 +69,11 @@ def test_nothing_waits_for_an_array_with_a_failed_task(run, fake_stages, fake_sl
     assert submit_stages(run, graph, SITE) == {"array": "106", "follower": "107", "table": "108"}
 
 
-def test_accounts_tell_of_tasks_that_could_not_say_so(run, fake_stages, fake_slurm):
+def test_accounts_tell_of_tasks_that_could_not_say_so(run, fake_stages, fake_slurm, monkeypatch):
     submit_stages(run, fake_stages.GRAPH, SITE)
-    killed = "#!/bin/bash\necho '103_0|OUT_OF_MEMORY|1|0:9'\necho '103_1|RUNNING|1|0:0'\n"
-    (fake_slurm / "bin" / "sacct").write_text(killed)
+    monkeypatch.setattr(accounting, "PATIENCE", 0.0)  # a launch has more than who asks for a status
+    killed = "echo '103_0|OUT_OF_MEMORY|1|0:9'\necho '103_1|RUNNING|1|0:0'\n"
+    (fake_slurm / "bin" / "sacct").write_text(f"#!/bin/bash\nsleep 0.3\n{killed}")
     (fake_slurm / "bin" / "sacct").chmod(0o755)
     assert submit_stages(run, fake_stages.GRAPH, SITE) == {"first": "101", "second": "102"}
 
@@ -93,6 +95,11 @@ def test_a_copied_run_has_no_jobs_in_the_queue(run, fake_stages, fake_slurm, tmp
     other = Run(shutil.copytree(run.folder, tmp_path / "copy"))
     assert set(submit_stages(other, fake_stages.GRAPH, SITE).values()) == {"104", "105", "106"}
     assert set(submit_stages(run, fake_stages.GRAPH, SITE).values()) == {"101", "102", "103"}
+    names = [f"--job-name={name}:first" for name in ("tiny", "copy")]
+    assert all(
+        name in (fake_slurm / f"{job}.sh").read_text()
+        for name, job in zip(names, (101, 104), strict=True)
+    )
 
 
 def test_the_queue_is_seen_whatever_the_user_has_set(run, fake_stages, fake_slurm, monkeypatch):
@@ -186,9 +193,27 @@ def test_a_job_that_cannot_be_written_down_is_cancelled(run, fake_stages, fake_s
         raise OSError("No space left on device")
 
     monkeypatch.setattr(slurm, "write_atomic", full)
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         submit_stages(run, fake_stages.GRAPH, SITE)
     assert (fake_slurm / "cancelled").read_text() == "101\n"
+
+
+def test_commands_that_are_missing_are_named_before_anything_is_written(
+    run, fake_stages, fake_slurm, monkeypatch
+):
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "srun" else which(name))
+    with pytest.raises(ConfigError, match=r"no srun here: .*HIPGEN_SITE=local"):
+        launch.execute(run, fake_stages.GRAPH, SITE, slurm=True)
+    assert not run.path("provenance").exists() and not (fake_slurm / "number").exists()
+
+
+def test_a_disk_whose_locks_hold_on_one_node_only_is_said(
+    run, fake_stages, fake_slurm, monkeypatch, capsys
+):
+    monkeypatch.setattr(launching, "local_locks", lambda folder: "beegfs")
+    assert launch.execute(run, fake_stages.GRAPH, SITE, slurm=True) == 0
+    assert "on this beegfs locks of files may hold on one node only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), KeyError("cpus")])
@@ -205,6 +230,31 @@ def test_what_is_no_refusal_is_not_called_one_and_leaves_no_half_of_a_chain(
     monkeypatch.setattr(slurm, "_submit", second_fails)
     with pytest.raises(type(error)):
         submit_stages(run, fake_stages.GRAPH, SITE)
+    assert (fake_slurm / "cancelled").read_text() == "101\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_launch_that_is_ended_leaves_no_half_of_a_chain(
+    run, fake_stages, fake_slurm, monkeypatch, number, nohup
+):
+    submit = slurm._submit
+
+    def ended_at_second(run, stage, *rest):
+        if stage.name == "second":
+            signal.raise_signal(number)
+        return submit(run, stage, *rest)
+
+    monkeypatch.setattr(slurm, "_submit", ended_at_second)
+    before = signal.signal(number, signal.SIG_IGN if nohup else lambda *_: None)
+    try:
+        if nohup and number == signal.SIGHUP:
+            assert len(submit_stages(run, fake_stages.GRAPH, SITE)) == 3
+            return
+        with pytest.raises(KeyboardInterrupt):
+            submit_stages(run, fake_stages.GRAPH, SITE)
+    finally:
+        signal.signal(number, before)
     assert (fake_slurm / "cancelled").read_text() == "101\n"
 
 

@@ -54,7 +54,7 @@ def test_a_file_that_lost_its_end_is_made_anew(autoencoder, tmp_path, capsys, le
     assert f"{path}: damaged" in capsys.readouterr().err
 
 
-def test_of_two_jobs_that_want_the_same_one_computes(autoencoder, tmp_path, monkeypatch):
+def test_of_two_jobs_that_want_the_same_one_computes(autoencoder, tmp_path, monkeypatch, capsys):
     films, waits = some_films(), []
     first = cached_latents(autoencoder, films, tmp_path)
     (path,) = tmp_path.glob("*.npy")
@@ -71,6 +71,7 @@ def test_of_two_jobs_that_want_the_same_one_computes(autoencoder, tmp_path, monk
         monkeypatch.setattr(autoencoders, "encode", None)
         assert torch.equal(cached_latents(autoencoder, films, tmp_path), first)
     assert len(waits) == 1
+    assert capsys.readouterr().out == f"waits for another job that makes {path}\n"
 
 
 TWO_RANKS = """

@@ -129,7 +129,7 @@ def test_the_queue_and_the_accounts_are_put_together(tmp_path, monkeypatch):
         "19": "CANCELLED",
         "20": "PENDING",
     }
-    assert jobs["18"].counts() == "1 done, 2 running, 3 pending"
+    assert jobs["18"].counts() == "1 done, 1 running, 1 pending", "of those at work the queue tells"
     assert jobs["20"].reason == "Dependency" and jobs["17"].elapsed == "01:00:12"
 
 
@@ -154,6 +154,11 @@ def test_a_queue_that_refuses_has_not_answered(tmp_path, monkeypatch):
     assert look_up(["17"]) == ({}, False)
     slurm(tmp_path, monkeypatch, squeue="true", sacct="exit 1")
     assert look_up(["17"]) == ({}, True), "it is in no queue"
+    at_work = "echo '17|RUNNING|9-00:00:00|0:0'"  # accounts that missed the end of the node
+    slurm(tmp_path, monkeypatch, squeue="true", sacct=at_work)
+    assert look_up(["17"]) == ({}, True)
+    slurm(tmp_path, monkeypatch, squeue="exit 1", sacct=at_work)
+    assert look_up(["17"])[0]["17"].state == "RUNNING"
 
 
 def test_the_command_asks_slurm_for_what_was_submitted(run, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hpc_hipgen.evaluation.samples import read_samples, shard_bytes
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.named import resolve
 from hpc_hipgen.radiograph.layouts import read_manifest
+from hpc_hipgen.rulers import few_films
 from hpc_hipgen.run import Run
 from hpc_hipgen.training import loop
 from jobs import report
@@ -113,6 +115,23 @@ def test_every_seed_has_films_and_weights_of_its_own_and_the_test_films_measure(
     assert len(seeds) == len(weights) == 3 and len(films) > 1
     measured = json.loads(utility.cell_result(run, items[0], "x").read_text())["films"]
     assert measured == read_manifest(run.path("data"), "test", nominal_only=True).film
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_no_failure_of_what_is_done(run, monkeypatch):
+    def busy(path):
+        raise OSError("Directory not empty: .nfs0001")
+
+    utility.save(run, "x", utility.plan(run, ["row=llcm_2", "films=2", "seeds=1"]))
+    monkeypatch.setattr(few_films, "chosen_films", lambda *_: (None, None))
+    monkeypatch.setattr(few_films, "angles_alone", lambda *_: None)
+    ruler = SimpleNamespace(ruler=lambda: None)
+    monkeypatch.setattr(few_films, "FewFilmsTask", lambda *_: ruler)
+    monkeypatch.setattr(few_films, "held_out_errors", lambda *_: {"errors": [1.0, -3.0]})
+    monkeypatch.setattr(loop, "train", lambda *_, **__: None)
+    monkeypatch.setattr(job, "remove_folder", busy)
+    cell = utility.cells(run, utility.load(run, "x"))[0]
+    assert job._train_and_measure(run, "x", cell, None, None, None) == 2.0
+    assert utility.cell_result(run, (cell.name, 0), "x").is_file()
 
 
 @pytest.mark.slow
