@@ -46,13 +46,13 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.arguments import documented_parser, status_of
+from hpc_hipgen.comparisons.ready import check_ready
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.performance import economics
 from hpc_hipgen.performance.economics import Cell
 from hpc_hipgen.pipeline import count_films
 from hpc_hipgen.run import Run
-from hpc_hipgen.sweep import check_ready
 
 
 def main(arguments: list[str] | None = None) -> int:

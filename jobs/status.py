@@ -18,11 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpc_hipgen import ROOT, utility
-from hpc_hipgen import sweep as sweeps
+from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.accounting import FINE, GOOD, Job, look_up
 from hpc_hipgen.cluster.site import Site, load_site
+from hpc_hipgen.comparisons.downstream_utility import Utility
+from hpc_hipgen.comparisons.sampling_grid import Sweep
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.json_lines import last_line
 from hpc_hipgen.pipeline import Stage, stages
@@ -44,7 +45,7 @@ def show(run: Run) -> int:
 
     print(f"{run.folder}  (experiment {run.config.name})")
     graph = stages(run.config)
-    for more in (sweeps, utility):
+    for more in (Sweep, Utility):
         graph += [stage for name in more.names(run) for stage in more.graph(name)]
     jobs, answered = look_up(
         submission["job"]
