@@ -1,27 +1,6 @@
-"""Stage `prepare`: films or phantoms become the data folder of a run."""
+"""Stage `prepare`: draw the phantoms, or read and check the films, and cut the views.
 
-from __future__ import annotations
-
-import argparse
-import sys
-from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from hpc_hipgen.arguments import status_of
-from hpc_hipgen.pipeline import row_data
-from hpc_hipgen.rows import FILMS_ROW
-from hpc_hipgen.tables import printable, shortlist
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from hpc_hipgen.config import Ruler
-    from hpc_hipgen.radiograph.dataset import Film
-    from hpc_hipgen.run import Run
-
-HELP = """\
-Stage `prepare`: draw the phantoms, or read and check the films, and cut the views.
+    python -m jobs.prepare --run results/llcm
 
 Writes RUN/data (manifest.csv, images/, and one layout per generator under layouts/) under another
 name, RUN/data.partial-..., and renames it at the end, then writes RUN/stages/prepare.json. Started
@@ -81,6 +60,24 @@ in deidentified.csv beside the manifest, or in RUN/lab_films, and drawn as boxes
 of deidentified.png: look at it, no search finds everything. Names of files and dogs are kept.
 """
 
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpc_hipgen.arguments import add_run, documented_parser, open_run, status_of
+from hpc_hipgen.pipeline import row_data
+from hpc_hipgen.rows import FILMS_ROW
+from hpc_hipgen.tables import printable, shortlist
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hpc_hipgen.config import Ruler
+    from hpc_hipgen.radiograph.dataset import Film
+    from hpc_hipgen.run import Run
 
 NOT_MASKED = "prepare: text burned into films is NOT masked (data.deidentify: false)"
 
@@ -244,21 +241,16 @@ def _say_of_files(folder: Path | None, films: Sequence[Film]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the stage on one run folder; the exit status is 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.prepare",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder (config.yaml)")
-    options = parser.parse_args(arguments)
-
-    return status_of(lambda: _prepare(Path(options.run)), ValueError, Path(options.run))
+    parser = documented_parser("prepare", __doc__)
+    add_run(parser)
+    given = parser.parse_args(arguments)
+    return status_of(lambda: _prepare(given.run), ValueError, Path(given.run))
 
 
-def _prepare(folder: Path) -> int:
-    from hpc_hipgen.run import Run, check_place
+def _prepare(name: str) -> int:
+    from hpc_hipgen.run import check_place
 
-    run = Run(folder)
+    run = open_run(name)
     check_place(run.folder, run.config)
     prepare(run)
     return 0

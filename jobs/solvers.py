@@ -45,7 +45,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hpc_hipgen.arguments import documented_parser, status_of
+from hpc_hipgen.arguments import documented_parser, open_run, status_of
 from hpc_hipgen.comparisons.ready import check_ready
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import read_json, write_atomic
@@ -58,7 +58,7 @@ from hpc_hipgen.run import Run
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = documented_parser("solvers", __doc__)
-    parser.add_argument("run", type=Path, help="folder of a trained run")
+    parser.add_argument("run", help="run folder, or its name")
     parser.add_argument("--captions", type=int, help="of the validation split (default: all)")
     parser.add_argument("--out", type=Path, help="folder of what is written (RUN/solvers)")
     options = parser.parse_args(arguments)
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _solvers(options: argparse.Namespace, command: list[str]) -> int:
-    run = Run(options.run)
+    run = open_run(options.run)
     check_ready(run)
     cells = economics.cells_of(run)
     count = _captions(run, options.captions)
