@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.arguments import add_run, documented_parser, open_run
+from hpc_hipgen.cluster import rendezvous
+from hpc_hipgen.cluster.stage_files import AtWorkError, holding
 from hpc_hipgen.config import TRAINED
 from hpc_hipgen.files import atomic_folder
 from hpc_hipgen.models import RULERS
@@ -73,9 +75,6 @@ def _train_alone(run: Run, model: str) -> dict[str, Any]:
     Raises:
         ValueError: naming that process, besides what `train` raises.
     """
-    from hpc_hipgen.cluster import rendezvous
-    from hpc_hipgen.cluster.calls import AtWorkError, holding
-
     _check_trained(run, model)
     stage = f"train-{model}"
     if rendezvous.find().rank or run.done(stage):  # of several ranks the first one holds it

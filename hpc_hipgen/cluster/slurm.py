@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpc_hipgen.cluster.accounting import FINE, cluster_options, look_up
-from hpc_hipgen.cluster.calls import StageCall, failures, stage_logs, submitted
+from hpc_hipgen.cluster.calls import StageCall
 from hpc_hipgen.cluster.executors import (
     queued_jobs,
     refusal,
@@ -24,6 +24,7 @@ from hpc_hipgen.cluster.executors import (
     users_own,
 )
 from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.cluster.stage_files import failures, stage_logs, submitted
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.pipeline import Stage

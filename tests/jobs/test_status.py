@@ -4,7 +4,7 @@ import time
 import pytest
 
 from hpc_hipgen.cluster.accounting import Job, look_up
-from hpc_hipgen.cluster.calls import stage_logs
+from hpc_hipgen.cluster.stage_files import stage_logs
 from hpc_hipgen.comparisons.sampling_grid import Cell, Sweep
 from hpc_hipgen.config import Experiment
 from hpc_hipgen.pipeline import stages

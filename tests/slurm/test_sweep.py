@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_hipgen.cluster.calls import submitted
+from hpc_hipgen.cluster.stage_files import submitted
 from hpc_hipgen.comparisons.sampling_grid import Sweep
 from hpc_hipgen.run import Run
 
