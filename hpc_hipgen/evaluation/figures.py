@@ -484,11 +484,11 @@ SOLVER_COLOURS = {
 }
 
 
-def solver_economics(lines: Sequence[Mapping[str, Any]]) -> Figure:
+def solvers(lines: Sequence[Mapping[str, Any]]) -> Figure:
     """Final error above, angle error below, against evaluations; a column for each guidance.
 
-    lines: of `performance.economics.table`. Full curves are on Karras levels, dashed ones on even
-    timesteps.
+    lines: of `performance.solver_table.table`. Full curves are on Karras levels, dashed ones on
+    even timesteps.
     """
     scales = sorted({line["guidance"] for line in lines})
     last = max(line["evaluations"] for line in lines)
