@@ -65,7 +65,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.arguments import add_run, documented_parser, open_run, status_of
 from hpc_hipgen.pipeline import row_data
@@ -75,7 +75,7 @@ from hpc_hipgen.tables import printable, shortlist
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hpc_hipgen.config import Ruler
+    from hpc_hipgen.config import Data, Ruler
     from hpc_hipgen.radiograph.dataset import Film
     from hpc_hipgen.run import Run
 
@@ -103,16 +103,44 @@ def prepare(run: Run) -> None:
     if run.config.film_ruler:
         _prepare_scenes(run, run.config.film_ruler.dogs)
         return
-    from hpc_hipgen.files import atomic_folder, resumed_folder
-    from hpc_hipgen.radiograph.dataset import ViewSettings, dataset_key, write_dataset
-    from hpc_hipgen.radiograph.films import FilmErrors
-    from hpc_hipgen.radiograph.landmark_table import SPLITS
-
     data = run.config.data
     films, measured = read_films(run.config)
     _say_of_files(data.films, films)
     _say_of_files(run.config.evaluation.films, measured)
     before = sources(run.config, {"data.films": films, "evaluation.films": measured})
+    rows, lines, measured_lines = _write_views(run, films, measured)
+    _say_of_views(data, films, rows, lines)
+    if measured:
+        print(f"prepare: real films to measure, none of them trained on: {len(measured)}")
+        for line in measured_lines:
+            print(f"prepare: real films, {line}", flush=True)
+    if not data.deidentify and (measured or data.source == "films"):
+        print(NOT_MASKED, flush=True)
+    made = {
+        "films": Counter(film.split for film in films),
+        "views": Counter(row["split"] for row in rows),
+        "real_films": len(measured),
+    }
+    keep_sources(run, before)
+    run.mark_done("prepare", **made, sources=before)
+
+
+def _write_views(
+    run: Run, films: Sequence[Film], measured: Sequence[Film]
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """Write the data folder, and that of the real films to measure.
+
+    Returns:
+        The manifest's rows of the first, and what is to be told of either.
+
+    Raises:
+        FilmErrors: films to measure that the ruler has learnt from; then neither is there.
+    """
+    from hpc_hipgen.files import atomic_folder, resumed_folder
+    from hpc_hipgen.radiograph.dataset import ViewSettings, dataset_key, write_dataset
+    from hpc_hipgen.radiograph.films import FilmErrors
+
+    data = run.config.data
     settings = ViewSettings(
         data.resolution,
         data.head_distance,
@@ -123,14 +151,26 @@ def prepare(run: Run) -> None:
         data.balance,
     )
     key = dataset_key(films, settings)
+    measured_lines: list[str] = []
     with resumed_folder(run.path("data"), key, FilmErrors) as (folder, notes):
         rows, budget, masking = write_dataset(folder, films, settings, notes=notes)
+        lines = [*budget.lines(), *masking]
         if data.source == "films":
             _check_held_out(run.config.ruler, folder)
         if measured:
             with atomic_folder(row_data(run, FILMS_ROW)) as other:
-                _, measured_budget, measured_masking = write_dataset(other, measured, settings)
+                _, budget, masking = write_dataset(other, measured, settings)
+                measured_lines = [*budget.lines(), *masking]
                 _check_held_out(run.config.ruler, other)
+    return rows, lines, measured_lines
+
+
+def _say_of_views(
+    data: Data, films: Sequence[Film], rows: Sequence[dict[str, Any]], lines: Sequence[str]
+) -> None:
+    """Prints how many films became how many views, and the `lines` that tell of them."""
+    from hpc_hipgen.radiograph.landmark_table import SPLITS
+
     films_of = Counter(film.split for film in films)
     views_of = Counter(row["split"] for row in rows)
     for split in (split for split in SPLITS if films_of[split]):
@@ -140,17 +180,8 @@ def prepare(run: Run) -> None:
     if data.balance:
         each = Counter(row["film"] for row in rows if row["split"] == "train").values()
         print(f"prepare: {min(each)} to {max(each)} views a training film, most of rare angles")
-    for line in [*budget.lines(), *masking]:
+    for line in lines:
         print(f"prepare: {line}", flush=True)
-    if measured:
-        print(f"prepare: real films to measure, none of them trained on: {len(measured)}")
-        for line in [*measured_budget.lines(), *measured_masking]:
-            print(f"prepare: real films, {line}", flush=True)
-    if not data.deidentify and (measured or data.source == "films"):
-        print(NOT_MASKED, flush=True)
-    made = {"films": dict(films_of), "views": dict(views_of), "real_films": len(measured)}
-    keep_sources(run, before)
-    run.mark_done("prepare", **made, sources=before)
 
 
 def _check_held_out(ruler: Ruler | None, folder: Path) -> None:
