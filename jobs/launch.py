@@ -40,7 +40,7 @@ from hpc_hipgen.run import Run, check_place
 from hpc_hipgen.tracking import check_tracking
 
 if TYPE_CHECKING:
-    from hpc_hipgen.radiograph.dataset import Film
+    from hpc_hipgen.radiograph.film_set import Film
 
 _FEW_DOGS = 10
 

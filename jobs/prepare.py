@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hpc_hipgen.config import Data, Ruler
-    from hpc_hipgen.radiograph.dataset import Film
+    from hpc_hipgen.radiograph.film_set import Film
     from hpc_hipgen.run import Run
 
 NOT_MASKED = "prepare: text burned into films is NOT masked (data.deidentify: false)"
@@ -253,7 +253,7 @@ def _say_of_files(folder: Path | None, films: Sequence[Film]) -> None:
     """Names the films of a folder that have no landmarks, and those that are shown turned."""
     from hpc_hipgen.parallel import run_parallel
     from hpc_hipgen.progress import progress
-    from hpc_hipgen.radiograph.dataset import unlisted_films
+    from hpc_hipgen.radiograph.film_set import unlisted_films
     from hpc_hipgen.radiograph.films import turned_by_exif
 
     if not folder:

@@ -19,7 +19,7 @@ from hpc_hipgen.config import ConfigError, Data, parse_experiment
 from hpc_hipgen.evaluation.bands import BANDS
 from hpc_hipgen.radiograph import even_captions
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES, parse_caption
-from hpc_hipgen.radiograph.dataset import film_pixels
+from hpc_hipgen.radiograph.film_set import film_pixels
 from hpc_hipgen.radiograph.geometry import Angles
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.radiograph.phantom import draw_phantom
