@@ -1,4 +1,4 @@
-"""What the command lines of jobs/ share: help from the docstring; a run and its sample shards."""
+"""What command lines share: help from the docstring, the run that is meant, exit statuses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpc_hipgen.run import Run
 
 
-def documented_parser(job: str, doc: str | None, more: str = "") -> argparse.ArgumentParser:
-    """A parser whose help is a module's docstring: first line, options, the rest, then `more`."""
+def documented_parser(
+    name: str, doc: str | None, more: str = "", package: str = "jobs"
+) -> argparse.ArgumentParser:
+    """A parser for the module `package.name`, whose help is its docstring.
+
+    First the line that it begins with, then the options, the rest, and `more`.
+    """
     print_anything()
     head, _, rest = (doc or "").partition("\n\n")
     return argparse.ArgumentParser(
-        prog=f"python -m jobs.{job}",
+        prog=f"python -m {package}.{name}",
         description=head,
         epilog=rest + more,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -110,10 +119,27 @@ def check_out(folder: Path) -> None:
         raise ConfigError(f"--out: cannot write to {printable(folder)} ({reason})") from None
 
 
-def parse_shards(job: str, description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """`run` (folder), `row` (a row of the report, or None for all), `shard` (number, or None)."""
-    parser = argparse.ArgumentParser(prog=f"python -m jobs.{job}", description=description)
-    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Has a command take a run as `--run`, for `open_run`."""
+    parser.add_argument("--run", required=True, help="run folder, or its name")
+
+
+def open_run(name: str) -> Run:
+    """The run that a person means: its folder, or a name where the site keeps runs.
+
+    Raises:
+        ConfigError: when there is none; when HIPGEN_SITE names no site.
+    """
+    from hpc_hipgen.cluster.site import load_site
+    from hpc_hipgen.run import Run
+
+    return Run(load_site().run_folder(name))
+
+
+def parse_shards(job: str, doc: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """`run` (for `open_run`), `row` (of the report; None: all), `shard` (number; None: all)."""
+    parser = documented_parser(job, doc)
+    add_run(parser)
     parser.add_argument("--row", help="row of the report, e.g. llcm_4; default: all")
     parser.add_argument("--shard", type=int, help="number of one shard; default: all of the row")
     given = parser.parse_args(arguments)

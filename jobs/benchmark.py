@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen import ROOT
-from hpc_hipgen.arguments import check_out, documented_parser, status_of
+from hpc_hipgen.arguments import check_out, documented_parser, open_run, status_of
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.performance.workspace import shrunk
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=(*ROWS, MEASURING, MANY), help="which rows")
     parser.add_argument("--against", choices=("diffusers",), help="what to compare the LLCM with")
     parser.add_argument("--config", nargs="+", help="experiments (default: those of configs/)")
-    parser.add_argument("--run", type=Path, help=f"of a film ruler, for {MEASURING}")
+    parser.add_argument("--run", help=f"of a film ruler, its folder or name, for {MEASURING}")
     parser.add_argument("--repeats", type=int, default=7, help="of which the median counts (7)")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
     parser.add_argument("--name", help="of the files (default: this machine's processor)")
@@ -89,11 +89,8 @@ def _check(options: argparse.Namespace) -> None:
     """Raises ConfigError for a mistake, before anything heavy is imported."""
     if options.repeats < 1:
         raise ConfigError("--repeats: at least 1")
-    if options.run is not None:
-        from hpc_hipgen.run import Run
-
-        if not Run(options.run).config.film_ruler:
-            raise ConfigError(f"--run: {options.run} is no run of a film ruler, for {MEASURING}")
+    if options.run is not None and not open_run(options.run).config.film_ruler:
+        raise ConfigError(f"--run: {options.run} is no run of a film ruler, for {MEASURING}")
     options.config = options.config or [str(ROOT / "configs" / f"{n}.yaml") for n in EXPERIMENTS]
     options.experiments = [
         shrunk(config, [] if number else options.settings)
@@ -134,14 +131,13 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     return tables
 
 
-def film_ruler(folder: Path | None) -> Path:
+def film_ruler(name: str | None) -> Path:
     """The film ruler of a run, or the one that comes with the program."""
     from hpc_hipgen.rulers.film_measuring import SHIPPED_RULER
-    from hpc_hipgen.run import Run
 
-    if folder is None:
+    if name is None:
         return SHIPPED_RULER
-    run = Run(folder)
+    run = open_run(name)
     return run.path("lab_ruler" if run.config.lab_ruler else "film_ruler", "export")
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc_hipgen.arguments import documented_parser
+from hpc_hipgen.arguments import add_run, documented_parser, open_run
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.pipeline import CROSS_VALIDATION, Item, check_before, fold_measurements, folds
 from hpc_hipgen.run import Run
@@ -73,13 +73,13 @@ def _section(run: Run) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
     parser = documented_parser("cross_validate", __doc__)
-    parser.add_argument("--run", required=True, help="run folder")
+    add_run(parser)
     parser.add_argument("--fold", type=int, help="from 1; default: all folds, then the report")
     given = parser.parse_args(arguments)
     from hpc_hipgen.training.outcome import exit_status
 
     def work() -> None:
-        run = Run(given.run)
+        run = open_run(given.run)
         count = _section(run).folds
         if given.fold is not None and not 1 <= given.fold <= count:
             raise ValueError(f"--fold {given.fold}: not within 1..{count}")

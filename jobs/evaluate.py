@@ -6,8 +6,8 @@
 
 Writes evaluation/<row>/shard-NNNNN.npz (features), then shard-NNNNN.parquet (one line per image),
 which marks the shard as done. A sample shard that is damaged is drawn anew first. Two rows are no
-samples: ``reference`` holds features of the nominal training views, what the Fréchet distances
-compare with, ``controls`` those of validation films and of planted copies, by which the
+samples: `reference` holds features of the nominal training views, what the Fréchet distances
+compare with, `controls` those of validation films and of planted copies, by which the
 memorisation audit is set and checked.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc_hipgen.arguments import check_row, parse_shards, status_of
+from hpc_hipgen.arguments import check_row, open_run, parse_shards, status_of
 from hpc_hipgen.pipeline import Item, check_before, feature_rows, sample_shard, score_shard
 from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS
 from hpc_hipgen.rows import REFERENCE_ROW as REFERENCE
@@ -90,13 +90,13 @@ def _samples(run: Run, row: str, shard: int) -> list[Sample]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
-    given = parse_shards("evaluate", "Measure sample shards with the ruler.", arguments)
+    given = parse_shards("evaluate", __doc__, arguments)
     return status_of(lambda: _evaluate(given), ValueError, Path(given.run))
 
 
 def _evaluate(given: argparse.Namespace) -> int:
     """Measures what is missing of the shards that were named; returns 0."""
-    run = Run(given.run)
+    run = open_run(given.run)
     check_row(given.row, [*feature_rows(run), *run.rows()])
     check_before(run, "evaluate", ["prepare"])
     rows = None if given.row is None else [given.row]

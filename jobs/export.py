@@ -18,8 +18,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_hipgen.arguments import check_row, documented_parser, status_of
-from hpc_hipgen.cluster.site import load_site
+from hpc_hipgen.arguments import add_run, check_row, documented_parser, open_run, status_of
 from hpc_hipgen.files import atomic_folder, write_atomic
 from hpc_hipgen.pipeline import sample_shard, score_shard, shard_counts, test_films
 from hpc_hipgen.rows import MEASURED_ROWS
@@ -108,7 +107,7 @@ def _measured(run: Run, row: str) -> dict[str, dict[str, float]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
     parser = documented_parser("export", __doc__)
-    parser.add_argument("--run", required=True, help="run folder, or its name")
+    add_run(parser)
     parser.add_argument(
         "--row", help="row of the report, e.g. llcm_4; default: all that were drawn"
     )
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export(name: str, only: str | None) -> int:
     """Writes the films of one row, or of all, and says where; returns 0."""
-    run = Run(load_site().run_folder(name))
+    run = open_run(name)
     check_row(only, run.rows())
     for row in [only] if only else drawn_rows(run):
         written = export_row(run, row)

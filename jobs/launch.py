@@ -24,6 +24,7 @@ from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.launching import dry_run, execute, report_line, shown
 from hpc_hipgen.cluster.site import Site, load_site
+from hpc_hipgen.cluster.stage_files import running, submitted, who
 from hpc_hipgen.config import (
     ConfigError,
     Experiment,
@@ -39,7 +40,7 @@ from hpc_hipgen.run import Run, check_place
 from hpc_hipgen.tracking import check_tracking
 
 if TYPE_CHECKING:
-    from hpc_hipgen.radiograph.dataset import Film
+    from hpc_hipgen.radiograph.film_set import Film
 
 _FEW_DOGS = 10
 
@@ -255,7 +256,6 @@ def check_idle(run: Run, names: Iterable[str], slurm: bool) -> None:
     Raises:
         ConfigError: naming the stage, and its job or process.
     """
-    from hpc_hipgen.cluster.calls import running, submitted, who
     from hpc_hipgen.cluster.executors import queued_jobs
 
     jobs = {name: (submitted(run, name) or {}).get("job", "") for name in names}

@@ -1,26 +1,6 @@
-"""Stage `prepare`: films or phantoms become the data folder of a run."""
+"""Stage `prepare`: draw the phantoms, or read and check the films, and cut the views.
 
-from __future__ import annotations
-
-import argparse
-import sys
-from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from hpc_hipgen.arguments import status_of
-from hpc_hipgen.pipeline import row_data
-from hpc_hipgen.rows import FILMS_ROW
-from hpc_hipgen.tables import printable, shortlist
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from hpc_hipgen.radiograph.dataset import Film
-    from hpc_hipgen.run import Run
-
-HELP = """\
-Stage `prepare`: draw the phantoms, or read and check the films, and cut the views.
+    python -m jobs.prepare --run results/llcm
 
 Writes RUN/data (manifest.csv, images/, and one layout per generator under layouts/) under another
 name, RUN/data.partial-..., and renames it at the end, then writes RUN/stages/prepare.json. Started
@@ -80,6 +60,24 @@ in deidentified.csv beside the manifest, or in RUN/lab_films, and drawn as boxes
 of deidentified.png: look at it, no search finds everything. Names of files and dogs are kept.
 """
 
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc_hipgen.arguments import add_run, documented_parser, open_run, status_of
+from hpc_hipgen.pipeline import row_data
+from hpc_hipgen.rows import FILMS_ROW
+from hpc_hipgen.tables import printable, shortlist
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hpc_hipgen.config import Data
+    from hpc_hipgen.radiograph.film_set import Film
+    from hpc_hipgen.run import Run
 
 NOT_MASKED = "prepare: text burned into films is NOT masked (data.deidentify: false)"
 
@@ -105,16 +103,44 @@ def prepare(run: Run) -> None:
     if run.config.film_ruler:
         _prepare_scenes(run, run.config.film_ruler.dogs)
         return
-    from hpc_hipgen.files import atomic_folder, resumed_folder
-    from hpc_hipgen.radiograph.dataset import ViewSettings, dataset_key, write_dataset
-    from hpc_hipgen.radiograph.films import FilmErrors
-    from hpc_hipgen.radiograph.landmark_table import SPLITS
-
     data = run.config.data
     films, measured = read_films(run.config)
     _say_of_files(data.films, films)
     _say_of_files(run.config.evaluation.films, measured)
     before = sources(run.config, {"data.films": films, "evaluation.films": measured})
+    rows, lines, measured_lines = _write_views(run, films, measured)
+    _say_of_views(data, films, rows, lines)
+    if measured:
+        print(f"prepare: real films to measure, none of them trained on: {len(measured)}")
+        for line in measured_lines:
+            print(f"prepare: real films, {line}", flush=True)
+    if not data.deidentify and (measured or data.source == "films"):
+        print(NOT_MASKED, flush=True)
+    made = {
+        "films": Counter(film.split for film in films),
+        "views": Counter(row["split"] for row in rows),
+        "real_films": len(measured),
+    }
+    keep_sources(run, before)
+    run.mark_done("prepare", **made, sources=before)
+
+
+def _write_views(
+    run: Run, films: Sequence[Film], measured: Sequence[Film]
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """Write the data folder, and that of the real films to measure.
+
+    Returns:
+        The manifest's rows of the first, and what is to be told of either.
+
+    Raises:
+        FilmErrors: films to measure that the ruler has learnt from; then neither is there.
+    """
+    from hpc_hipgen.files import atomic_folder, resumed_folder
+    from hpc_hipgen.radiograph.dataset import ViewSettings, dataset_key, write_dataset
+    from hpc_hipgen.radiograph.films import FilmErrors
+
+    data = run.config.data
     settings = ViewSettings(
         data.resolution,
         data.head_distance,
@@ -125,15 +151,27 @@ def prepare(run: Run) -> None:
         data.balance,
     )
     key = dataset_key(films, settings)
+    measured_lines: list[str] = []
     with resumed_folder(run.path("data"), key, FilmErrors) as (folder, notes):
         rows, budget, masking = write_dataset(folder, films, settings, notes=notes)
+        lines = [*budget.lines(), *masking]
         if data.source == "films":
             for name in ("ruler", "reward_model"):  # the second one tunes the teacher
                 _check_held_out(run, name, folder)
         if measured:
             with atomic_folder(row_data(run, FILMS_ROW)) as other:
-                _, measured_budget, measured_masking = write_dataset(other, measured, settings)
+                _, budget, masking = write_dataset(other, measured, settings)
+                measured_lines = [*budget.lines(), *masking]
                 _check_held_out(run, "ruler", other)
+    return rows, lines, measured_lines
+
+
+def _say_of_views(
+    data: Data, films: Sequence[Film], rows: Sequence[dict[str, Any]], lines: Sequence[str]
+) -> None:
+    """Prints how many films became how many views, and the `lines` that tell of them."""
+    from hpc_hipgen.radiograph.landmark_table import SPLITS
+
     films_of = Counter(film.split for film in films)
     views_of = Counter(row["split"] for row in rows)
     for split in (split for split in SPLITS if films_of[split]):
@@ -143,17 +181,8 @@ def prepare(run: Run) -> None:
     if data.balance:
         each = Counter(row["film"] for row in rows if row["split"] == "train").values()
         print(f"prepare: {min(each)} to {max(each)} views a training film, most of rare angles")
-    for line in [*budget.lines(), *masking]:
+    for line in lines:
         print(f"prepare: {line}", flush=True)
-    if measured:
-        print(f"prepare: real films to measure, none of them trained on: {len(measured)}")
-        for line in [*measured_budget.lines(), *measured_masking]:
-            print(f"prepare: real films, {line}", flush=True)
-    if not data.deidentify and (measured or data.source == "films"):
-        print(NOT_MASKED, flush=True)
-    made = {"films": dict(films_of), "views": dict(views_of), "real_films": len(measured)}
-    keep_sources(run, before)
-    run.mark_done("prepare", **made, sources=before)
 
 
 def _check_held_out(run: Run, name: str, folder: Path) -> None:
@@ -226,7 +255,7 @@ def _say_of_files(folder: Path | None, films: Sequence[Film]) -> None:
     """Names the films of a folder that have no landmarks, and those that are shown turned."""
     from hpc_hipgen.parallel import run_parallel
     from hpc_hipgen.progress import progress
-    from hpc_hipgen.radiograph.dataset import unlisted_films
+    from hpc_hipgen.radiograph.film_set import unlisted_films
     from hpc_hipgen.radiograph.films import turned_by_exif
 
     if not folder:
@@ -245,21 +274,16 @@ def _say_of_files(folder: Path | None, films: Sequence[Film]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the stage on one run folder; the exit status is 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.prepare",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder (config.yaml)")
-    options = parser.parse_args(arguments)
-
-    return status_of(lambda: _prepare(Path(options.run)), ValueError, Path(options.run))
+    parser = documented_parser("prepare", __doc__)
+    add_run(parser)
+    given = parser.parse_args(arguments)
+    return status_of(lambda: _prepare(given.run), ValueError, Path(given.run))
 
 
-def _prepare(folder: Path) -> int:
-    from hpc_hipgen.run import Run, check_place
+def _prepare(name: str) -> int:
+    from hpc_hipgen.run import check_place
 
-    run = Run(folder)
+    run = open_run(name)
     check_place(run.folder, run.config)
     prepare(run)
     return 0

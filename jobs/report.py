@@ -9,15 +9,13 @@ beside the exports get the scores.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_hipgen.arguments import status_of
-from hpc_hipgen.cluster.site import load_site
+from hpc_hipgen.arguments import add_run, documented_parser, open_run, status_of
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.files import sha256_of
 from hpc_hipgen.pipeline import begun_rows, stages
@@ -113,10 +111,8 @@ def _evaluated(run: Run) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.report", description="Write the report of an evaluated run."
-    )
-    parser.add_argument("--run", required=True, help="run folder, or its name")
+    parser = documented_parser("report", __doc__)
+    add_run(parser)
     parser.add_argument("--force", action="store_true", help="write it again")
     given = parser.parse_args(arguments)
     return status_of(lambda: _report(given.run, given.force), ValueError)
@@ -124,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(name: str, force: bool) -> int:
     """Makes the report, or not, and says where it is; returns 0."""
-    run = Run(load_site().run_folder(name))
+    run = open_run(name)
     there = run.done("report")
     page = report(run, force)
     if there and run.done("report") == there:  # made earlier: then nothing was printed above

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen.arguments import check_row, parse_shards, status_of
+from hpc_hipgen.arguments import check_row, open_run, parse_shards, status_of
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.generators.drawing import (
     Drawer,
@@ -117,13 +117,13 @@ def _drawn_at_cost(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
-    given = parse_shards("sample", "Draw images for the captions of the test films.", arguments)
+    given = parse_shards("sample", __doc__, arguments)
     return status_of(lambda: _sample(given), ValueError, Path(given.run))
 
 
 def _sample(given: argparse.Namespace) -> int:
     """Draws what is missing of the shards that were named; returns 0."""
-    run = Run(given.run)
+    run = open_run(given.run)
     check_row(given.row, run.rows())
     check_before(run, "sample", ["prepare"])
     items = [

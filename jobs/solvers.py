@@ -45,20 +45,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hpc_hipgen.arguments import documented_parser, status_of
+from hpc_hipgen.arguments import documented_parser, open_run, status_of
+from hpc_hipgen.comparisons.ready import check_ready
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import read_json, write_atomic
-from hpc_hipgen.performance import economics
-from hpc_hipgen.performance.economics import Cell
+from hpc_hipgen.performance import solver_table
+from hpc_hipgen.performance.solver_table import Cell
 from hpc_hipgen.pipeline import count_films
 from hpc_hipgen.run import Run
-from hpc_hipgen.sweep import check_ready
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = documented_parser("solvers", __doc__)
-    parser.add_argument("run", type=Path, help="folder of a trained run")
+    parser.add_argument("run", help="run folder, or its name")
     parser.add_argument("--captions", type=int, help="of the validation split (default: all)")
     parser.add_argument("--out", type=Path, help="folder of what is written (RUN/solvers)")
     options = parser.parse_args(arguments)
@@ -67,12 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _solvers(options: argparse.Namespace, command: list[str]) -> int:
-    run = Run(options.run)
+    run = open_run(options.run)
     check_ready(run)
-    cells = economics.cells_of(run)
+    cells = solver_table.cells_of(run)
     count = _captions(run, options.captions)
     folder = options.out or run.path("solvers")
-    economics.keep_plan(folder, economics.plan(run, cells, count))
+    solver_table.keep_plan(folder, solver_table.plan(run, cells, count))
     draw(run, folder, cells, count)
     print(written(folder, cells, command))
     return 0
@@ -91,12 +91,12 @@ def _captions(run: Run, wanted: int | None) -> int:
 
 def draw(run: Run, folder: Path, cells: list[Cell], captions: int) -> None:
     """Computes the cells whose files are missing."""
-    todo = [cell for cell in cells if not economics.cell_file(folder, cell).is_file()]
+    todo = [cell for cell in cells if not solver_table.cell_file(folder, cell).is_file()]
     if not todo:
         return
     from hpc_hipgen.evaluation.samples import image_specs
     from hpc_hipgen.generators.sampling import load_pipeline
-    from hpc_hipgen.performance.solvers import measure
+    from hpc_hipgen.performance.solver_runs import measure
     from hpc_hipgen.radiograph.layouts import read_manifest
     from hpc_hipgen.rulers.ruler import ruler_of
     from hpc_hipgen.training.engine import device
@@ -109,7 +109,7 @@ def draw(run: Run, folder: Path, cells: list[Cell], captions: int) -> None:
         if cell.model not in pipelines:
             pipelines[cell.model] = load_pipeline(run.path(cell.model, "export"))
         content = measure(cell, specs, pipelines[cell.model], ruler, run.config.sampling.batch)
-        write_atomic(economics.cell_file(folder, cell), content)
+        write_atomic(solver_table.cell_file(folder, cell), content)
         print(f"solvers {number}/{len(todo)}  {cell.name}", file=sys.stderr, flush=True)
 
 
@@ -120,8 +120,8 @@ def written(folder: Path, cells: list[Cell], command: list[str]) -> str:
     from hpc_hipgen.evaluation import figures
     from hpc_hipgen.performance.hardware import describe
 
-    lines = economics.table(folder, cells)
-    ratios = economics.against_ddim(lines)
+    lines = solver_table.table(folder, cells)
+    ratios = solver_table.against_ddim(lines)
     content = {
         "command": " ".join(command),
         "date": time.strftime("%Y-%m-%d"),
@@ -130,7 +130,7 @@ def written(folder: Path, cells: list[Cell], command: list[str]) -> str:
         "lines": lines,
         "leapfrog over ddim": ratios,
     }
-    figure = figures.solver_economics(lines)
+    figure = figures.solvers(lines)
     write_atomic(folder / "solvers.svg", figures.svg(figure))
     write_atomic(folder / "solvers.png", figures.png(figure))
     table = pd.DataFrame(lines).drop(columns="steps")

@@ -18,11 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpc_hipgen import ROOT, utility
-from hpc_hipgen import sweep as sweeps
+from hpc_hipgen import ROOT
 from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.accounting import FINE, GOOD, Job, look_up
 from hpc_hipgen.cluster.site import Site, load_site
+from hpc_hipgen.cluster.stage_files import failures, running, submitted, who
+from hpc_hipgen.comparisons.downstream_utility import Utility
+from hpc_hipgen.comparisons.sampling_grid import Sweep
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.json_lines import last_line
 from hpc_hipgen.pipeline import Stage, stages
@@ -40,11 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show(run: Run) -> int:
     """Prints a line for every stage of a run; returns 0."""
-    from hpc_hipgen.cluster.calls import submitted
-
     print(f"{run.folder}  (experiment {run.config.name})")
     graph = stages(run.config)
-    for more in (sweeps, utility):
+    for more in (Sweep, Utility):
         graph += [stage for name in more.names(run) for stage in more.graph(name)]
     jobs, answered = look_up(
         submission["job"]
@@ -71,8 +71,6 @@ def state_of(
         jobs: what Slurm knows of the submitted ones.
         answered: whether the queue is known, so that a job that is not in it has left it.
     """
-    from hpc_hipgen.cluster.calls import running, submitted, who
-
     progress = _progress(run, stage)
     if stage.done(run):
         return "done", _joined((run.done(stage.name) or {}).get("finished", ""), progress)
@@ -104,8 +102,6 @@ def _joined(*parts: str) -> str:
 
 def _error(run: Run, stage: str) -> str:
     """The failure that jobs of the stage wrote down; of several the first one, the likely cause."""
-    from hpc_hipgen.cluster.calls import failures
-
     failed = failures(run, stage)
     if not failed:
         return ""

@@ -42,17 +42,17 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen import sweep as sweeps
 from hpc_hipgen.arguments import documented_parser, status_of
-from hpc_hipgen.cluster.launching import dry_run, execute_cells
 from hpc_hipgen.cluster.site import load_site
+from hpc_hipgen.comparisons.cells import check_name
+from hpc_hipgen.comparisons.ready import EXPORT, check_ready, checkpoint_folder
+from hpc_hipgen.comparisons.sampling_grid import CAPTIONS, EVEN, RULER, Cell, Sweep, plan
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.generators.drawing import Drawer, OneDrawer, drawer_of, drawn, with_subjects
 from hpc_hipgen.pipeline import Item
 from hpc_hipgen.rows import model_rows, row_settings
 from hpc_hipgen.run import Run
-from hpc_hipgen.sweep import CAPTIONS, EVEN, EXPORT, RULER, Cell, Sweep
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,14 +66,14 @@ def draw_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
     from hpc_hipgen.rulers.ruler import ruler_of
     from hpc_hipgen.training.engine import device
 
-    sweep = _saved(run, name)
+    sweep = Sweep.saved(run, name)
     cells = {cell.name: cell for cell in sweep.cells}
     films = _captioned(run, sweep.split)
     ruler = ruler_of(run, device().type)
     drawers = OneDrawer(partial(_drawer, run))
     for number, item in enumerate(sorted(todo), 1):
         cell = cells[item[0]]
-        line = _draw_and_measure(run, sweep, cell, films, drawers, ruler)
+        line = _draw_and_measure(run, name, cell, films, drawers, ruler)
         print(f"sweep {number}/{len(todo)}  {cell.name}: {line}", flush=True)
     return len(todo)
 
@@ -90,33 +90,26 @@ def _captioned(run: Run, split: str) -> Films:
     return read_manifest(data, split, nominal_only=True)
 
 
-def _saved(run: Run, name: str) -> Sweep:
-    sweep = sweeps.load(run, name)
-    if sweep is None:
-        raise ValueError(f"{sweeps.sweep_folder(run, name)}: no such sweep")
-    return sweep
-
-
 def _drawer(run: Run, model: str, checkpoint: str) -> Drawer:
     from hpc_hipgen.generators.sampling import PipelineDrawer, load_average
 
     drawer = drawer_of(run, model)
     if checkpoint != EXPORT:
-        folder = sweeps.checkpoint_folder(run, model, checkpoint)
+        folder = checkpoint_folder(run, model, checkpoint)
         assert isinstance(drawer, PipelineDrawer), f"{model} has no pipeline"
         load_average(drawer.pipeline, folder)
     return drawer
 
 
 def _draw_and_measure(
-    run: Run, sweep: Sweep, cell: Cell, films: Films, drawers: OneDrawer, ruler: Any
+    run: Run, name: str, cell: Cell, films: Films, drawers: OneDrawer, ruler: Any
 ) -> str:
     """One cell: its samples, unless they are there, then their measurements."""
     from hpc_hipgen.evaluation.measured_files import store_table
     from hpc_hipgen.evaluation.measurements import measured
     from hpc_hipgen.evaluation.samples import read_or_redraw, shard_bytes
 
-    tar = sweeps.cell_folder(run, sweep.name, cell.name) / "samples.tar"
+    tar = Sweep.path(run, name, "cells", cell.name, "samples.tar")
 
     def draw() -> None:
         specs, images = _images(run, cell, films, drawers)
@@ -126,7 +119,7 @@ def _draw_and_measure(
         draw()
     samples = read_or_redraw(tar, draw)
     table = measured(samples, cell.name, ruler, run.config.evaluation.batch)
-    store_table(sweeps.cell_table(run, (cell.name, 0), sweep.name), table)
+    store_table(Sweep.cell_result(run, (cell.name, 0), name), table)
     return f"{len(table)} images"
 
 
@@ -162,10 +155,10 @@ def merge(run: Run, name: str) -> dict[str, Any]:
     from hpc_hipgen.evaluation.bands import BANDS
     from hpc_hipgen.evaluation.measured_files import load_table
 
-    sweep = _saved(run, name)
+    sweep = Sweep.saved(run, name)
     lines, first = [], None
     for cell in sweep.cells:
-        path = sweeps.cell_table(run, (cell.name, 0), name)
+        path = Sweep.cell_result(run, (cell.name, 0), name)
         if not path.is_file():
             raise ValueError(f"{path}: missing; start the sweep again")
         table = load_table(path)
@@ -175,11 +168,10 @@ def merge(run: Run, name: str) -> dict[str, Any]:
             raise ValueError(f"{path}: holds other images than the first cell; remove its folder")
         lines.append(_scores(cell, table))
     table = pd.DataFrame(lines)
-    folder = sweeps.sweep_folder(run, name)
-    write_atomic(
-        folder / "sweep.svg", figures.svg(figures.sweep([x for x in lines if x["model"] != RULER]))
-    )
-    write_atomic(folder / "table.csv", table.to_csv(index=False, float_format="%.4f"))
+    figure = figures.svg(figures.sweep([x for x in lines if x["model"] != RULER]))
+    write_atomic(Sweep.path(run, name, "sweep.svg"), figure)
+    content = table.to_csv(index=False, float_format="%.4f")
+    write_atomic(Sweep.path(run, name, "table.csv"), content)
     of_bands = [name for name in lines[0] if name.endswith(tuple(f"_{band}" for band in BANDS))]
     shown = table.drop(columns=["images", *of_bands])
     print(shown.round(2).to_string(index=False), flush=True)
@@ -224,37 +216,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    check_name(options.name)
     site = load_site(options.site)
     run = Run(site.run_folder(options.run))
-    sweeps.check_ready(run)
+    check_ready(run)
     sweep = _planned(run, options)
-    graph = sweeps.graph(options.name)
-    slurm = site.uses_slurm()
-    if options.dry_run:
-        for cell in sweep.cells:
-            print(f"  {cell.name}")
-        return dry_run(run.folder, f"sweep {sweep.name}", graph, site, slurm)
-    sweeps.save(run, sweep)
-    table = sweeps.sweep_folder(run, sweep.name) / "table.csv"
     note = f"{len(sweep.cells)} cells, captions: {sweep.split}"
     if sweep.split == "test":
         note += "\nnote: settings chosen on the test captions make the report's numbers too good"
-    return execute_cells(run, graph, site, slurm, table, note)
+    return sweep.start(run, options.name, site, options.dry_run, note)
 
 
 def _planned(run: Run, options: argparse.Namespace) -> Sweep:
     """The sweep that was asked for: a new grid, or the one that was saved under this name."""
     if options.grid:
-        sweep, notes = sweeps.plan(
-            run, sweeps.parse_grid(options.grid), options.name, options.split or CAPTIONS[0]
-        )
+        sweep, notes = plan(run, options.grid, options.split or CAPTIONS[0])
         for note in notes:
             print(f"note: {note}")
         return sweep
-    saved = sweeps.load(run, options.name)
+    saved = Sweep.load(run, options.name)
     if saved is None:
         raise ConfigError(
-            f"{sweeps.sweep_folder(run, options.name)}: no such sweep; give a grid such as "
+            f"{Sweep.path(run, options.name)}: no such sweep; give a grid such as "
             "steps=[10,20] guidance=[1,1.5,2]"
         )
     if options.split not in (None, saved.split):

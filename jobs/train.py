@@ -9,12 +9,14 @@ export when the model has seen all its images. Does nothing when that is already
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hpc_hipgen.arguments import add_run, documented_parser, open_run
+from hpc_hipgen.cluster import rendezvous
+from hpc_hipgen.cluster.stage_files import AtWorkError, holding
 from hpc_hipgen.config import TRAINED
 from hpc_hipgen.files import atomic_folder
 from hpc_hipgen.models import RULERS
@@ -73,9 +75,6 @@ def _train_alone(run: Run, model: str) -> dict[str, Any]:
     Raises:
         ValueError: naming that process, besides what `train` raises.
     """
-    from hpc_hipgen.cluster import rendezvous
-    from hpc_hipgen.cluster.calls import AtWorkError, holding
-
     _check_trained(run, model)
     stage = f"train-{model}"
     if rendezvous.find().rank or run.done(stage):  # of several ranks the first one holds it
@@ -96,17 +95,14 @@ def _line(figures: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit status 2 with one line for a mistake of the user."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.train",
-        description="Train one model of a run; started again, it goes on where it stopped.",
-    )
-    parser.add_argument("--run", required=True, help="run folder, e.g. results/llcm")
+    parser = documented_parser("train", __doc__)
+    add_run(parser)
     parser.add_argument("model", choices=TRAINED)
     given = parser.parse_args(arguments)
     from hpc_hipgen.training.outcome import exit_status
 
     def work() -> None:
-        figures = _train_alone(Run(given.run), given.model)
+        figures = _train_alone(open_run(given.run), given.model)
         print(f"{given.model}: complete, {_line(figures)}")
 
     return exit_status(work, Path(given.run))

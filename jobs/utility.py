@@ -38,17 +38,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen import utility
 from hpc_hipgen.arguments import documented_parser, status_of
-from hpc_hipgen.cluster.launching import dry_run, execute_cells
 from hpc_hipgen.cluster.site import load_site
+from hpc_hipgen.comparisons.cells import check_name
+from hpc_hipgen.comparisons.downstream_utility import ALONE, ANGLES, GENERATED, Cell, Utility, plan
 from hpc_hipgen.config import Ruler, training_of
 from hpc_hipgen.files import read_json, remove_folder, write_atomic
 from hpc_hipgen.pipeline import Item
 from hpc_hipgen.rows import row_model, row_settings
 from hpc_hipgen.run import Run
-from hpc_hipgen.sweep import check_name
-from hpc_hipgen.utility import ALONE, ANGLES, GENERATED, Cell, Settings
 
 if TYPE_CHECKING:
     from hpc_hipgen.radiograph.layouts import Films
@@ -61,7 +59,7 @@ def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
     from hpc_hipgen.generators.drawing import drawer_of, drawn, with_subjects
     from hpc_hipgen.radiograph.layouts import read_manifest
 
-    settings = _saved(run, name)
+    settings = Utility.saved(run, name)
     films = read_manifest(run.path("data"), "train", nominal_only=True)
     times = -(-settings.generated // len(films))
     # another seed than the report's, so that these are no images of its
@@ -74,15 +72,8 @@ def draw(run: Run, name: str, todo: Sequence[Item]) -> int:
     for item in sorted(todo):
         part = specs[item[1] * size : (item[1] + 1) * size]
         content = shard_bytes(part, drawn(run, drawer, part), synthetic=True)
-        write_atomic(utility.sample_shard(run, item, name), content)
+        write_atomic(Utility.sample_shard(run, item, name), content)
     return len(todo)
-
-
-def _saved(run: Run, name: str) -> Settings:
-    settings = utility.load(run, name)
-    if settings is None:
-        raise ValueError(f"{utility.utility_folder(run, name)}: nothing was planned there")
-    return settings
 
 
 def train_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
@@ -91,8 +82,8 @@ def train_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
     from hpc_hipgen.training.engine import init_distributed
 
     init_distributed()
-    settings = _saved(run, name)
-    known = {cell.name: cell for cell in utility.cells(run, settings)}
+    settings = Utility.saved(run, name)
+    known = {cell.name: cell for cell in settings.cells(run)}
     films = read_manifest(run.path("data"), "train")
     test = read_manifest(run.path("data"), "test", nominal_only=True)
     generated = _generated(run, name, settings)
@@ -103,7 +94,7 @@ def train_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
     return len(todo)
 
 
-def _generated(run: Run, name: str, settings: Settings) -> AngleFilms:
+def _generated(run: Run, name: str, settings: Utility) -> AngleFilms:
     """All generated films with the angles that were asked for."""
     import numpy as np
 
@@ -111,11 +102,11 @@ def _generated(run: Run, name: str, settings: Settings) -> AngleFilms:
     from hpc_hipgen.radiograph.geometry import swap_sides
     from hpc_hipgen.rulers.few_films import AngleFilms
 
-    items = utility.sample_items(run, name) or []
-    found = [s for item in items for s in read_samples(utility.sample_shard(run, item, name))]
+    items = Utility.sample_items(run, name) or []
+    found = [s for item in items for s in read_samples(Utility.sample_shard(run, item, name))]
     if len(found) != settings.generated:
         raise ValueError(
-            f"{utility.utility_folder(run, name) / 'samples'}: {len(found)} films, "
+            f"{Utility.path(run, name, 'samples')}: {len(found)} films, "
             f"{settings.generated} were asked for; remove the folder"
         )
     asked = np.array([(s.info["asked_left"], s.info["asked_right"]) for s in found])
@@ -131,7 +122,7 @@ def _train_and_measure(
     from hpc_hipgen.rulers import few_films
     from hpc_hipgen.training import loop
 
-    settings, seed = _saved(run, name), run.config.seed + 1 + cell.seed
+    settings, seed = Utility.saved(run, name), run.config.seed + 1 + cell.seed
     few, others = few_films.chosen_films(films, cell.films, seed)
     more = {
         ALONE: None,
@@ -143,12 +134,12 @@ def _train_and_measure(
     changed = {"images": settings.images, "warmup_images": warmup}
     training = training.model_copy(update=changed)
     task = few_films.FewFilmsTask(run.config, training, few, more, settings.weight, seed)
-    folder, began = utility.cell_folder(run, name, cell.name), time.monotonic()
+    folder, began = Utility.path(run, name, "cells", cell.name), time.monotonic()
     loop.train(task, training, folder, seed=seed, title=cell.name)
     found = few_films.held_out_errors(task.ruler(), test)
     result = {"arm": cell.arm, "number": cell.films, "seed": cell.seed, **found}
     result["seconds"] = round(time.monotonic() - began, 1)
-    path = utility.cell_result(run, (cell.name, 0), name)
+    path = Utility.cell_result(run, (cell.name, 0), name)
     write_atomic(path, json.dumps(result, allow_nan=False))
     with suppress(OSError):  # an NFS keeps the name of a file that is open still
         remove_folder(folder / "checkpoints")
@@ -163,12 +154,12 @@ def merge(run: Run, name: str) -> dict[str, Any]:
     """
     import pandas as pd
 
+    from hpc_hipgen.comparisons.learning_curve import COLUMNS, learning_curve
     from hpc_hipgen.evaluation import figures, results
-    from hpc_hipgen.evaluation.utility import COLUMNS, learning_curve
 
-    settings, found = _saved(run, name), []
-    for item in utility.cell_items(run, name) or []:
-        path = utility.cell_result(run, item, name)
+    settings, found = Utility.saved(run, name), []
+    for item in Utility.items(run, name) or []:
+        path = Utility.cell_result(run, item, name)
         if not path.is_file():
             raise ValueError(f"{path}: missing; start it again")
         found.append(read_json(path))
@@ -177,7 +168,7 @@ def merge(run: Run, name: str) -> dict[str, Any]:
     manifest = results.manifest_table(run.path("data", "manifest.csv"))
     dogs = dict(zip(manifest["film"], manifest["dog"], strict=True))
     lines = learning_curve(found, [dogs[film] for film in found[0]["films"]], run.config.seed)
-    folder, table = utility.utility_folder(run, name), pd.DataFrame(lines, columns=list(COLUMNS))
+    folder, table = Utility.path(run, name), pd.DataFrame(lines, columns=list(COLUMNS))
     label = results.row_label(settings.row, run)
     summary: dict[str, Any] = {"label": label, "settings": settings.model_dump(), "lines": lines}
     summary["test_films"] = len(found[0]["films"])
@@ -208,17 +199,10 @@ def _utility(options: argparse.Namespace) -> int:
     check_name(options.name)
     site = load_site(options.site)
     run = Run(site.run_folder(options.run))
-    saved = utility.load(run, options.name)
-    settings = saved if saved and not options.settings else utility.plan(run, options.settings)
-    graph, slurm = utility.graph(options.name), site.uses_slurm()
-    cells = utility.cells(run, settings)
-    if options.dry_run:
-        for cell in cells:
-            print(f"  {cell.name}")
-        return dry_run(run.folder, f"utility {options.name}", graph, site, slurm)
-    utility.save(run, options.name, settings)
-    table = utility.utility_folder(run, options.name) / "table.csv"
-    return execute_cells(run, graph, site, slurm, table, f"{len(cells)} rulers, {settings.row}")
+    saved = Utility.load(run, options.name)
+    settings = saved if saved and not options.settings else plan(run, options.settings)
+    note = f"{len(settings.cells(run))} rulers, {settings.row}"
+    return settings.start(run, options.name, site, options.dry_run, note)
 
 
 if __name__ == "__main__":

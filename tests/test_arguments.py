@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hpc_hipgen.arguments import status_of
+from hpc_hipgen.arguments import open_run, status_of
 from hpc_hipgen.config import parse_experiment
 from hpc_hipgen.run import Run
+from jobs import benchmark, cross_validate, evaluate, export, prepare, report, sample, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +58,31 @@ def test_a_terminal_without_letters_stops_nothing():
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, "fallo\\xe9\n"), done.stderr
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """The parent of the runs of a site."""
+    (tmp_path / "site.yaml").write_text(f"results: {tmp_path / 'runs'}")
+    monkeypatch.setenv("HIPGEN_SITE", str(tmp_path / "site.yaml"))
+    return tmp_path / "runs"
+
+
+def test_a_run_is_meant_by_its_folder_or_its_name(runs, tmp_path, tiny_settings):
+    config = parse_experiment(tiny_settings, "x")
+    for folder in (runs / "mine", tmp_path / "elsewhere"):
+        Run.create(folder, config)
+    assert open_run("mine").folder == runs / "mine"
+    assert open_run(str(tmp_path / "elsewhere")).folder == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize(
+    "command", [benchmark, cross_validate, evaluate, export, prepare, report, sample, train]
+)
+def test_every_command_finds_runs_by_name(runs, capsys, command):
+    model = ["ruler"] if command is train else []
+    assert command.main(["--run", "nowhere", *model]) == 2
+    assert capsys.readouterr().err == f"error: {runs}/nowhere: not a run folder (no config.yaml)\n"
 
 
 def test_a_run_without_anything_to_report_is_told_without_heavy_imports(tiny_settings, tmp_path):

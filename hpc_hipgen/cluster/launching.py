@@ -72,24 +72,6 @@ def _execute(run: Run, graph: list[Stage], site: Site, slurm: bool, result: str 
     return 0
 
 
-def execute_cells(
-    run: Run, graph: list[Stage], site: Site, slurm: bool, table: Path, note: str
-) -> int:
-    """Executes arrays and, last, the stage that merges their cells into `table`.
-
-    That one is made again when anything was missing. Prints `note` before it starts.
-    """
-    *arrays, merge = graph
-    if any(array.missing(run) for array in arrays) or not table.is_file():
-        run.unmark(merge.name)
-    elif merge.done(run):
-        cells = len((arrays[-1].items and arrays[-1].items(run)) or [])
-        print(f"{shown(run.folder)}: all {cells} cells are there. {shown(table)}")
-        return 0
-    print(note)
-    return execute(run, graph, site, slurm, f"Table: {shown(table)}")
-
-
 def dry_run(
     folder: Path, what: str, graph: list[Stage], site: Site, slurm: bool, stale: Container[str] = ()
 ) -> int:

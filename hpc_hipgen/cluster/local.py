@@ -8,14 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_hipgen.cluster.calls import (
-    LAUNCHER_VARIABLE,
-    AtWorkError,
-    StageCall,
-    failures,
-    launcher_identity,
-    stage_logs,
-)
+from hpc_hipgen.cluster.calls import StageCall
 from hpc_hipgen.cluster.executors import (
     count_gpus,
     local_executor,
@@ -24,7 +17,9 @@ from hpc_hipgen.cluster.executors import (
     submission_folder,
 )
 from hpc_hipgen.cluster.local_job import LocalJob, stop
+from hpc_hipgen.cluster.processes import LAUNCHER_VARIABLE, launcher_identity
 from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.cluster.stage_files import AtWorkError, failures, stage_logs
 from hpc_hipgen.cluster.turns import turns
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.parallel import CPUS_VARIABLE, usable_cpus

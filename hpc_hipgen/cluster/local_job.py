@@ -14,7 +14,7 @@ from typing import Any
 
 import submitit
 
-from hpc_hipgen.cluster.calls import children
+from hpc_hipgen.cluster.processes import children
 from hpc_hipgen.files import full_disk_advice, is_full
 
 _OF_LIBRARIES = (b"submitit ", b"[Gloo] ")  # begin lines that are left in the log

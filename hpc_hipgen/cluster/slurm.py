@@ -15,7 +15,7 @@ from pathlib import Path
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from hpc_hipgen.cluster.accounting import FINE, cluster_options, look_up
-from hpc_hipgen.cluster.calls import StageCall, failures, stage_logs, submitted
+from hpc_hipgen.cluster.calls import StageCall
 from hpc_hipgen.cluster.executors import (
     queued_jobs,
     refusal,
@@ -27,6 +27,7 @@ from hpc_hipgen.cluster.executors import (
     users_own,
 )
 from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.cluster.stage_files import failures, stage_logs, submitted
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.pipeline import Stage

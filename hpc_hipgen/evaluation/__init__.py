@@ -5,6 +5,5 @@ Modules: ``samples`` (what is scored), ``measurements`` (angles and features of 
 limits), ``distances`` (Fréchet and kernel distances of image features), ``diversity``,
 ``memorisation``, ``film_pixels`` and ``audit`` (copies of training films), ``real_films`` (a row of
 measured films), ``results`` (all of it in ``metrics.json``), ``figures``, ``comparison``,
-``report`` and ``model_card`` (what a reader sees); ``utility`` (learning curves of rulers that see
-drawn films).
+``report`` and ``model_card`` (what a reader sees).
 """

@@ -20,10 +20,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from hpc_hipgen.comparisons.downstream_utility import ALONE, ANGLES, ARM_LABELS, GENERATED
 from hpc_hipgen.evaluation.samples import SYNTHETIC
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.tables import number
-from hpc_hipgen.utility import ALONE, ANGLES, ARM_LABELS, GENERATED
 
 COLOURS = {"left": "#1f6fb4", "right": "#d9731a"}
 MARKERS = {"left": "o", "right": "s"}
@@ -436,7 +436,7 @@ ARM_STYLES = {
 def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean absolute error against films with landmarks, and what other films change of it.
 
-    lines: of `utility.learning_curve`; bars are 95 % intervals.
+    lines: of `comparisons.learning_curve`; bars are 95 % intervals.
     """
     counts = sorted({line["films"] for line in lines})
     with mpl.rc_context(STYLE):
@@ -484,11 +484,11 @@ SOLVER_COLOURS = {
 }
 
 
-def solver_economics(lines: Sequence[Mapping[str, Any]]) -> Figure:
+def solvers(lines: Sequence[Mapping[str, Any]]) -> Figure:
     """Final error above, angle error below, against evaluations; a column for each guidance.
 
-    lines: of `performance.economics.table`. Full curves are on Karras levels, dashed ones on even
-    timesteps.
+    lines: of `performance.solver_table.table`. Full curves are on Karras levels, dashed ones on
+    even timesteps.
     """
     scales = sorted({line["guidance"] for line in lines})
     last = max(line["evaluations"] for line in lines)

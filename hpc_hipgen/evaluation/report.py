@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 from PIL import Image, PngImagePlugin
 
+from hpc_hipgen.comparisons.downstream_utility import ARM_LABELS
 from hpc_hipgen.evaluation import comparison, figures, real_films, samples
 from hpc_hipgen.evaluation.bands import BANDS
 from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
@@ -27,7 +28,6 @@ from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.rows import FILMS_ROW
 from hpc_hipgen.run import Run
 from hpc_hipgen.tables import csv_text, number
-from hpc_hipgen.utility import ARM_LABELS
 
 GRID_FILMS = 6
 SHOWN_FILMS = 12

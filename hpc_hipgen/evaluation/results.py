@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hpc_hipgen.comparisons.downstream_utility import summaries
 from hpc_hipgen.evaluation import distances, diversity, real_films
 from hpc_hipgen.evaluation.audit import audit
 from hpc_hipgen.evaluation.bands import bands_of
@@ -32,7 +33,6 @@ from hpc_hipgen.radiograph.pictures import BACKUP
 from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW, row_model
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_name, shard_numbers
-from hpc_hipgen.utility import summaries
 
 REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
 TEACHER = "stable_diffusion"

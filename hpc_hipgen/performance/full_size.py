@@ -11,7 +11,6 @@ when they are more than 15 % apart. No test runs it: do so by hand after a chang
 
 from __future__ import annotations
 
-import argparse
 import resource
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from hpc_hipgen import ROOT
+from hpc_hipgen.arguments import documented_parser
 from hpc_hipgen.config import LLCM, Experiment, Text, load_experiment
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.frozen import freeze
@@ -206,13 +206,7 @@ def _parts(config: Experiment, task: FullSize) -> StableDiffusionParts:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status 1 when prediction and measurement disagree."""
-    head, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m hpc_hipgen.performance.full_size",
-        description=head,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser("full_size", __doc__, package="hpc_hipgen.performance")
     parser.add_argument("--images", type=int, default=1, help="in a batch (1)")
     parser.add_argument("--steps", type=int, default=2, help="the second has moments to keep (2)")
     either = parser.add_mutually_exclusive_group()

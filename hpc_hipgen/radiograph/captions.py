@@ -36,7 +36,7 @@ PROMPT_CLASSES: dict[int, str] = {
 MIRROR_CLASSES: frozenset[int] = frozenset({4})
 """Classes whose mirrored films are still true: no phrase that names a side, no date, no marker.
 
-A real film can hold a letter all the same; see `dataset.Loaded`.
+A real film can hold a letter all the same; see `film_set.Loaded`.
 """
 
 DATE_CLASSES: frozenset[int] = frozenset({1, 2, 3})

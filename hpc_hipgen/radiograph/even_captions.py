@@ -8,7 +8,7 @@ import numpy as np
 from hpc_hipgen.config import Data
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.radiograph.captions import caption
-from hpc_hipgen.radiograph.dataset import film_pixels, spread_angles
+from hpc_hipgen.radiograph.film_set import film_pixels, spread_angles
 from hpc_hipgen.radiograph.geometry import Angles
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.radiograph.phantom import draw_phantom

@@ -19,7 +19,7 @@ from hpc_hipgen.tables import printable, shortlist
 
 if TYPE_CHECKING:
     from hpc_hipgen.config import Experiment, LabRuler
-    from hpc_hipgen.radiograph.dataset import Film, FilmFile
+    from hpc_hipgen.radiograph.film_set import Film, FilmFile
     from hpc_hipgen.run import Run
 
 _KEPT = "sources.json"
@@ -32,7 +32,7 @@ def sources(config: Experiment, films: Mapping[str, Iterable[Film]]) -> dict[str
         config: the experiment.
         films: by key of `Experiment.film_sets`.
     """
-    from hpc_hipgen.radiograph.dataset import FilmFile
+    from hpc_hipgen.radiograph.film_set import FilmFile
 
     return {
         key: {
@@ -120,7 +120,7 @@ def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
     Raises:
         FilmErrors: all that is wrong with either.
     """
-    from hpc_hipgen.radiograph.dataset import film_files, phantom_films
+    from hpc_hipgen.radiograph.film_set import film_files, phantom_films
     from hpc_hipgen.radiograph.films import FilmErrors
 
     data, evaluation = config.data, config.evaluation

@@ -21,8 +21,9 @@ import numpy as np
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.dataset import FilmFile, film_files, mirrored_line
+from hpc_hipgen.radiograph.dataset import mirrored_line
 from hpc_hipgen.radiograph.deidentify import Masking, Searched
+from hpc_hipgen.radiograph.film_set import FilmFile, film_files
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.radiograph.scene_store import CLOSE_UP_SIZE, FILM_SIZE, stack_scenes, write_scenes
 from hpc_hipgen.radiograph.scenes import Scene, close_up_matrices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -59,28 +60,21 @@ def train(
     for average in task.averages.values():
         place(average.module)
     engine = build_engine(task.module, training)
+    rate, window = LearningRate(training), Window()
     checkpoints = folder / "checkpoints"
-    rate = LearningRate(training)
-    window = Window()
-    images = start = checkpoint.restore(engine, task, rate, window, checkpoints)
-    record = Record(folder, title, training, images, window, also) if rank() == 0 else None
+    saved = start = checkpoint.restore(engine, task, rate, window, checkpoints)
+    record = Record(folder, title, training, start, window, also) if rank() == 0 else None
     stop = StopRequest()
     total = math.ceil(training.images / training.batch) * training.batch
-    began, saved = time.monotonic(), images
-    loss = math.nan
-    source = batches(task, training, seed, images, total)
+    images, loss, began = start, math.nan, time.monotonic()
+    source = batches(task, training, seed, start, total)
     try:
-        while images < total:
-            lr = _set_learning_rate(engine, rate.at(images))
-            values = optimizer_step(engine, source, training, images, title)
-            images += training.batch
+        for images, values in _steps(engine, source, training, rate, start, total, title):
             loss = values["loss"]
-            rate.observe(loss, training.batch)
             if record:
-                record.step(images, {**values, "lr": lr})
+                record.step(images, values)
             asked = stop.agreed(device())
-            due = images - saved >= training.checkpoint_images
-            if due or asked or (images >= total and images > saved):
+            if images - saved >= training.checkpoint_images or asked or images >= total:
                 keep = training.keep_images
                 checkpoint.save(engine, task, rate, window, checkpoints, images, keep)
                 saved = images
@@ -95,11 +89,31 @@ def train(
         if record:
             record.close()
         engine.destroy()
-    seconds = time.monotonic() - began
+    return _figures(images, images - start, time.monotonic() - began, loss)
+
+
+def _steps(
+    engine: Any, source: Batches, training: Training, rate: LearningRate,
+    images: int, total: int, title: str,
+) -> Iterator[tuple[int, dict[str, float]]]:  # fmt: skip
+    """Takes the steps from `images` to `total`; yields the images seen after each, and its values.
+
+    These are the means over the batch, and the learning rate as `lr`.
+    """
+    while images < total:
+        lr = _set_learning_rate(engine, rate.at(images))
+        values = optimizer_step(engine, source, training, images, title)
+        images += training.batch
+        rate.observe(values["loss"], training.batch)
+        yield images, {**values, "lr": lr}
+
+
+def _figures(images: int, seen: int, seconds: float, loss: float) -> dict[str, Any]:
+    """What is kept of a start that saw so many images in so many seconds."""
     return {
         "images": images,
         "seconds": round(seconds, 1),
-        "images_per_second": round((images - start) / seconds, 2) if images > start else None,
+        "images_per_second": round(seen / seconds, 2) if seen else None,
         "last_loss": loss if math.isfinite(loss) else None,
     }
 

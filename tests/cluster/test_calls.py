@@ -2,13 +2,13 @@ import json
 import multiprocessing
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
-from hpc_hipgen.cluster import calls, rendezvous
-from hpc_hipgen.cluster.calls import StageCall, failures, running, stage_logs
+from hpc_hipgen.cluster import calls, rendezvous, stage_files
+from hpc_hipgen.cluster.calls import StageCall
+from hpc_hipgen.cluster.stage_files import failures, running, stage_logs
 from hpc_hipgen.files import lock
 from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.training.interruption import Interrupted
@@ -73,7 +73,7 @@ def test_items_that_are_there_are_left_alone(run, fake_stages):
 
 
 def test_two_processes_do_not_work_on_one_stage(run, fake_stages, monkeypatch):
-    monkeypatch.setattr(calls, "_LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(stage_files, "_LOCK_SECONDS", 0.3)
     call = StageCall(fake_stages.SLOW[1], str(run.folder))
     other = multiprocessing.get_context("fork").Process(target=call)
     other.start()
@@ -87,28 +87,6 @@ def test_two_processes_do_not_work_on_one_stage(run, fake_stages, monkeypatch):
         other.kill()
         other.join()
     assert not running(run, "slow")  # a killed process holds nothing
-
-
-def test_a_job_does_not_outlive_its_launcher(tmp_path):
-    """The job's process ends within seconds of its launcher's end, and not before."""
-    launcher = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = f"{launcher.pid} {calls._started(launcher.pid)}"
-    code = (
-        "import time; from hpc_hipgen.cluster import calls\n"
-        "calls._end_with_launcher(0.05); print('up', flush=True); time.sleep(60)"
-    )
-    job = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=calls.Path(__file__).parents[2],
-        env={"PATH": "/usr/bin:/bin", calls.LAUNCHER_VARIABLE: identity},
-    )
-    assert job.stdout.readline() == "up\n"
-    time.sleep(0.2)
-    assert job.poll() is None
-    launcher.communicate(b"\n")
-    assert job.wait(20) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
@@ -263,8 +241,8 @@ def test_the_lock_of_an_earlier_start_of_the_same_job_is_waited_for(
     run, fake_stages, fake_slurm, monkeypatch
 ):
     """On NFS the lock of a node that died outlives it for a while."""
-    monkeypatch.setattr(calls, "_LOCK_SECONDS", 0.2)
-    monkeypatch.setattr(calls, "_OWN_LOCK_SECONDS", 1.5)
+    monkeypatch.setattr(stage_files, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(stage_files, "_OWN_LOCK_SECONDS", 1.5)
     call = StageCall(fake_stages.GRAPH[0], str(run.folder))
     for holder, waited in (("101", True), ("102", False)):
         with (stage_logs(run, "first") / "running").open("w") as dead:
@@ -282,11 +260,6 @@ def test_the_requeued_call_is_the_same_call(run, fake_stages):
     call = StageCall(fake_stages.GRAPH[0], str(run.folder))
     again = call.checkpoint()
     assert again.function is call
-
-
-def test_logs_hold_no_markers(run):
-    assert stage_logs(run, "report") == run.path("logs", "report")
-    assert json.loads(json.dumps(failures(run, "report"))) == []
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def start(tmp_path, monkeypatch, problem, stage):
 
 def test_another_launch_at_work_is_no_failure_of_the_stage(tmp_path, monkeypatch):
     told = "prepare is at work already (pid 7 on here): wait for it, or stop it first"
-    problem = f"hpc_hipgen.cluster.calls.AtWorkError: {told}"
+    problem = f"hpc_hipgen.cluster.stage_files.AtWorkError: {told}"
     with pytest.raises(ConfigError) as error:
         start(tmp_path, monkeypatch, problem, Stage("prepare", "", "cpu"))
     assert str(error.value) == told

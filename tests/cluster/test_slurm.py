@@ -8,9 +8,9 @@ from unittest.mock import patch
 import pytest
 
 from hpc_hipgen.cluster import accounting, executors, launching, slurm
-from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Resources, Site
 from hpc_hipgen.cluster.slurm import calls_of, describe, submit_stages
+from hpc_hipgen.cluster.stage_files import stage_logs
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.pipeline import Stage, score_items, stages

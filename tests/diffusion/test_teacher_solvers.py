@@ -8,8 +8,8 @@ from mixture import six_gaussians
 from tiny import SD
 
 from hpc_hipgen.diffusion.schedule import level_at, noise_to_signal, scaled_linear_alphas_cumprod
-from hpc_hipgen.performance.economics import SOLVERS, SPACINGS, Cell
-from hpc_hipgen.performance.solvers import solve
+from hpc_hipgen.performance.solver_runs import solve
+from hpc_hipgen.performance.solver_table import SOLVERS, SPACINGS, Cell
 
 ALPHAS = scaled_linear_alphas_cumprod()
 MIXTURE = six_gaussians()

@@ -9,7 +9,7 @@ from chromium import chromium, pdf_pages
 from debian import Unavailable
 from report_run import FILMS, GENERATORS, SIZE, make_run, plant_copies
 
-from hpc_hipgen import utility
+from hpc_hipgen.comparisons.downstream_utility import ARMS, Utility
 from hpc_hipgen.evaluation import report
 from hpc_hipgen.radiograph.layouts import Films
 from jobs import evaluate
@@ -70,8 +70,8 @@ def page(tmp_path, stubs, monkeypatch):
 
 def plan_utility(run):
     """What a comparison of rulers with and without generated films leaves."""
-    settings = utility.Settings(row="llcm_4")
-    utility.save(run, "utility", settings)
+    settings = Utility(row="llcm_4")
+    settings.save(run, "utility")
     lines = [
         {
             "films": n, "arm": arm, "seeds": 3, "mae": 8 - k - n**0.5 / 3, "low": 3.0, "high": 8.0,
@@ -79,13 +79,13 @@ def plan_utility(run):
             "difference_low": -k - 0.4 if k else None, "difference_high": 0.3 if k else None,
         }
         for n in settings.films
-        for k, arm in enumerate(utility.ARMS)
+        for k, arm in enumerate(ARMS)
     ]  # fmt: skip
     summary = {
         "label": "LLCM, 4 steps", "settings": settings.model_dump(), "lines": lines,
         "test_films": FILMS,
     }  # fmt: skip
-    path = utility.utility_folder(run, "utility") / "summary.json"
+    path = Utility.path(run, "utility", "summary.json")
     path.write_text(json.dumps(summary))
 
 

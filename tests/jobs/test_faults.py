@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpc_hipgen.cluster import calls
-from hpc_hipgen.cluster.calls import StageCall, failures
+from hpc_hipgen.cluster import stage_files
+from hpc_hipgen.cluster.calls import StageCall
+from hpc_hipgen.cluster.stage_files import failures, holding
 from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.pipeline import Stage
 from hpc_hipgen.radiograph.layouts import read_shards
@@ -54,8 +55,8 @@ def checkpoint_files(run, name):
 
 def test_training_by_hand_leaves_a_job_of_the_run_alone(tiny_run, tmp_path, monkeypatch, capsys):
     run = prepared(tiny_run, tmp_path / "run")
-    monkeypatch.setattr(calls, "_LOCK_SECONDS", 0.1)
-    with calls.holding(run, "train-ruler"):
+    monkeypatch.setattr(stage_files, "_LOCK_SECONDS", 0.1)
+    with holding(run, "train-ruler"):
         assert train.main(["--run", str(run.folder), "ruler"]) == 2
     assert "train-ruler is at work already (pid " in capsys.readouterr().err
     assert not run.path("ruler").exists() and run.done("train-ruler") is None

@@ -16,8 +16,8 @@ from PIL import Image
 from processes import ended
 
 from hpc_hipgen.cluster import local
-from hpc_hipgen.cluster.calls import stage_logs
 from hpc_hipgen.cluster.site import Site
+from hpc_hipgen.cluster.stage_files import stage_logs
 from hpc_hipgen.config import DreamBooth, Experiment, load_experiment
 from hpc_hipgen.files import lock, write_atomic
 from hpc_hipgen.pipeline import sample_shard, score_shard, stages

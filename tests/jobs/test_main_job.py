@@ -1,5 +1,6 @@
 """The main job end to end: one tiny experiment through the launcher, in processes of its own."""
 
+import importlib
 import io
 import json
 import os
@@ -198,3 +199,5 @@ loaded("status")
     assert done.returncode == 0, done.stderr
     for name in modules:
         assert f"python -m jobs.{name}" in done.stdout
+        _, _, more = importlib.import_module(f"jobs.{name}").__doc__.partition("\n\n")
+        assert more.rstrip() in done.stdout, f"{name} --help: not its docstring"

@@ -8,8 +8,8 @@ from safetensors.numpy import load_file
 
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.files import write_atomic
-from hpc_hipgen.performance import economics, workspace
-from hpc_hipgen.performance.economics import Cell
+from hpc_hipgen.performance import solver_table, workspace
+from hpc_hipgen.performance.solver_table import Cell
 from hpc_hipgen.run import Run
 from jobs import solvers
 from tests.conftest import STEPS, TINY
@@ -27,7 +27,7 @@ def few_steps(monkeypatch):
     small = {"STEPS": (2, 4), "STUDENT_STEPS": (1, 2), "BAR_STEPS": (2, 4)}
     small |= {"REFERENCE_STEPS": 12, "CHECK_STEPS": 6}
     for name, value in small.items():
-        monkeypatch.setattr(economics, name, value)
+        monkeypatch.setattr(solver_table, name, value)
 
 
 def test_the_table_and_a_cell_that_was_lost(run, tmp_path, capsys):
@@ -72,8 +72,8 @@ def test_a_teacher_with_feedback_is_compared_as_it_draws(tmp_path, tiny_settings
     tree = tiny_settings | {"reward_model": tiny_settings["ruler"], "feedback": {"training": STEPS}}
     tree["sampling"] = tree["sampling"] | {"guidance": 4.0}
     run = Run.create(tmp_path / "run", parse_experiment(tree, "x"))
-    monkeypatch.setattr(economics, "check_there", lambda *_: None)
-    found = {(cell.model, cell.guidance) for cell in economics.cells_of(run)}
+    monkeypatch.setattr(solver_table, "check_there", lambda *_: None)
+    found = {(cell.model, cell.guidance) for cell in solver_table.cells_of(run)}
     assert found == {("feedback", 1.0), ("llcm", 4.0)}, "the student has a scale of its own"
 
 
@@ -105,8 +105,8 @@ def test_errors_are_rms_of_latents_and_means_of_angles(tmp_path):
         angles = np.array([[angle, 100.0], [90.0, 90.0]])
         arrays = {"latents": latents, "angles": angles, "asked": asked}
         cost = {"evaluations": str(cell.steps), "passes": str(cell.steps)}
-        save_file(arrays, economics.cell_file(tmp_path, cell), cost)
-    two, four, reference = economics.table(tmp_path, cells)
+        save_file(arrays, solver_table.cell_file(tmp_path, cell), cost)
+    two, four, reference = solver_table.table(tmp_path, cells)
     assert two["final error"] == pytest.approx(0.4) and four["order"] == pytest.approx(2)
     assert (two["angle error"], two["angle shift"], two["refused"]) == (0.75, 0.5, 0)
     assert (four["angle error"], four["refused"]) == (0.0, 1)
@@ -127,7 +127,7 @@ def test_a_leapfrog_with_half_the_error_has_a_ratio_of_one_half():
         for (solver, spacing), error in errors.items()
         for steps in (2, 4)
     ]
-    for found in economics.against_ddim(lines):
+    for found in solver_table.against_ddim(lines):
         assert (found["karras"], found["trailing"], found["best"]) == (0.5, 0.8, 0.5)
 
 

@@ -3,13 +3,12 @@ import time
 
 import pytest
 
-from hpc_hipgen import sweep as sweeps
 from hpc_hipgen.cluster.accounting import Job, look_up
-from hpc_hipgen.cluster.calls import stage_logs
+from hpc_hipgen.cluster.stage_files import stage_logs
+from hpc_hipgen.comparisons.sampling_grid import Cell, Sweep
 from hpc_hipgen.config import Experiment
 from hpc_hipgen.pipeline import stages
 from hpc_hipgen.run import Run
-from hpc_hipgen.sweep import Cell, Sweep
 from jobs import status
 
 
@@ -177,7 +176,8 @@ def test_the_command_asks_slurm_for_what_was_submitted(run, tmp_path, monkeypatc
 
 
 def test_sweeps_are_shown(run, capsys):
-    sweeps.save(run, Sweep("few", "validation", (Cell("llcm", "export", "lcm", 2, 3.0),)))
+    cells = (Cell("llcm", "export", "lcm", 2, 3.0),)
+    Sweep(split="validation", cells=cells).save(run, "few")
     assert status.main([str(run.folder)]) == 0
     assert any("sweep-few " in x and "0 of 1" in x for x in capsys.readouterr().out.splitlines())
 

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpc_hipgen import sweep as sweeps
-from hpc_hipgen.cluster import launching
+from hpc_hipgen.comparisons import cells
+from hpc_hipgen.comparisons.sampling_grid import Sweep, plan
 from hpc_hipgen.config import ConfigError, Data, parse_experiment
 from hpc_hipgen.evaluation.bands import BANDS
 from hpc_hipgen.radiograph import even_captions
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES, parse_caption
-from hpc_hipgen.radiograph.dataset import film_pixels
+from hpc_hipgen.radiograph.film_set import film_pixels
 from hpc_hipgen.radiograph.geometry import Angles
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.radiograph.phantom import draw_phantom
@@ -50,8 +50,8 @@ def looks_trained(folder, tree):
     return run
 
 
-def planned(run, *arguments, name="x", split="validation"):
-    return sweeps.plan(run, sweeps.parse_grid(list(arguments)), name, split)
+def planned(run, *arguments, split="validation"):
+    return plan(run, list(arguments), split)
 
 
 @pytest.mark.parametrize("command", [sweep.main, solvers.main])
@@ -74,9 +74,9 @@ def test_a_grid_is_crossed_for_each_model(run):
 
 
 @pytest.mark.parametrize("name", ["x-table", "x-samples", "a/b", ""])
-def test_no_sweep_is_called_like_a_stage_of_another(run, name):
-    with pytest.raises(ConfigError, match="--name"):
-        planned(run, "model=llcm", name=name)
+def test_no_sweep_is_called_like_a_stage_of_another(run, capsys, name):
+    assert sweep.main([str(run.folder), "model=llcm", "--name", name]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --name {name}: ")
 
 
 def test_what_is_not_named_is_as_in_the_report(run):
@@ -124,7 +124,7 @@ def test_a_scale_at_the_end_of_what_a_student_knows_is_drawn(tmp_path, tiny_sett
 
 
 def test_a_saved_sweep_is_not_one_of_another_split(run, capsys):
-    sweeps.save(run, planned(run, "model=llcm", name="few")[0])
+    planned(run, "model=llcm")[0].save(run, "few")
     given = [str(run.folder), "--name", "few", "--site", "local", "--dry-run"]
     assert sweep.main([*given, "--split", "test"]) == 2
     assert "few was drawn for captions of validation" in capsys.readouterr().err
@@ -190,14 +190,14 @@ def test_every_row_of_latent_diffusion_is_swept(tmp_path, tiny_settings):
 
 def test_a_sweep_keeps_its_grid(run):
     found, _ = planned(run, "model=llcm")
-    sweeps.save(run, found)
-    sweeps.save(run, found)
-    assert sweeps.load(run, "x") == found and sweeps.names(run) == ["x"]
+    found.save(run, "x")
+    Sweep(split=found.split, cells=found.cells[::-1]).save(run, "x")
+    assert Sweep.load(run, "x") == found and Sweep.names(run) == ["x"]
     for other in (planned(run)[0], planned(run, "model=llcm", split="test")[0]):
         with pytest.raises(ConfigError, match="another --name"):
-            sweeps.save(run, other)
+            other.save(run, "x")
     with pytest.raises(ConfigError, match="letters, digits"):
-        planned(run, name="../x")
+        cells.check_name("../x")
 
 
 def test_without_captions_or_ruler_nothing_is_planned(run, capsys):
@@ -217,7 +217,7 @@ def test_the_dry_run_lists_cells_and_scripts_and_writes_nothing(run, capsys):
 
 def test_the_table_is_made_again_only_when_a_cell_was_missing(run, capsys, monkeypatch):
     started = []
-    monkeypatch.setattr(launching, "execute", lambda run, graph, *_: started.append(graph) or 0)
+    monkeypatch.setattr(cells, "execute", lambda run, graph, *_: started.append(graph) or 0)
     arguments = [str(run.folder), "model=llcm", "steps=[1,2]", "--site", "local"]
     assert sweep.main(arguments) == 0 and len(started) == 1
     array, table = started[0]
@@ -226,7 +226,7 @@ def test_the_table_is_made_again_only_when_a_cell_was_missing(run, capsys, monke
         array.artefact(run, item).parent.mkdir(parents=True)
         array.artefact(run, item).touch()
     run.mark_done(table.name)
-    (sweeps.sweep_folder(run, "grid") / "table.csv").touch()
+    Sweep.path(run, "grid", "table.csv").touch()
     capsys.readouterr()
     assert sweep.main(arguments[:1] + arguments[-2:]) == 0  # the saved grid
     assert "all 2 cells are there" in capsys.readouterr().out and len(started) == 1
@@ -267,7 +267,7 @@ def pngs(path):
 def test_a_sweep_from_the_command_to_the_table(trained, capfd):
     assert sweep.main([str(trained.folder), *GRID, "--site", "local"]) == 0
     assert "Everything is done. Table: " in capfd.readouterr().out
-    folder = sweeps.sweep_folder(trained, "grid")
+    folder = Sweep.path(trained, "grid")
     with (folder / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["model"] for line in lines] == ["stable_diffusion"] * 4 + ["llcm"] * 4
@@ -285,7 +285,7 @@ def test_a_sweep_from_the_command_to_the_table(trained, capfd):
 @pytest.mark.slow
 def test_a_lost_cell_is_drawn_again_alone_and_the_table_is_the_same(trained, monkeypatch):
     sweep.main([str(trained.folder), *GRID, "--site", "local"])
-    folder = sweeps.sweep_folder(trained, "grid")
+    folder = Sweep.path(trained, "grid")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     lost, half = (folder / "cells" / f"llcm-8-lcm-{n}-3" for n in (1, 2))
     shutil.rmtree(lost)
@@ -293,7 +293,7 @@ def test_a_lost_cell_is_drawn_again_alone_and_the_table_is_the_same(trained, mon
     with pytest.raises(ValueError, match="missing; start the sweep again"):
         sweep.merge(trained, "grid")
     kept = (half / "samples.tar").stat().st_mtime_ns
-    todo = sweeps.graph("grid")[0].missing(trained)
+    todo = Sweep.graph("grid")[0].missing(trained)
     assert sorted(todo) == [(lost.name, 0), (half.name, 0)]
     assert sweep.draw_and_measure(trained, "grid", todo) == 2
     assert (half / "samples.tar").stat().st_mtime_ns == kept
@@ -309,9 +309,9 @@ def test_a_lost_cell_is_drawn_again_alone_and_the_table_is_the_same(trained, mon
 def test_captions_that_are_even_over_all_angles(trained, monkeypatch, capsys):
     few = partial(even_captions.even_captions, count=12)
     monkeypatch.setattr(even_captions, "even_captions", few)
-    sweeps.save(trained, planned(trained, "model=llcm", "steps=1", name="even", split="even")[0])
-    assert sweep.draw_and_measure(trained, "even", sweeps.items(trained, "even")) == 2
-    folder = sweeps.sweep_folder(trained, "even")
+    planned(trained, "model=llcm", "steps=1", split="even")[0].save(trained, "even")
+    assert sweep.draw_and_measure(trained, "even", Sweep.items(trained, "even")) == 2
+    folder = Sweep.path(trained, "even")
     table = pd.read_parquet(folder / "cells" / "llcm-export-lcm-1-3" / "table.parquet")
     asked = table[["asked_left", "asked_right"]]
     learnt = read_manifest(trained.path("data"), "train").prompt_class

@@ -9,7 +9,7 @@ from films_with_markers import GREY, dot_ruler, marked_film
 from lab_folder import write_lab
 from PIL import Image
 
-from hpc_hipgen.radiograph.dataset import FilmFile
+from hpc_hipgen.radiograph.film_set import FilmFile
 from hpc_hipgen.radiograph.lab_films import (
     VIEWS,
     dog_folds,

@@ -14,7 +14,7 @@ from slurm_cluster import running_cluster, wait_until
 from slurm_runs import new_run, on
 
 from hpc_hipgen.cluster.accounting import look_up
-from hpc_hipgen.cluster.calls import stage_logs
+from hpc_hipgen.cluster.stage_files import stage_logs
 from hpc_hipgen.pipeline import stages
 
 ROOT = Path(__file__).parents[2]

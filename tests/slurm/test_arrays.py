@@ -9,8 +9,8 @@ from slurm_cluster import wait_until
 from slurm_runs import site_with
 from slurm_stages import ARRAY, ITEMS, first_items, item_file
 
-from hpc_hipgen.cluster.calls import failures
 from hpc_hipgen.cluster.slurm import submit_stages
+from hpc_hipgen.cluster.stage_files import failures
 
 SITE = site_with(array_tasks=len(ITEMS), array_parallel=8, retries=0)
 BROKEN = (7, 20)

@@ -14,8 +14,8 @@ import pytest
 from slurm_cluster import wait_until
 from slurm_runs import on, site_with
 
-from hpc_hipgen.cluster.calls import submitted
 from hpc_hipgen.cluster.slurm import submit_stages
+from hpc_hipgen.cluster.stage_files import submitted
 from hpc_hipgen.config import parse_experiment
 from hpc_hipgen.pipeline import stages
 from hpc_hipgen.run import Run

@@ -15,7 +15,7 @@ from lab_folder import write_lab
 from slurm_cluster import wait_until
 from slurm_runs import on, site_with
 
-from hpc_hipgen.cluster.calls import submitted
+from hpc_hipgen.cluster.stage_files import submitted
 from hpc_hipgen.pipeline import report_items, stages
 from hpc_hipgen.run import Run
 from jobs import launch, status

@@ -7,8 +7,8 @@ from pathlib import Path
 from slurm_cluster import wait_until
 from slurm_runs import site_with
 
-from hpc_hipgen.cluster.calls import failures
 from hpc_hipgen.cluster.slurm import submit_stages
+from hpc_hipgen.cluster.stage_files import failures
 from hpc_hipgen.pipeline import Stage
 
 

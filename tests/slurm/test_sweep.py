@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_hipgen import sweep as sweeps
-from hpc_hipgen.cluster.calls import submitted
+from hpc_hipgen.cluster.stage_files import submitted
+from hpc_hipgen.comparisons.sampling_grid import Sweep
 from hpc_hipgen.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -23,11 +23,11 @@ def test_a_sweep_over_steps_guidance_and_checkpoints(tiny_run, slurm, tmp_path, 
     command = ["bash", "sbatch/evaluate.sh", str(run.folder), *GRID, "--name", "grid"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    array, merge = sweeps.graph("grid")
+    array, merge = Sweep.graph("grid")
     jobs = [submitted(run, stage.name)["job"] for stage in (array, merge)]
     assert "[2 tasks]" in done.stdout and len(set(jobs)) == 2
     assert slurm.wait(*jobs) == ["COMPLETED"] * 2
-    table = (sweeps.sweep_folder(run, "grid") / "table.csv").read_text().splitlines()
+    table = Sweep.path(run, "grid", "table.csv").read_text().splitlines()
     assert len(table) == 1 + 2 * 2 * 2
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and "all 8 cells are there" in again.stdout

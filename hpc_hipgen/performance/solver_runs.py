@@ -1,4 +1,4 @@
-"""The cells of `performance.economics`: a teacher's ODE by each solver, a student by its steps.
+"""The cells of `performance.solver_table`: a teacher's ODE by each solver, a student by its steps.
 
 All solvers begin at the noisiest timestep and end at the cleanest, so that they solve one equation.
 """
@@ -30,7 +30,7 @@ from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
 from hpc_hipgen.diffusion.solvers import SOLVERS
 from hpc_hipgen.generators.autoencoder import to_images
 from hpc_hipgen.generators.sampling import draw_as, sampling_cost
-from hpc_hipgen.performance.economics import STUDENT, Cell
+from hpc_hipgen.performance.solver_table import STUDENT, Cell
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.geometry import swap_sides
 

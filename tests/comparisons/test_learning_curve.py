@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpc_hipgen.evaluation import utility as u
+from hpc_hipgen.comparisons.learning_curve import _resampled, learning_curve
 
 
 def results(errors):
@@ -20,14 +20,14 @@ def test_the_learning_curve_is_paired_and_resamples_dogs():
     given = {
         (arm, n): base + gain for n in (9, 5) for arm, gain in (("generated", 2), ("alone", 0))
     }
-    lines = u.learning_curve(results(given), ["a", "b", "c"])
+    lines = learning_curve(results(given), ["a", "b", "c"])
     assert [(x["films"], x["arm"]) for x in lines] == [
         (5, "alone"), (5, "generated"), (9, "alone"), (9, "generated"),
     ]  # fmt: skip
     alone, generated = lines[:2]
     assert alone["mae"] == pytest.approx(8 / 3 + 0.5) and alone["difference"] is None
     assert alone["low"] < alone["mae"] < alone["high"] and alone["refused"] == 2
-    below = u.learning_curve(results({("alone", 5): -base}), ["a", "b", "c"])[0]
+    below = learning_curve(results({("alone", 5): -base}), ["a", "b", "c"])[0]
     assert alone["bias"] == pytest.approx(8 / 3 + 0.5)
     assert below["bias"] == pytest.approx(0.5 - 8 / 3) and below["mae"] > 0
     # all errors grow by two: so does every resample, and the difference has no width
@@ -38,7 +38,7 @@ def test_the_learning_curve_is_paired_and_resamples_dogs():
 def test_the_bootstrap_is_the_brute_force_one():
     rng = np.random.default_rng(0)
     dogs = ["a", "a", "b", "c", "d"]
-    seeds, weights = u._resampled(3, dogs, 1)
+    seeds, weights = _resampled(3, dogs, 1)
     assert seeds.sum(1) == pytest.approx(1) and weights.sum(1) == pytest.approx(1)
     assert np.array_equal(weights[:, 0], weights[:, 1]), "films of one dog go together"
     off = rng.random((3, 5))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_hipgen.utility import ALONE, ARMS
+from hpc_hipgen.comparisons.downstream_utility import ALONE, ARMS
 
 RESAMPLES = 2000
 COLUMNS = (
