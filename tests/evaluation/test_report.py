@@ -37,6 +37,7 @@ from jobs import report as report_job
 
 def test_a_shard_is_measured_in_patient_sides_and_only_once(tmp_path, stubs, monkeypatch, capsys):
     run = make_run(tmp_path / "run")
+    run.mark_done("prepare")
     assert evaluate.items(run) == [("reference", 0), ("ruler", 0), ("ruler", 1)]
     assert evaluate.evaluate_items(run, evaluate.items(run)) == 3
     table = pd.read_parquet(run.path("evaluation", "ruler", "shard-00000.parquet"))
@@ -107,6 +108,7 @@ def test_one_hip_without_an_angle_is_an_image_that_was_not_measured(tmp_path, st
 )
 def test_mistakes_end_in_one_line_and_status_2(tmp_path, stubs, capsys, arguments, words):
     run = make_run(tmp_path / "run")
+    run.mark_done("prepare")
     assert evaluate.main(["--run", str(run.folder), *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
