@@ -21,8 +21,10 @@ Every value may be one or a list. All combinations are drawn for the same captio
 the same seed in every cell. They are those of the split `validation`: settings that are chosen on
 the test captions make the report's numbers too good. `--split even` draws for 120 captions of no
 film, their angles spread evenly from 58 to 122 degrees: few films have hips far below the mean, and
-a generator may be right on all others and wrong on those. Of a run on phantoms the first cell is
-`ruler`, phantoms with these angles, measured. Here the cells run one after another, under Slurm as
+a generator may be right on all others and wrong on those. `--split fresh`, of a run on phantoms,
+draws for 240 captions of no film with the angles of the phantoms' population: look there last, once
+all is chosen. Of a run on phantoms the first cell of both is `ruler`, phantoms with these angles,
+measured. Here the cells run one after another, under Slurm as
 an array. A second start does only what is missing. Afterwards:
 
   RUN/sweeps/NAME/table.csv    a line for each cell: errors in degrees, correlation, images refused;
@@ -46,7 +48,7 @@ from hpc_hipgen.arguments import documented_parser, status_of
 from hpc_hipgen.cluster.site import load_site
 from hpc_hipgen.comparisons.cells import check_name
 from hpc_hipgen.comparisons.ready import EXPORT, check_ready, checkpoint_folder
-from hpc_hipgen.comparisons.sampling_grid import CAPTIONS, EVEN, RULER, Cell, Sweep, plan
+from hpc_hipgen.comparisons.sampling_grid import CAPTIONS, MADE, RULER, Cell, Sweep, plan
 from hpc_hipgen.config import ConfigError
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.generators.drawing import Drawer, OneDrawer, drawer_of, drawn, with_subjects
@@ -73,20 +75,20 @@ def draw_and_measure(run: Run, name: str, todo: Sequence[Item]) -> int:
     drawers = OneDrawer(partial(_drawer, run))
     for number, item in enumerate(sorted(todo), 1):
         cell = cells[item[0]]
-        line = _draw_and_measure(run, name, cell, films, drawers, ruler)
+        line = _draw_and_measure(run, name, sweep.split, cell, films, drawers, ruler)
         print(f"sweep {number}/{len(todo)}  {cell.name}: {line}", flush=True)
     return len(todo)
 
 
 def _captioned(run: Run, split: str) -> Films:
     """The films, or what stands in their place, whose captions are drawn for."""
-    from hpc_hipgen.radiograph.even_captions import even_captions
     from hpc_hipgen.radiograph.layouts import read_manifest
+    from hpc_hipgen.radiograph.made_captions import CAPTION_SETS, made_captions
 
     data = run.path("data")
-    if split == EVEN:
+    if split in MADE:
         learnt = read_manifest(data, "train", nominal_only=True).prompt_class
-        return even_captions(run.config.seed, sorted(set(learnt.tolist())))
+        return made_captions(CAPTION_SETS[split], run.config.seed, sorted(set(learnt.tolist())))
     return read_manifest(data, split, nominal_only=True)
 
 
@@ -102,7 +104,7 @@ def _drawer(run: Run, model: str, checkpoint: str) -> Drawer:
 
 
 def _draw_and_measure(
-    run: Run, name: str, cell: Cell, films: Films, drawers: OneDrawer, ruler: Any
+    run: Run, name: str, split: str, cell: Cell, films: Films, drawers: OneDrawer, ruler: Any
 ) -> str:
     """One cell: its samples, unless they are there, then their measurements."""
     from hpc_hipgen.evaluation.measured_files import store_table
@@ -112,7 +114,7 @@ def _draw_and_measure(
     tar = Sweep.path(run, name, "cells", cell.name, "samples.tar")
 
     def draw() -> None:
-        specs, images = _images(run, cell, films, drawers)
+        specs, images = _images(run, split, cell, films, drawers)
         write_atomic(tar, shard_bytes(specs, images, synthetic=cell.model != RULER))
 
     if not tar.is_file():
@@ -124,17 +126,16 @@ def _draw_and_measure(
 
 
 def _images(
-    run: Run, cell: Cell, films: Films, drawers: OneDrawer
+    run: Run, split: str, cell: Cell, films: Films, drawers: OneDrawer
 ) -> tuple[list[dict[str, Any]], Iterator[np.ndarray]]:
     """What each image of a cell is asked for, and the images."""
     from hpc_hipgen.evaluation.samples import image_specs
-    from hpc_hipgen.radiograph.even_captions import even_phantoms
+    from hpc_hipgen.radiograph.made_captions import CAPTION_SETS, made_phantoms
 
     config = run.config
     if cell.model == RULER:
-        return image_specs(config.seed, films, cell.name), even_phantoms(
-            config.data, config.seed, films
-        )
+        specs = image_specs(config.seed, films, cell.name)
+        return specs, made_phantoms(CAPTION_SETS[split], config.data, config.seed, films)
     crossed = {"steps": cell.steps, "guidance": cell.guidance, "solver": cell.solver}
     settings = row_settings(config, model_rows(config, cell.model)[0]) | crossed
     if cell.solver == "leapfrog":

@@ -32,9 +32,9 @@ from hpc_hipgen.models import SWEPT
 from hpc_hipgen.rows import model_rows, row_settings
 from hpc_hipgen.run import Run
 
-EVEN = "even"
-CAPTIONS = ("validation", "test", EVEN)
-"""Whose captions are drawn for: the films of a split, or nobody's, with angles spread evenly."""
+MADE = ("even", "fresh")
+CAPTIONS = ("validation", "test", *MADE)
+"""Whose captions are drawn for: the films of a split, or nobody's (`radiograph.made_captions`)."""
 
 RULER = "ruler"
 """Instead of a generator: phantoms with the angles of the captions, which show its own error."""
@@ -157,7 +157,10 @@ def plan(run: Run, arguments: list[str], split: str) -> tuple[Sweep, list[str]]:
             cells += [Cell(model, checkpoint, s, n, float(g)) for s, n, g in crossed]
     if not cells:
         raise ConfigError("; ".join(["sweep: nothing is left to draw", *notes]))
-    if split == EVEN and run.config.data.source == "phantom":
+    phantoms = run.config.data.source == "phantom"
+    if split == "fresh" and not phantoms:
+        raise ConfigError(f"--split fresh: {run.folder} has films, whose angles are not phantoms'")
+    if split in MADE and phantoms:
         cells.insert(0, Cell(RULER, EXPORT, "none", 0, 1.0))
     return Sweep(split=split, cells=tuple(cells)), notes
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,13 @@ from hpc_hipgen.comparisons import cells
 from hpc_hipgen.comparisons.sampling_grid import Sweep, plan
 from hpc_hipgen.config import ConfigError, Data, parse_experiment
 from hpc_hipgen.evaluation.bands import BANDS
-from hpc_hipgen.radiograph import even_captions
+from hpc_hipgen.radiograph import made_captions as made
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES, parse_caption
-from hpc_hipgen.radiograph.film_set import film_pixels
+from hpc_hipgen.radiograph.film_set import film_pixels, phantom_films
 from hpc_hipgen.radiograph.geometry import Angles
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.radiograph.phantom import draw_phantom
+from hpc_hipgen.radiograph.phantom_anatomy import sample_angles
 from hpc_hipgen.radiograph.views import make_view
 from hpc_hipgen.run import Run
 from jobs import solvers, sweep
@@ -307,8 +308,8 @@ def test_a_lost_cell_is_drawn_again_alone_and_the_table_is_the_same(trained, mon
 
 @pytest.mark.slow
 def test_captions_that_are_even_over_all_angles(trained, monkeypatch, capsys):
-    few = partial(even_captions.even_captions, count=12)
-    monkeypatch.setattr(even_captions, "even_captions", few)
+    few = replace(made.EVEN, count=12)
+    monkeypatch.setitem(made.CAPTION_SETS, "even", few)
     planned(trained, "model=llcm", "steps=1", split="even")[0].save(trained, "even")
     assert sweep.draw_and_measure(trained, "even", Sweep.items(trained, "even")) == 2
     folder = Sweep.path(trained, "even")
@@ -318,7 +319,7 @@ def test_captions_that_are_even_over_all_angles(trained, monkeypatch, capsys):
     assert set(table["prompt_class"]) == set(learnt.tolist())
     assert list(table["film"]) == [f"even-{i:03d}" for i in range(12)]
     # what the caption says, in half degrees, is what is asked for
-    films = few(trained.config.seed, [1])
+    films = made.made_captions(few, trained.config.seed, [1])
     told = np.stack([films.patient_left, films.patient_right], 1)
     assert np.array_equal(asked, told) and (told * 2 % 1 == 0).all()
     table.loc[:, "measured_left"] = asked["asked_left"] + 1
@@ -337,13 +338,17 @@ def test_captions_that_are_even_over_all_angles(trained, monkeypatch, capsys):
     assert "mae_left" in (said := capsys.readouterr().out) and "mae_below_80" not in said
 
 
-def test_even_phantoms_have_the_angles_of_the_captions():
-    told = even_captions.even_captions(3, [2, 4], 3)
-    views = list(even_captions.even_phantoms(Data(resolution=64, head_distance=0.7), 3, told))
+@pytest.mark.parametrize("which", made.CAPTION_SETS.values(), ids=lambda which: which.name)
+def test_phantoms_have_the_angles_of_the_captions(which):
+    which = replace(which, count=3)
+    told = made.made_captions(which, 3, [2, 4])
+    views = list(made.made_phantoms(which, Data(resolution=64, head_distance=0.7), 3, told))
     assert len(views) == 3 and list(told.prompt_class) == [2, 4, 2]
     for i, view in enumerate(views):
         angles = Angles(told.patient_right[i], told.patient_left[i])
-        phantom = draw_phantom(3, 30_000_000 + i, film_pixels(64), told.prompt_class[i], angles)
+        phantom = draw_phantom(
+            3, which.first_index + i, film_pixels(64), told.prompt_class[i], angles
+        )
         found = phantom.landmarks.norberg_angles()
         assert found.patient_left == pytest.approx(told.patient_left[i], abs=1e-6)
         assert found.patient_right == pytest.approx(told.patient_right[i], abs=1e-6)
@@ -351,7 +356,7 @@ def test_even_phantoms_have_the_angles_of_the_captions():
 
 
 def test_even_captions_reach_all_angles():
-    films = even_captions.even_captions(0, [*PROMPT_CLASSES])
+    films = made.made_captions(made.EVEN, 0, [*PROMPT_CLASSES])
     angles = np.concatenate([films.patient_left, films.patient_right])
     assert len(films) == 120 and len(set(films.film)) == 120
     counts, _ = np.histogram(angles, np.linspace(58, 122, 5))
@@ -359,6 +364,25 @@ def test_even_captions_reach_all_angles():
     assert set(films.prompt_class) == set(PROMPT_CLASSES)
     for text, left in zip(films.captions, films.patient_left, strict=True):
         assert parse_caption(text).patient_left == left
+
+
+def test_fresh_captions_have_the_populations_angles_and_those_of_no_film():
+    films = made.made_captions(made.FRESH, 0, [*PROMPT_CLASSES])
+    angles = np.concatenate([films.patient_left, films.patient_right])
+    assert len(set(films.film)) == 240 and (angles * 2 % 1 == 0).all()
+    rng = np.random.default_rng(5)
+    many = [a for _ in range(2000) for a in vars(sample_angles(rng)).values()]
+    for share in (0.1, 0.5, 0.9):
+        assert np.quantile(angles, share) == pytest.approx(np.quantile(many, share), abs=2.5)
+    split = phantom_films(0, {"train": 1, "validation": 1, "test": 1}, 64)
+    assert made.FRESH.first_index > made.EVEN.first_index > max(film.index for film in split)
+
+
+def test_films_have_no_fresh_captions(run):
+    data = run.config.data.model_copy(update={"source": "films"})
+    run.config = run.config.model_copy(update={"data": data})
+    with pytest.raises(ConfigError, match=r"--split fresh: .* has films"):
+        plan(run, ["model=llcm"], "fresh")
 
 
 @pytest.mark.slow
