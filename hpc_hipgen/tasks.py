@@ -6,12 +6,12 @@ the task of which model.
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.config import autoencoder_config
 from hpc_hipgen.files import reading_export
 from hpc_hipgen.models import MODELS
-from hpc_hipgen.named import resolve
 from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def task_of(run: Run, model: str) -> Task:
     """The task of a model, without a probe."""
-    return resolve(MODELS[model].task)(run, model)
+    return resolve_name(MODELS[model].task)(run, model)
 
 
 def measured_task(run: Run, model: str) -> Task:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from hpc_hipgen.arguments import print_anything
@@ -36,7 +37,6 @@ from hpc_hipgen.files import (
     read_json,
     write_atomic,
 )
-from hpc_hipgen.named import resolve
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.provenance import record_start
 from hpc_hipgen.run import Run
@@ -156,7 +156,7 @@ class StageCall:
             raise
 
     def _call(self, run: Run) -> Any:
-        function = resolve(self.stage.function)
+        function = resolve_name(self.stage.function)
         if self.stage.items is None:
             return function(run, *self.stage.arguments)
         mine = self.items

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from hpc_hipgen import utility
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples, shard_bytes
 from hpc_hipgen.files import write_atomic
-from hpc_hipgen.named import resolve
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
 from hpc_hipgen.training import loop
@@ -122,7 +122,7 @@ def test_from_the_settings_to_the_table_and_again(tiny_run, tmp_path, capfd, mon
     utility.save(run, "utility", utility.plan(run, SETTINGS))
     for stage in utility.graph("utility"):  # as the jobs of the pipeline call them
         todo = [stage.missing(run)] if stage.items else []
-        resolve(stage.function)(run, *stage.arguments, *todo)
+        resolve_name(stage.function)(run, *stage.arguments, *todo)
         assert not stage.items or stage.done(run)
     folder = utility.utility_folder(run, "utility")
     with (folder / "table.csv").open() as file:
