@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment, Probe
-from hpc_hipgen.files import reading_export, write_atomic
+from hpc_hipgen.files import reading_export, save_network
 from hpc_hipgen.generators.autoencoder import cached_latents, encode
 from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films
@@ -29,6 +29,9 @@ from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.task import FilmTask
+
+SETTINGS = "probe.json"
+"""Shape and figures of a stored probe, beside its weights."""
 
 HUBER_BETA = 2.0
 """Degrees of error from which on `angle_losses` grow linearly."""
@@ -119,9 +122,7 @@ class ProbeTask(FilmTask):
         asked = asked_angles(self.held_out)
         error = (network.angles(latents) - asked).abs().mean(0).tolist()
         figures = dict(zip(("validation_mae_left", "validation_mae_right"), error, strict=True))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, _weights(folder))
-        write_atomic(folder / "probe.json", json.dumps(network.shape | figures, indent=1))
+        save_network(network, folder, SETTINGS, network.shape | figures)
         return figures
 
 
@@ -130,16 +131,16 @@ def _points(landmarks: Tensor) -> Tensor:
     return torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2)
 
 
-def _weights(folder: Path) -> Path:
-    return folder / "model.safetensors"
-
-
 def load_probe(folder: Path) -> ProbeNetwork:
-    """Reads what `ProbeTask.export` wrote."""
-    with reading_export(folder):
-        shape = json.loads((folder / "probe.json").read_text())
+    """Reads what `ProbeTask.export` wrote.
+
+    Raises:
+        DamagedError: when the folder holds no probe, or a damaged one.
+    """
+    with reading_export(folder, RuntimeError):
+        shape = json.loads((folder / SETTINGS).read_text())
         network = ProbeNetwork(shape["channels"], shape["size"], shape["width"])
-        network.load_state_dict(load_file(_weights(folder)))
+        load_model(network, folder / "model.safetensors")
     return network
 
 

@@ -12,15 +12,16 @@ from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment
 from hpc_hipgen.evaluation.faithfulness import faithfulness
+from hpc_hipgen.files import save_network
 from hpc_hipgen.radiograph.duplicates import fingerprint, kept_fingerprints
 from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films, read_manifest
 from hpc_hipgen.rulers.ruler import (
+    SETTINGS,
     Ruler,
     RulerNetwork,
     mass_near,
     read_points,
-    save_ruler,
     standardise,
 )
 from hpc_hipgen.training.average import WeightAverage
@@ -141,7 +142,7 @@ class RulerTask(FilmTask):
             "source": self.config.data.source,
             "training_films": self.training_films(),
         }
-        save_ruler(network, folder, {**settings, "validation": error})
+        save_network(network, folder, SETTINGS, {**settings, "validation": error})
         return {f"validation_{k}": v for k, v in error.items()}
 
     def training_films(self) -> list[str] | None:

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.files import save_network
 from hpc_hipgen.radiograph import geometry
 from hpc_hipgen.rulers import ruler_training
 from hpc_hipgen.rulers.ruler import (
     POINTS,
+    SETTINGS,
     WINDOW,
     Measurement,
     Ruler,
@@ -21,7 +23,6 @@ from hpc_hipgen.rulers.ruler import (
     mass_near,
     read_points,
     ruler_of,
-    save_ruler,
     standardise,
 )
 from hpc_hipgen.rulers.ruler_training import (
@@ -241,7 +242,8 @@ def test_exposure_and_batches_do_not_count(ruler):
 
 
 def test_a_stored_ruler_measures_the_same(ruler, tmp_path):
-    save_ruler(ruler.network, tmp_path / "r", {"channels": [8, 16, 16], "resolution": SIZE})
+    form = {"channels": [8, 16, 16], "resolution": SIZE}
+    save_network(ruler.network, tmp_path / "r", SETTINGS, form)
     views = np.random.default_rng(2).integers(0, 256, (2, SIZE, SIZE), dtype=np.uint8)
     again = load_ruler(tmp_path / "r", 0.3)
     assert again.min_confidence == 0.3
