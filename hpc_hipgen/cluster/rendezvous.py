@@ -7,7 +7,6 @@ a lone process is rank 0 of 1.
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 
 FIRST_PORT, PORTS = 20_000, 12_000  # below the ports that Linux gives to outgoing connections
@@ -38,7 +37,7 @@ def find() -> Rendezvous:
     """This process's rendezvous.
 
     The port of a job with several ranks is a function of its id, so that all ranks agree on it
-    without talking and jobs that share a node rarely meet; a lone process takes a free port.
+    without talking and jobs that share a node rarely meet; a lone process needs none.
     """
     if os.environ.get("SUBMITIT_EXECUTOR"):
         return _of_job()
@@ -50,7 +49,7 @@ def find() -> Rendezvous:
             address=os.environ.get("MASTER_ADDR", "127.0.0.1"),
             port=int(os.environ.get("MASTER_PORT", FIRST_PORT)),
         )
-    return Rendezvous(port=_free_port())
+    return Rendezvous()
 
 
 def export() -> Rendezvous:
@@ -65,7 +64,7 @@ def _of_job() -> Rendezvous:
 
     job = submitit.JobEnvironment()
     if job.num_tasks == 1:
-        return Rendezvous(port=_free_port())
+        return Rendezvous()
     digits = "".join(c for c in job.raw_job_id if c.isdigit())
     return Rendezvous(
         rank=job.global_rank,
@@ -74,9 +73,3 @@ def _of_job() -> Rendezvous:
         address=job.hostnames[0] if job.num_nodes > 1 else "127.0.0.1",
         port=FIRST_PORT + int(digits) % PORTS,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
