@@ -23,8 +23,7 @@ _FIRST_INDEX = 30_000_000
 def even_angles(seed: int, count: int = COUNT) -> list[Angles]:
     """Angles of `count` dogs that there are not, as of `spread_angles`, in half degrees."""
     rng = np.random.default_rng([seed, count])
-    drawn = [spread_angles(rng) for _ in range(count)]
-    return [Angles(*(round(2 * v) / 2 for v in (a.image_left, a.image_right))) for a in drawn]
+    return [spread_angles(rng).round_half() for _ in range(count)]
 
 
 def even_captions(seed: int, classes: Sequence[int], count: int = COUNT) -> Films:
