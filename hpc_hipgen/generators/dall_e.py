@@ -293,13 +293,6 @@ def draw_codes(
     return torch.stack(drawn, 1).unflatten(1, (parts.grid, parts.grid))
 
 
-def draw(
-    parts: DallEParts, prompts: list[str], seeds: list[int], **settings: float | None
-) -> np.ndarray:
-    """Grey images (b, n, n) uint8; settings as of `draw_codes`."""
-    return decode_images(parts.vae, draw_codes(parts, prompts, seeds, **settings))
-
-
 @dataclass
 class DallEDrawer:
     """Draws with a transformer; the size of its images is that of the discrete VAE's."""
@@ -315,7 +308,7 @@ class DallEDrawer:
         self, prompts: list[str], seeds: list[int], *, resolution: int, **settings: float | None
     ) -> np.ndarray:
         """Grey images (b, n, n) uint8; settings as of `draw_codes`."""
-        return draw(self.parts, prompts, seeds, **settings)
+        return decode_images(self.parts.vae, draw_codes(self.parts, prompts, seeds, **settings))
 
 
 def drawer(run: Run, model: str) -> DallEDrawer:
