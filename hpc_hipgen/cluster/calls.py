@@ -40,7 +40,13 @@ from hpc_hipgen.files import (
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.provenance import record_start
 from hpc_hipgen.run import Run
-from hpc_hipgen.training.interruption import GO_ON_LATER, STOP, Interrupted, OtherRankError
+from hpc_hipgen.training.interruption import (
+    GO_ON_LATER,
+    STOP,
+    Interrupted,
+    OtherRankError,
+    handled,
+)
 
 LAUNCHER_VARIABLE = "HIPGEN_LAUNCHER"
 """Process number and start time of the launcher; a local job does not outlive it."""
@@ -231,11 +237,8 @@ def _stopped_by_sigterm() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise Interrupted("stopped by SIGTERM; start again to go on", STOP)
 
-    before = signal.signal(STOP, stop)
-    try:
+    with handled(STOP, stop):
         yield
-    finally:
-        signal.signal(STOP, before)
 
 
 def _ignore_signals() -> None:

@@ -42,23 +42,6 @@ def _python() -> str:
     return _UNHEARD + shlex.quote(os.path.abspath(given or sys.executable))
 
 
-@contextmanager
-def clean_environment(kept: Sequence[str] = ()) -> Iterator[None]:
-    """Hides the variables of an enclosing job while another one is submitted from inside it.
-
-    Each of SLURM_MEM_PER_*, SLURM_NTASKS, SLURM_ARRAY_*, SLURM_CPU_BIND ... would change or break
-    the new job. Those that say which cluster this is, and who asks, stay. So do those in `kept`.
-    """
-    stay = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_CLUSTERS", *kept)
-    hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k not in stay}
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
 def users_own(need: Resources) -> list[str]:
     """Variables by which a user tells sbatch what the site does not: SBATCH_ACCOUNT and the like.
 
@@ -71,12 +54,18 @@ def users_own(need: Resources) -> list[str]:
 
 @contextmanager
 def job_environment(variables: Mapping[str, str], kept: Sequence[str] = ()) -> Iterator[None]:
-    """What a new job inherits: `variables`, and nothing of an enclosing job, but for `kept`."""
+    """What a new job inherits: `variables`, and nothing of an enclosing job, but for `kept`.
+
+    Each of SLURM_MEM_PER_*, SLURM_NTASKS, SLURM_ARRAY_*, SLURM_CPU_BIND ... would change or break
+    the new job. Those that say which cluster this is, and who asks, stay.
+    """
+    stay = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_CLUSTERS", *kept)
     before = dict(os.environ)
     os.environ.update(variables)
+    for name in [n for n in os.environ if n.startswith(_INHERITED) and n not in stay]:
+        del os.environ[name]
     try:
-        with clean_environment(kept):
-            yield
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -200,9 +189,9 @@ def sbatch_script(parameters: dict[str, Any], tasks: int = 1, folder: Path = Pat
 def refusal(script: str, kept: Sequence[str] = ()) -> str | None:
     """Why Slurm would not take this script, or None: `sbatch --test-only`, nothing is submitted.
 
-    `kept`: see `clean_environment`.
+    `kept`: see `job_environment`.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, clean_environment(kept):
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, job_environment({}, kept):
         file.write(script)
         file.flush()
         try:
