@@ -139,10 +139,7 @@ def film_ruler(folder: Path | None) -> Path:
     from hpc_hipgen.rulers.film_measuring import SHIPPED_RULER
     from hpc_hipgen.run import Run
 
-    if folder is None:
-        return SHIPPED_RULER
-    run = Run(folder)
-    return run.path("lab_ruler" if run.config.lab_ruler else "film_ruler", "export")
+    return SHIPPED_RULER if folder is None else Run(folder).film_ruler
 
 
 def markdown(content: dict[str, Any]) -> str:

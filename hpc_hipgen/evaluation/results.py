@@ -136,7 +136,7 @@ def collect(run: Run) -> Results:
     found = {row: read_table(run, row) for row in begun_rows(run)}
     manifest = _manifest(run)
     logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
-    dogs, theirs = _dogs(manifest), _dogs(_manifest(run, FILMS_ROW))
+    dogs, theirs = dogs_of(manifest), dogs_of(_manifest(run, FILMS_ROW))
     baseline = _baseline(found, manifest)
     means = {side: baseline[side]["mean"] for side in PATIENT_SIDES} if baseline else None
     scores = {
@@ -172,7 +172,7 @@ def collect(run: Run) -> Results:
     return Results(found, missing, partial, metrics, {k: v for k, v in logs.items() if v})
 
 
-def _dogs(manifest: pd.DataFrame | None) -> dict[str, str]:
+def dogs_of(manifest: pd.DataFrame | None) -> dict[str, str]:
     """The dog of each film; empty without a manifest."""
     return {} if manifest is None else dict(zip(manifest["film"], manifest["dog"], strict=True))
 
@@ -249,7 +249,7 @@ def _comparisons(
     """MAE of each generator minus the teacher's, on the same captions, bootstrap over dogs."""
     if TEACHER not in tables:
         return {}
-    dogs, result = _dogs(manifest), {}
+    dogs, result = dogs_of(manifest), {}
     for row, table in tables.items():
         if row in (*REAL_ROWS, TEACHER):
             continue
