@@ -72,7 +72,7 @@ def to_noise(z: Tensor, x0: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor
 
 
 def training_target(
-    x0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
+    x0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str
 ) -> Tensor:
     """What the network has to predict: the noise, or v = alpha noise - sigma x0."""
     check_prediction(prediction)
@@ -83,7 +83,7 @@ def training_target(
 
 
 def to_epsilon(
-    output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
+    output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str
 ) -> Tensor:
     """The noise that a network's output (prediction type `prediction`) stands for at (z, t)."""
     check_prediction(prediction)
@@ -93,9 +93,7 @@ def to_epsilon(
     return (alpha * output + sigma * z).to(output.dtype)
 
 
-def to_x0(
-    output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
-) -> Tensor:
+def to_x0(output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str) -> Tensor:
     """The clean latents that a network's output stands for at (z, t), in `compute_dtype(z)`."""
     check_prediction(prediction)
     alpha, sigma = alpha_sigma(t, alphas_cumprod, z)
@@ -104,9 +102,7 @@ def to_x0(
     return alpha * z - sigma * output
 
 
-def min_snr_weight(
-    t: Tensor, alphas_cumprod: Tensor, gamma: float = 5.0, prediction: str = "epsilon"
-) -> Tensor:
+def min_snr_weight(t: Tensor, alphas_cumprod: Tensor, gamma: float, prediction: str) -> Tensor:
     """Weights of the squared error of prediction at t, same shape as t, float32.
 
     They make the loss min(SNR, gamma) times the squared error of x0, SNR = abar / (1 - abar)

@@ -213,7 +213,7 @@ class LLCMTask(DistillationTask):
     section: LLCM
 
     def __init__(
-        self, config: Experiment, films: Films, teacher: Path, cache: Path, name: str = "llcm"
+        self, config: Experiment, films: Films, teacher: Path, cache: Path, name: str
     ) -> None:
         """`films`: the training split; `teacher`: a diffusers folder; `name`: of the section."""
         super().__init__(getattr(config, name), config, films, teacher, cache)

@@ -209,7 +209,7 @@ class UnCLIPDrawer(sampling.PipelineDrawer):
     """Draws with prior and decoder."""
 
     def draw(self, prompts: list[str], seeds: list[int], **settings: Any) -> np.ndarray:
-        """Grey images (b, n, n) uint8; settings as of `config.UnCLIPSampling` and `sampling.draw`."""
+        """Grey images (b, n, n) uint8; settings as of `UnCLIPSampling`, `sampling.draw`."""
         named = {_NAMES.get(name, name): value for name, value in settings.items()}
         return super().draw(prompts, seeds, **named)
 

@@ -60,7 +60,7 @@ class RulerNetwork(nn.Module):
 
     def __init__(
         self,
-        channels: tuple[int, ...] = (16, 32, 64, 96),
+        channels: tuple[int, ...],
         inputs: int = 1,
         points: int = 4,
         radii: int = 2,
