@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+LOCAL: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+"""How diffusers and transformers load a model: without the network, and safetensors only."""
+
 _AT_ONCE = 16
 """Files that are written to the disk, linked or read at a time, where they are many."""
 

@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.config import autoencoder_config
-from hpc_hipgen.files import reading_export
+from hpc_hipgen.files import LOCAL, reading_export
 from hpc_hipgen.models import MODELS
 from hpc_hipgen.run import Run
 
@@ -47,7 +47,7 @@ def load_autoencoder(run: Run) -> Any:
 
     folder = autoencoder_config(run.first_stage("autoencoder")).parent
     with reading_export(folder):
-        return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        return AutoencoderKL.from_pretrained(folder, **LOCAL)
 
 
 def load_discrete_vae(run: Run) -> Any:
@@ -55,9 +55,8 @@ def load_discrete_vae(run: Run) -> Any:
     from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder
 
     folder = run.first_stage("discrete_vae")
-    local = {"local_files_only": True, "use_safetensors": True}
     with reading_export(folder):
-        return DiscreteAutoencoder.from_pretrained(folder, **local)
+        return DiscreteAutoencoder.from_pretrained(folder, **LOCAL)
 
 
 def _manifest(run: Run, split: str) -> Films:

@@ -31,7 +31,7 @@ from transformers import (
 
 from hpc_hipgen.config import DallE, Experiment, Text
 from hpc_hipgen.diffusion.consistency import spatial_mean
-from hpc_hipgen.files import reading_export
+from hpc_hipgen.files import LOCAL, reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder, cached_codes, decode_images
 from hpc_hipgen.generators.focus import hip_focus
@@ -79,11 +79,7 @@ def load_parts(folder: Path, precision: str = "fp32") -> DallEParts:
     """
     if not (folder / "transformer" / "config.json").is_file():
         raise ValueError(f"{folder}: holds no DALL-E (transformer/config.json)")
-    local = {
-        "local_files_only": True,
-        "use_safetensors": True,
-        "dtype": torch.bfloat16 if precision == "bf16" else torch.float32,
-    }
+    local = LOCAL | {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
     with reading_export(folder):
         return DallEParts(
             GPT2LMHeadModel.from_pretrained(folder / "transformer", **local).eval().to(device()),

@@ -29,7 +29,7 @@ from hpc_hipgen.diffusion.schedule import (
     to_x0,
     training_target,
 )
-from hpc_hipgen.files import reading_export
+from hpc_hipgen.files import LOCAL, reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import cached_latents, stride
@@ -95,13 +95,12 @@ def ddim_scheduler(prediction: str) -> DDIMScheduler:
 
 def load_parts(folder: Path) -> StableDiffusionParts:
     """Reads a diffusers folder of Stable Diffusion (safetensors only, no network)."""
-    local = {"local_files_only": True, "use_safetensors": True}
     with reading_export(folder):
         tokenizer, encoder = text.load_text(folder)
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
         return StableDiffusionParts(
-            AutoencoderKL.from_pretrained(folder / "vae", **local),
-            UNet2DConditionModel.from_pretrained(folder / "unet", **local),
+            AutoencoderKL.from_pretrained(folder / "vae", **LOCAL),
+            UNet2DConditionModel.from_pretrained(folder / "unet", **LOCAL),
             tokenizer,
             encoder,
             scheduler.config.prediction_type,
