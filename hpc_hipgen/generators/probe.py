@@ -24,7 +24,7 @@ from hpc_hipgen.files import reading_export, save_network
 from hpc_hipgen.generators.autoencoder import cached_latents, encode
 from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films
-from hpc_hipgen.rulers.ruler_training import norberg_angles
+from hpc_hipgen.rulers.ruler import norberg_angles, points_of
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
@@ -103,7 +103,7 @@ class ProbeTask(FilmTask):
         torch.manual_seed(config.seed)
         channels, size = self.latents.shape[1:3]
         network = ProbeNetwork(channels, size, self.section.width)
-        network.usual.copy_(_points(self.landmarks).mean(0))
+        network.usual.copy_(points_of(self.landmarks).mean(0))
         self.module = ProbeLoss(network)
         self.averages = {"export": WeightAverage.for_export(network, self.section.training)}
 
@@ -112,7 +112,7 @@ class ProbeTask(FilmTask):
         latents = self.latents[indices]
         strength = self.section.noise * random.uniform("strength")[:, None, None, None]
         noise = strength * random.normal("noise", *latents.shape[1:])
-        return {"latents": latents + noise, "points": _points(self.landmarks[indices])}
+        return {"latents": latents + noise, "points": points_of(self.landmarks[indices])}
 
     @torch.no_grad()
     def export(self, folder: Path) -> Mapping[str, float | None]:
@@ -124,11 +124,6 @@ class ProbeTask(FilmTask):
         figures = dict(zip(("validation_mae_left", "validation_mae_right"), error, strict=True))
         save_network(network, folder, SETTINGS, network.shape | figures)
         return figures
-
-
-def _points(landmarks: Tensor) -> Tensor:
-    """(b, 2, 5) landmarks to points (b, 4, 2) in the order of `ruler.POINTS`."""
-    return torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2)
 
 
 def load_probe(folder: Path) -> ProbeNetwork:

@@ -132,6 +132,20 @@ def _mass_near(mass: Tensor, centres: Tensor) -> Tensor:
     return (mass * near_y[..., :, None] * near_x[..., None, :]).sum((2, 3))
 
 
+def points_of(landmarks: Tensor) -> Tensor:
+    """Points (b, 4, 2) in the order of `POINTS`, of landmarks (b, 2, 5)."""
+    return torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2)
+
+
+def norberg_angles(points: Tensor) -> Tensor:
+    """Both angles in degrees, (b, 2), of points (b, 4, 2) in the order of `POINTS`."""
+    heads, rims = points[:, ::2], points[:, 1::2]
+    across, arm = heads.flip(1) - heads, rims - heads
+    cross = (across[..., 0] * arm[..., 1] - across[..., 1] * arm[..., 0]).abs()
+    dot = (across * arm).sum(-1)
+    return torch.rad2deg(torch.atan2(cross, dot))
+
+
 class Ruler:
     """Measures views with a trained network."""
 

@@ -21,6 +21,8 @@ from hpc_hipgen.rulers.ruler import (
     RulerNetwork,
     load_ruler,
     mass_near,
+    norberg_angles,
+    points_of,
     read_points,
     ruler_of,
     standardise,
@@ -31,7 +33,6 @@ from hpc_hipgen.rulers.ruler_training import (
     expose,
     heat_loss,
     move,
-    norberg_angles,
 )
 from hpc_hipgen.training.clock import ImageRandom
 
@@ -40,12 +41,12 @@ SIZE = 64
 LANDMARKS = torch.tensor([[18.0, 34.0, 5.0, 15.0, 26.0], [46.0, 31.0, 6.0, 50.0, 24.0]])
 
 
-def points_of(landmarks):
-    """(b, 2, 5) to (b, 4, 2) in the order of POINTS."""
-    return torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2)
-
-
 coordinate = st.floats(0, 63)
+
+
+def test_points_of_landmarks_are_heads_and_rims_from_the_left():
+    points = [[18.0, 34.0], [15.0, 26.0], [46.0, 31.0], [50.0, 24.0]]
+    assert points_of(LANDMARKS[None]).tolist() == [points]
 
 
 @settings(max_examples=50, deadline=None)
