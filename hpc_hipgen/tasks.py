@@ -28,13 +28,13 @@ def measured_task(run: Run, model: str) -> Task:
     """The task of a model, with the run's probe where its settings ask for one."""
     task = task_of(run, model)
     if getattr(getattr(run.config, model), "measurement_weight", 0):
-        from hpc_hipgen.generators.probe import load_probe
-        from hpc_hipgen.training.task import Calibrated, Measured
+        from hpc_hipgen.generators.llcm import DistillationTask
+        from hpc_hipgen.generators.probe import MeasuredTask, load_probe
 
-        assert isinstance(task, Measured), f"{model} can hold no probe's reading"
+        assert isinstance(task, MeasuredTask), f"{model} can hold no probe's reading"
         probe = load_probe(run.path("probe", "export"))
         task.measure_with(probe)
-        if run.config.feedback and isinstance(task, Calibrated):
+        if run.config.feedback and isinstance(task, DistillationTask):
             from hpc_hipgen.generators.probe_calibration import probe_error
 
             task.allow_for(probe_error(run, model, probe, task.films.captions))

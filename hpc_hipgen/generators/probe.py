@@ -19,7 +19,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_hipgen.config import Experiment, Probe
+from hpc_hipgen.config import Denoising, Distillation, Experiment, Probe
 from hpc_hipgen.files import reading_export, save_network
 from hpc_hipgen.generators.autoencoder import cached_latents, encode
 from hpc_hipgen.radiograph.geometry import swap_sides
@@ -206,3 +206,14 @@ class MeasurementLoss:
         said = (~nothing).all(1) * weights
         degrees = (off.abs().mean(1) * said).sum() / said.sum().clamp_min(1e-6)
         return self.weight * weights * losses.mean(1), degrees.detach()
+
+
+class MeasuredTask(FilmTask):
+    """A task whose loss can hold what a probe reads off the predicted latents."""
+
+    section: Denoising | Distillation
+
+    def measure_with(self, probe: ProbeNetwork) -> None:
+        """From now on the loss holds it."""
+        self.asked = asked_angles(self.films)
+        self.module.measured = MeasurementLoss(probe, self.section.measurement_weight)

@@ -35,11 +35,11 @@ from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import cached_latents, stride
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.other_captions import OtherCaptions
-from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles, move_to_angles
+from hpc_hipgen.generators.probe import MeasuredTask, MeasurementLoss, move_to_angles
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
-from hpc_hipgen.training.task import FilmTask, parameter_count
+from hpc_hipgen.training.task import parameter_count
 
 
 class DenoiserParts(Protocol):
@@ -259,8 +259,10 @@ def denoising_inputs(
     }
 
 
-class DenoisingTask(FilmTask):
+class DenoisingTask(MeasuredTask):
     """Parts of a Stable Diffusion that are trained with the denoising loss."""
+
+    section: Denoising
 
     def __init__(
         self, section: Denoising, config: Experiment, films: Films, parts: DenoiserParts,
@@ -285,11 +287,6 @@ class DenoisingTask(FilmTask):
     def conditions(self, indices: np.ndarray, random: ImageRandom) -> Tensor:
         """What the loss takes as `text` for the views `indices` (b,)."""
         return self.texts[self.rows[indices]]
-
-    def measure_with(self, probe: ProbeNetwork) -> None:
-        """From now on the loss holds what a probe reads off the predicted latents."""
-        self.asked = asked_angles(self.films)
-        self.module.measured = MeasurementLoss(probe, self.section.measurement_weight)
 
     def trained(self) -> nn.Module:
         """What is averaged for the export."""
