@@ -201,17 +201,14 @@ class UnCLIPTask(DenoisingTask):
         return {"parameters": parameter_count(self.parts.unet)}
 
 
-_NAMES = {"prior_steps": "prior_num_inference_steps", "prior_guidance": "prior_guidance_scale"}
-"""What the pipeline calls settings of the prior."""
-
-
 class UnCLIPDrawer(sampling.PipelineDrawer):
     """Draws with prior and decoder."""
 
     def draw(self, prompts: list[str], seeds: list[int], **settings: Any) -> np.ndarray:
-        """Grey images (b, n, n) uint8; settings as of `UnCLIPSampling`, `sampling.draw`."""
-        named = {_NAMES.get(name, name): value for name, value in settings.items()}
-        return super().draw(prompts, seeds, **named)
+        """Grey images (b, n, n) uint8; settings as of `UnCLIPSampling` and `sampling.draw`."""
+        settings["prior_num_inference_steps"] = settings.pop("prior_steps")
+        settings["prior_guidance_scale"] = settings.pop("prior_guidance")
+        return super().draw(prompts, seeds, **settings)
 
 
 def drawer(run: Run, model: str) -> UnCLIPDrawer:
