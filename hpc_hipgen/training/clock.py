@@ -73,7 +73,7 @@ def learning_rate(
     """Learning rate of the step that starts at `images`: linear warm-up, then the schedule.
 
     `cosine` falls to 1 % of lr at `total`; `constant` stays, and so does `plateau`, which the loss
-    lowers (schedule.py).
+    lowers (learning_rate.py).
     """
     if images < warmup:
         return lr * (images + 1) / (warmup + 1)

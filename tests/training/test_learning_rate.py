@@ -5,7 +5,7 @@ from toy_task import ToyTask, lines, losses, toy_train
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.training.interruption import Interrupted
-from hpc_hipgen.training.schedule import LearningRate
+from hpc_hipgen.training.learning_rate import LearningRate
 
 
 def rate(**plateau):
