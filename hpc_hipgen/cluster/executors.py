@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import ceil
 from pathlib import Path
@@ -17,9 +17,7 @@ from typing import Any
 import submitit
 
 from hpc_hipgen import ROOT
-from hpc_hipgen.cluster.accounting import squeue
 from hpc_hipgen.cluster.site import Resources, Site
-from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Kind
 from hpc_hipgen.provenance import is_secret
 
@@ -248,29 +246,3 @@ def count_gpus() -> int:
 def local_processes(kind: Kind) -> int:
     """Ranks of a stage on this machine: training takes every GPU, all else is one process."""
     return max(1, count_gpus()) if kind == "train" else 1
-
-
-def queued_jobs(ids: Iterable[str]) -> dict[str, str]:
-    """Job id to state (PENDING, RUNNING ...) of those of these jobs that are in the queue.
-
-    Raises:
-        ConfigError: when the queue is not known: a busy controller must not look like an empty one.
-    """
-    wanted = sorted(filter(None, ids))
-    if not wanted:
-        return {}
-    command = squeue(wanted, "-o", "%F %T")
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"squeue does not answer, so nothing was submitted: {error}") from None
-    if listed.returncode:
-        said = " ".join(listed.stderr.split()) or f"exit status {listed.returncode}"
-        raise ConfigError(f"squeue does not answer, so nothing was submitted: {said}")
-    rows = [row for line in listed.stdout.splitlines() if (row := line.split())[:1] != ["CLUSTER:"]]
-    # an array has a line for its waiting tasks and one for each that runs: the liveliest wins
-    return dict(sorted((row for row in rows if len(row) == 2), key=lambda row: _life(row[1])))
-
-
-def _life(state: str) -> int:
-    return {"COMPLETING": 0, "RUNNING": 2}.get(state, 1)

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpc_hipgen.cluster.accounting import FINE, cluster_options, look_up
+from hpc_hipgen.cluster.accounting import FINE, cluster_options, look_up, queued_jobs
 from hpc_hipgen.cluster.calls import StageCall, failures, stage_logs, submitted
 from hpc_hipgen.cluster.executors import (
-    queued_jobs,
     refusal,
     sbatch_script,
     slurm_executor,
