@@ -13,7 +13,7 @@ FILMS_ROW = "films"
 ROUND_TRIPS = ("round_trip", "round_trip_discrete")
 """Rows of test films after an autoencoder: that of latent diffusion, that of DALL-E."""
 
-MEASURED_ROWS = ("ruler", FILMS_ROW, *ROUND_TRIPS)
+ROWS_OF_FILMS = ("ruler", FILMS_ROW, *ROUND_TRIPS)
 """Rows that hold films themselves: one image a film, whatever `per_caption` says."""
 
 REFERENCE_ROW = "reference"

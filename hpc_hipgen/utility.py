@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from hpc_hipgen.config import ConfigError, Section, parse_settings, settings_tree
 from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.pipeline import Item, Stage, count_films
-from hpc_hipgen.rows import MEASURED_ROWS, row_model
+from hpc_hipgen.rows import ROWS_OF_FILMS, row_model
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_name
 
@@ -79,7 +79,7 @@ def plan(run: Run, arguments: list[str]) -> Settings:
         ConfigError: one problem a line.
     """
     tree = settings_tree({}, arguments)
-    drawn = [row for row in run.rows() if row not in MEASURED_ROWS]
+    drawn = [row for row in run.rows() if row not in ROWS_OF_FILMS]
     if not drawn:
         raise ConfigError(f"{run.folder}: this run has no generator")
     settings = parse_settings(Settings, {"row": drawn[-1]} | tree, "utility")

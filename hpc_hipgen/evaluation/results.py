@@ -29,12 +29,11 @@ from hpc_hipgen.models import MODELS
 from hpc_hipgen.pipeline import begun_rows, row_data, sample_shard, score_shard, shard_counts
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.radiograph.pictures import BACKUP
-from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW, row_model
+from hpc_hipgen.rows import FILMS_ROW, REFERENCE_ROW, ROWS_OF_FILMS, row_model
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_name, shard_numbers
 from hpc_hipgen.utility import summaries
 
-REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
 TEACHER = "stable_diffusion"
 CONTROL = "stable_diffusion_caption"  # digits only: what the others are to be better than
 
@@ -231,7 +230,7 @@ def _baseline(
     """Always drawing the training films' mean angle for all captions; None without a manifest."""
     if manifest is None:
         return None
-    drawn = [row for row in tables if row not in REAL_ROWS] or list(tables)
+    drawn = [row for row in tables if row not in ROWS_OF_FILMS] or list(tables)
     table = tables[drawn[0]]
     train = manifest[(manifest["split"] == "train") & (manifest["view"] == 0)]
     result: dict[str, Any] = {}
@@ -251,7 +250,7 @@ def _comparisons(
         return {}
     dogs, result = dogs_of(manifest), {}
     for row, table in tables.items():
-        if row in (*REAL_ROWS, TEACHER):
+        if row in (*ROWS_OF_FILMS, TEACHER):
             continue
         both = table.merge(tables[TEACHER], on=["index", "film"], suffixes=("", "_teacher"))
         asked, first, second = (
