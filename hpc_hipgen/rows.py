@@ -25,11 +25,9 @@ CONTROLS_ROW = "controls"
 FEATURE_ROWS = (REFERENCE_ROW, CONTROLS_ROW)
 """Rows of the evaluation that hold features of films alone."""
 
-UNTUNED = "stable_diffusion_untuned"
-"""Row of the Stable Diffusion as it was before feedback, where there is any."""
-
-_WITH_FEEDBACK = {"stable_diffusion": "feedback", UNTUNED: "stable_diffusion"}
-"""The row `stable_diffusion` is the teacher of the run: with feedback, the model that had it."""
+_WITH_FEEDBACK = {"stable_diffusion": "feedback", "stable_diffusion_untuned": "stable_diffusion"}
+"""The row `stable_diffusion` is the teacher of the run: with feedback, the model that had it, and
+then `stable_diffusion_untuned` is the one before."""
 
 
 def report_rows(config: Experiment) -> list[str]:

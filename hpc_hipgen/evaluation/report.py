@@ -300,7 +300,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["num"] = figures.number
+    environment.filters["num"] = number
     environment.filters["signed"] = _signed
     environment.filters["svg"] = lambda data: _uri(data, "svg+xml")
     for entry in grid:
