@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from hpc_hipgen.config.base import BETA_END, BETA_START, TIMESTEPS, leading_timesteps
+
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 def scaled_linear_alphas_cumprod(
-    n: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+    n: int = TIMESTEPS, beta_start: float = BETA_START, beta_end: float = BETA_END
 ) -> Tensor:
     """Cumulative products abar_t of 1 - beta_t, (n,) float64, decreasing, within (0, 1).
 
@@ -117,7 +119,7 @@ def min_snr_weight(t: Tensor, alphas_cumprod: Tensor, gamma: float, prediction: 
     return weight.float()
 
 
-def uniform_timesteps(steps: int, n: int = 1000, offset: int = 1) -> Tensor:
+def uniform_timesteps(steps: int, n: int = TIMESTEPS, offset: int = 1) -> Tensor:
     """The timesteps of Stable Diffusion's DDIM ("leading" spacing), (steps,) int64, falling.
 
     Multiples of n // steps plus the offset; the same as diffusers' DDIMScheduler visits with
@@ -125,13 +127,13 @@ def uniform_timesteps(steps: int, n: int = 1000, offset: int = 1) -> Tensor:
     """
     if not 1 <= steps <= n:
         raise ValueError(f"uniform_timesteps: steps must be within 1..{n}, not {steps}")
-    timesteps = torch.arange(steps - 1, -1, -1) * (n // steps) + offset
+    timesteps = leading_timesteps(steps, n, offset)
     if timesteps[0] >= n:
         raise ValueError(f"uniform_timesteps: {steps} steps with offset {offset} pass {n - 1}")
-    return timesteps
+    return torch.tensor(timesteps)
 
 
-def trailing_timesteps(steps: int, n: int = 1000) -> Tensor:
+def trailing_timesteps(steps: int, n: int = TIMESTEPS) -> Tensor:
     """Timesteps evenly spaced from n - 1 down, (steps,) int64.
 
     As diffusers' "trailing" spacing, but that ties may be rounded the other way.
@@ -174,15 +176,15 @@ def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     return ys[left] + fraction * (ys[right] - ys[left])
 
 
-def distillation_timesteps(skip: int, n: int = 1000) -> Tensor:
-    """The grid on which a consistency model is distilled, (n // skip,) int64, rising.
+def distillation_timesteps(skip: int) -> Tensor:
+    """The grid on which a consistency model is distilled, (TIMESTEPS // skip,) int64, rising.
 
-    skip-1, 2 skip-1, ...: the grid of diffusers' LCMScheduler with
-    original_inference_steps = n // skip, for a skip that divides n (ValueError otherwise).
+    skip-1, 2 skip-1, ...: the grid of diffusers' LCMScheduler with original_inference_steps =
+    TIMESTEPS // skip, for a skip that divides TIMESTEPS (ValueError otherwise).
     """
-    if not 1 <= skip <= n or n % skip:
-        raise ValueError(f"distillation_timesteps: skip must divide {n}, not {skip}")
-    return torch.arange(1, n // skip + 1) * skip - 1
+    if not 1 <= skip <= TIMESTEPS or TIMESTEPS % skip:
+        raise ValueError(f"distillation_timesteps: skip must divide {TIMESTEPS}, not {skip}")
+    return torch.arange(1, TIMESTEPS // skip + 1) * skip - 1
 
 
 def jump_target(t: Tensor, skip: int) -> Tensor:
