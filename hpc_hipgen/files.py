@@ -18,10 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+"""How diffusers and transformers load a model: without the network, and safetensors only."""
 
 _AT_ONCE = 16
 """Files that are written to the disk, linked or read at a time, where they are many."""
@@ -66,6 +72,15 @@ def reading_export(folder: Path, *more: type[Exception]) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200]
         raise DamagedError(f"{folder}: damaged or incomplete ({reason})") from error
+
+
+def save_network(network: nn.Module, folder: Path, file: str, settings: dict[str, Any]) -> None:
+    """Writes model.safetensors into the folder, and as `file` (JSON) what builds the network."""
+    from safetensors.torch import save_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(network, str(folder / "model.safetensors"))
+    write_atomic(folder / file, json.dumps(settings, indent=1))
 
 
 def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:

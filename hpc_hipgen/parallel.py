@@ -60,7 +60,7 @@ def _results(function: Callable[[Item], Result], items: Sequence[Item]) -> list[
     return [function(item) for item in items]
 
 
-def _end_with(parent: int, every: float = 1.0) -> None:
+def _end_with(parent: int) -> None:
     """Ends this worker when its parent was killed: it would wait for work for ever.
 
     Ctrl-C in a terminal reaches it too, and is the parent's to act on.
@@ -69,7 +69,7 @@ def _end_with(parent: int, every: float = 1.0) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(every)
+            time.sleep(1.0)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

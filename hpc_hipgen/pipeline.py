@@ -18,7 +18,7 @@ from typing import Literal
 
 from hpc_hipgen.config import FEW_STEPS, NEEDS, TAUGHT, Experiment, LabRuler
 from hpc_hipgen.models import RULERS
-from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW
+from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, FILMS_ROW, REFERENCE_ROW, ROWS_OF_FILMS
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_name, shard_numbers
 
@@ -206,7 +206,7 @@ def report_items(run: Run) -> list[Item] | None:
         films = real_films(run) if row == FILMS_ROW else test
         if films is None:
             return None
-        images = films if row in MEASURED_ROWS else films * sampling.per_caption
+        images = films if row in ROWS_OF_FILMS else films * sampling.per_caption
         items += [(row, shard) for shard in range(ceil(images / sampling.shard_size))]
     return items
 
@@ -244,7 +244,7 @@ def score_items(run: Run) -> list[Item] | None:
 
 def feature_rows(run: Run) -> list[str]:
     """Those of `FEATURE_ROWS` that this run needs: no audit where nothing is drawn."""
-    drawn = any(row not in MEASURED_ROWS for row in run.rows())
+    drawn = any(row not in ROWS_OF_FILMS for row in run.rows())
     return [REFERENCE_ROW, CONTROLS_ROW] if drawn else [REFERENCE_ROW]
 
 

@@ -13,7 +13,7 @@ FILMS_ROW = "films"
 ROUND_TRIPS = ("round_trip", "round_trip_discrete")
 """Rows of test films after an autoencoder: that of latent diffusion, that of DALL-E."""
 
-MEASURED_ROWS = ("ruler", FILMS_ROW, *ROUND_TRIPS)
+ROWS_OF_FILMS = ("ruler", FILMS_ROW, *ROUND_TRIPS)
 """Rows that hold films themselves: one image a film, whatever `per_caption` says."""
 
 REFERENCE_ROW = "reference"
@@ -25,11 +25,9 @@ CONTROLS_ROW = "controls"
 FEATURE_ROWS = (REFERENCE_ROW, CONTROLS_ROW)
 """Rows of the evaluation that hold features of films alone."""
 
-UNTUNED = "stable_diffusion_untuned"
-"""Row of the Stable Diffusion as it was before feedback, where there is any."""
-
-_WITH_FEEDBACK = {"stable_diffusion": "feedback", UNTUNED: "stable_diffusion"}
-"""The row `stable_diffusion` is the teacher of the run: with feedback, the model that had it."""
+_WITH_FEEDBACK = {"stable_diffusion": "feedback", "stable_diffusion_untuned": "stable_diffusion"}
+"""The row `stable_diffusion` is the teacher of the run: with feedback, the model that had it, and
+then `stable_diffusion_untuned` is the one before."""
 
 
 def report_rows(config: Experiment) -> list[str]:

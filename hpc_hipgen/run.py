@@ -90,6 +90,11 @@ class Run:
         """The model that students and adapters start from where they name no other."""
         return "feedback" if self.config.feedback else "stable_diffusion"
 
+    @property
+    def film_ruler(self) -> Path:
+        """Folder of the film ruler that the run ends with: the one of a lab, where it makes one."""
+        return self.path("lab_ruler" if self.config.lab_ruler else "film_ruler", "export")
+
     def base(self, model: str) -> Path:
         """Folder of the Stable Diffusion that a model of `config.ADAPTED` starts from."""
         own = "stable_diffusion" if model == "feedback" else self.teacher

@@ -15,10 +15,10 @@ def printable(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def shortlist(names: Iterable[str], most: int = 5) -> str:
-    """The first names in order, each once, with dots where there are more."""
+def shortlist(names: Iterable[str]) -> str:
+    """The first five names in order, each once, with dots where there are more."""
     every = sorted(set(names))
-    return ", ".join(every[:most]) + (", ..." if len(every) > most else "")
+    return ", ".join(every[:5]) + (", ..." if len(every) > 5 else "")
 
 
 def csv_text(lines: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

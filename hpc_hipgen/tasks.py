@@ -6,12 +6,12 @@ the task of which model.
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from hpc_hipgen.config import autoencoder_config
-from hpc_hipgen.files import reading_export
+from hpc_hipgen.files import LOCAL, reading_export
 from hpc_hipgen.models import MODELS
-from hpc_hipgen.named import resolve
 from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 def task_of(run: Run, model: str) -> Task:
     """The task of a model, without a probe."""
-    return resolve(MODELS[model].task)(run, model)
+    return resolve_name(MODELS[model].task)(run, model)
 
 
 def measured_task(run: Run, model: str) -> Task:
     """The task of a model, with the run's probe where its settings ask for one."""
     task = task_of(run, model)
     if getattr(getattr(run.config, model), "measurement_weight", 0):
-        from hpc_hipgen.generators.probe import load_probe
-        from hpc_hipgen.training.task import Calibrated, Measured
+        from hpc_hipgen.generators.llcm import DistillationTask
+        from hpc_hipgen.generators.probe import MeasuredTask, load_probe
 
-        assert isinstance(task, Measured), f"{model} can hold no probe's reading"
+        assert isinstance(task, MeasuredTask), f"{model} can hold no probe's reading"
         probe = load_probe(run.path("probe", "export"))
         task.measure_with(probe)
-        if run.config.feedback and isinstance(task, Calibrated):
+        if run.config.feedback and isinstance(task, DistillationTask):
             from hpc_hipgen.generators.probe_calibration import probe_error
 
             task.allow_for(probe_error(run, model, probe, task.films.captions))
@@ -47,7 +47,7 @@ def load_autoencoder(run: Run) -> Any:
 
     folder = autoencoder_config(run.first_stage("autoencoder")).parent
     with reading_export(folder):
-        return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        return AutoencoderKL.from_pretrained(folder, **LOCAL)
 
 
 def load_discrete_vae(run: Run) -> Any:
@@ -55,9 +55,8 @@ def load_discrete_vae(run: Run) -> Any:
     from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder
 
     folder = run.first_stage("discrete_vae")
-    local = {"local_files_only": True, "use_safetensors": True}
     with reading_export(folder):
-        return DiscreteAutoencoder.from_pretrained(folder, **local)
+        return DiscreteAutoencoder.from_pretrained(folder, **LOCAL)
 
 
 def _manifest(run: Run, split: str) -> Films:

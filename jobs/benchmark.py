@@ -135,10 +135,7 @@ def film_ruler(name: str | None) -> Path:
     """The film ruler of a run, or the one that comes with the program."""
     from hpc_hipgen.rulers.film_measuring import SHIPPED_RULER
 
-    if name is None:
-        return SHIPPED_RULER
-    run = open_run(name)
-    return run.path("lab_ruler" if run.config.lab_ruler else "film_ruler", "export")
+    return SHIPPED_RULER if name is None else open_run(name).film_ruler
 
 
 def markdown(content: dict[str, Any]) -> str:

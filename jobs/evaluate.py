@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 
 from hpc_hipgen.arguments import check_row, open_run, parse_shards, status_of
 from hpc_hipgen.pipeline import Item, check_before, feature_rows, sample_shard, score_shard
-from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS
-from hpc_hipgen.rows import REFERENCE_ROW as REFERENCE
+from hpc_hipgen.rows import CONTROLS_ROW, FEATURE_ROWS, REFERENCE_ROW
 from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
@@ -41,18 +40,13 @@ def items(run: Run, rows: Iterable[str] | None = None) -> list[Item]:
     return found
 
 
-def output(run: Run, row: str, shard: int) -> Path:
-    """The file that marks a shard as evaluated."""
-    return score_shard(run, (row, shard))
-
-
 def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
     """Evaluates sample shards in one process; returns how many were done now.
 
     Loads the ruler and the feature network once, and neither when nothing is missing. Raises
     ValueError naming the file for a shard that is missing or lacks something.
     """
-    todo = [item for item in todo if not output(run, *item).is_file()]
+    todo = [item for item in todo if not score_shard(run, item).is_file()]
     if not todo:
         return 0
     from hpc_hipgen.evaluation import measurements
@@ -65,7 +59,7 @@ def evaluate_items(run: Run, todo: Sequence[Item]) -> int:
         ruler_of(run, device().type) if any(row not in FEATURE_ROWS for row, _ in todo) else None
     )
     for number, (row, shard) in enumerate(todo, 1):
-        if row == REFERENCE:
+        if row == REFERENCE_ROW:
             line = measurements.evaluate_reference(run, backbone)
         elif row == CONTROLS_ROW:
             line = measurements.evaluate_controls(run, backbone)

@@ -21,7 +21,7 @@ from pathlib import Path
 from hpc_hipgen.arguments import add_run, check_row, documented_parser, open_run, status_of
 from hpc_hipgen.files import atomic_folder, write_atomic
 from hpc_hipgen.pipeline import sample_shard, score_shard, shard_counts, test_films
-from hpc_hipgen.rows import MEASURED_ROWS
+from hpc_hipgen.rows import ROWS_OF_FILMS
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_numbers
 
@@ -36,7 +36,7 @@ def export_row(run: Run, row: str) -> Path:
     from hpc_hipgen.evaluation.samples import read_samples
     from hpc_hipgen.radiograph.dicom import DrawnFilm, write_dicom
 
-    if row in MEASURED_ROWS:
+    if row in ROWS_OF_FILMS:
         raise ValueError(f"--row {row}: holds films, and only what a generator drew is exported")
     numbers = shard_numbers(run.path("samples", row), "tar")
     if not numbers:
@@ -82,7 +82,7 @@ def drawn_rows(run: Run) -> list[str]:
     Raises:
         ValueError: when there is none.
     """
-    rows = [row for row in run.rows() if row not in MEASURED_ROWS]
+    rows = [row for row in run.rows() if row not in ROWS_OF_FILMS]
     drawn = [row for row in rows if shard_numbers(run.path("samples", row), "tar")]
     if not drawn:
         raise ValueError(f"{run.path('samples')}: no row of a generator is sampled yet")

@@ -256,7 +256,7 @@ def check_idle(run: Run, names: Iterable[str], slurm: bool) -> None:
     Raises:
         ConfigError: naming the stage, and its job or process.
     """
-    from hpc_hipgen.cluster.executors import queued_jobs
+    from hpc_hipgen.cluster.accounting import queued_jobs
 
     jobs = {name: (submitted(run, name) or {}).get("job", "") for name in names}
     # of a site that runs things here, too: what waits in a queue holds no lock

@@ -33,7 +33,7 @@ from hpc_hipgen.generators.drawing import (
     with_subjects,
 )
 from hpc_hipgen.pipeline import Item, check_before, report_items, row_data, sample_shard
-from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, ROUND_TRIPS, row_model, row_settings
+from hpc_hipgen.rows import FILMS_ROW, ROUND_TRIPS, ROWS_OF_FILMS, row_model, row_settings
 from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
         specs = of_row[row][shard * size : (shard + 1) * size]
         path = sample_shard(run, (row, shard))
         images: Iterable[np.ndarray]
-        if row in MEASURED_ROWS:
+        if row in ROWS_OF_FILMS:
             images = _views(run, row, films.images[[spec["view"] for spec in specs]])
         else:
             model, _ = row_model(run.config, row)
@@ -83,7 +83,7 @@ def sample_items(run: Run, items: Sequence[Item]) -> int:
 
 def is_synthetic(config: Experiment, row: str) -> bool:
     """Whether images of a row are marked so; an autoencoder makes no other dog of a patient."""
-    if row in MEASURED_ROWS and config.data.source == "films":
+    if row in ROWS_OF_FILMS and config.data.source == "films":
         return False
     return row not in UNTOUCHED_ROWS
 
@@ -92,7 +92,7 @@ def _row_specs(run: Run, films: Films, row: str) -> list[dict[str, Any]]:
     """What each image of a row of the report is asked for."""
     from hpc_hipgen.evaluation.samples import image_specs
 
-    if row in MEASURED_ROWS:
+    if row in ROWS_OF_FILMS:
         return image_specs(run.config.seed, films, row)
     settings, per_caption = row_settings(run.config, row), run.config.sampling.per_caption
     specs = image_specs(run.config.seed, films, row, settings, per_caption)

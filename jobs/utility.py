@@ -165,8 +165,7 @@ def merge(run: Run, name: str) -> dict[str, Any]:
         found.append(read_json(path))
         if found[-1]["films"] != found[0]["films"]:
             raise ValueError(f"{path}: measured other films than the first; remove its folder")
-    manifest = results.manifest_table(run.path("data", "manifest.csv"))
-    dogs = dict(zip(manifest["film"], manifest["dog"], strict=True))
+    dogs = results.dogs_of(results.manifest_table(run.path("data", "manifest.csv")))
     lines = learning_curve(found, [dogs[film] for film in found[0]["films"]], run.config.seed)
     folder, table = Utility.path(run, name), pd.DataFrame(lines, columns=list(COLUMNS))
     label = results.row_label(settings.row, run)

@@ -2,13 +2,13 @@
 
 import ast
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from hpc_hipgen import ROOT
 from hpc_hipgen.config import GENERATORS, NEEDS, TRAINED
 from hpc_hipgen.models import MODELS
-from hpc_hipgen.named import resolve
 
 
 def test_every_model_that_is_trained_is_known_in_that_order():
@@ -25,7 +25,7 @@ def test_a_model_needs_only_what_is_trained_before_it():
 def test_the_functions_of_a_model_are_there(name):
     model = MODELS[name]
     for function in filter(None, (model.task, model.drawer)):
-        assert callable(resolve(function))
+        assert callable(resolve_name(function))
 
 
 def test_generators_draw_rows_that_have_names():

@@ -12,7 +12,7 @@ from hpc_hipgen import parallel
 from hpc_hipgen.config import TRAINED, ConfigError, load_experiment
 from hpc_hipgen.config.reading import SMOKE, merged
 from hpc_hipgen.pipeline import folds, trained_before
-from hpc_hipgen.rulers import film_ruler_training
+from hpc_hipgen.rulers import film_check
 from hpc_hipgen.run import Run
 from jobs import launch
 from jobs.cross_validate import measure_folds
@@ -71,7 +71,7 @@ def films_for(path, folder):
 def test_every_experiment_trains(path, tmp_path, prepared, trained, monkeypatch):
     monkeypatch.setattr(parallel, "LEAST", 1000)  # processes take longer than so few films
     # forty pictures, which test_film_ruler_stage.py shows to a ruler
-    monkeypatch.setattr(film_ruler_training, "refused_non_films", lambda ruler: {"moon": True})
+    monkeypatch.setattr(film_check, "refused_non_films", lambda ruler: {"moon": True})
     whole, config = load_experiment(path), load_experiment(path, films_for(path, tmp_path), True)
     assert config.name == f"{path.stem}-smoke"
     assert set(whole.trained()) <= set(config.trained()), "what was pretrained is built"

@@ -1,7 +1,8 @@
 """What Slurm knows of jobs: the queue as it is now, and the accounts of those that have left it.
 
-Both are asked at once and given little time, so that a slow controller or database costs its
-answer and not the patience of whoever asked. Accounting is often missing or late; the queue wins.
+Whoever only looks asks both at once and gives them little time, so that a slow controller or
+database costs its answer and not patience. Accounting is often missing or late; the queue wins.
+Whoever submits waits for the queue.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from hpc_hipgen.config import ConfigError
 
 PATIENCE = 1.2  # seconds for squeue and sacct together
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED")
@@ -79,6 +82,32 @@ def look_up(ids: Iterable[str], patience: float = PATIENCE) -> tuple[dict[str, J
         for line in queue.splitlines():
             _read_queue(jobs, line)
     return {job: jobs[job] for job in wanted if job in jobs}, queue is not None
+
+
+def queued_jobs(ids: Iterable[str]) -> dict[str, str]:
+    """Job id to state (PENDING, RUNNING ...) of those of these jobs that are in the queue.
+
+    Raises:
+        ConfigError: when the queue is not known: a busy controller must not look like an empty one.
+    """
+    wanted = sorted(filter(None, ids))
+    if not wanted:
+        return {}
+    command = squeue(wanted, "-o", "%F %T")
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"squeue does not answer, so nothing was submitted: {error}") from None
+    if listed.returncode:
+        said = " ".join(listed.stderr.split()) or f"exit status {listed.returncode}"
+        raise ConfigError(f"squeue does not answer, so nothing was submitted: {said}")
+    rows = [row for line in listed.stdout.splitlines() if (row := line.split())[:1] != ["CLUSTER:"]]
+    # an array has a line for its waiting tasks and one for each that runs: the liveliest wins
+    return dict(sorted((row for row in rows if len(row) == 2), key=lambda row: _life(row[1])))
+
+
+def _life(state: str) -> int:
+    return {"COMPLETING": 0, "RUNNING": 2}.get(state, 1)
 
 
 def cluster_options() -> list[str]:

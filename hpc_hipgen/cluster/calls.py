@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from hpc_hipgen.arguments import print_anything
@@ -24,11 +25,16 @@ from hpc_hipgen.cluster.executors import restore_gpus
 from hpc_hipgen.cluster.processes import end_with_launcher
 from hpc_hipgen.cluster.stage_files import AtWorkError, holding, note_failure, stage_logs, told
 from hpc_hipgen.files import clean_abandoned, disk_full
-from hpc_hipgen.named import resolve
 from hpc_hipgen.pipeline import Item, Stage
 from hpc_hipgen.provenance import record_start
 from hpc_hipgen.run import Run
-from hpc_hipgen.training.interruption import GO_ON_LATER, STOP, Interrupted, OtherRankError
+from hpc_hipgen.training.interruption import (
+    GO_ON_LATER,
+    STOP,
+    Interrupted,
+    OtherRankError,
+    handled,
+)
 
 _REQUEUE_SECONDS = 600.0
 """Within which Slurm ends the ranks of a job that is queued again, or rank 0 gives up and ends: its
@@ -131,7 +137,7 @@ class StageCall:
             raise
 
     def _call(self, run: Run) -> Any:
-        function = resolve(self.stage.function)
+        function = resolve_name(self.stage.function)
         if self.stage.items is None:
             return function(run, *self.stage.arguments)
         mine = self.items
@@ -218,11 +224,8 @@ def _stopped_by_sigterm() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise Interrupted("stopped by SIGTERM; start again to go on", STOP)
 
-    before = signal.signal(STOP, stop)
-    try:
+    with handled(STOP, stop):
         yield
-    finally:
-        signal.signal(STOP, before)
 
 
 def _ignore_signals() -> None:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import ceil
 from pathlib import Path
@@ -17,10 +17,8 @@ from typing import Any
 import submitit
 
 from hpc_hipgen import ROOT
-from hpc_hipgen.cluster.accounting import squeue
 from hpc_hipgen.cluster.rendezvous import ADDRESS_VARIABLE
 from hpc_hipgen.cluster.site import Resources, Site
-from hpc_hipgen.config import ConfigError
 from hpc_hipgen.pipeline import Kind
 from hpc_hipgen.provenance import is_secret
 
@@ -50,23 +48,6 @@ def _python() -> str:
     return _UNHEARD + shlex.quote(os.path.abspath(given or sys.executable))
 
 
-@contextmanager
-def clean_environment(kept: Sequence[str] = ()) -> Iterator[None]:
-    """Hides the variables of an enclosing job while another one is submitted from inside it.
-
-    Each of SLURM_MEM_PER_*, SLURM_NTASKS, SLURM_ARRAY_*, SLURM_CPU_BIND ... would change or break
-    the new job. Those that say which cluster this is, and who asks, stay. So do those in `kept`.
-    """
-    stay = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_CLUSTERS", *kept)
-    hidden = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED) and k not in stay}
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
 def users_own(need: Resources) -> list[str]:
     """Variables by which a user tells sbatch what the site does not: SBATCH_ACCOUNT and the like.
 
@@ -79,12 +60,18 @@ def users_own(need: Resources) -> list[str]:
 
 @contextmanager
 def job_environment(variables: Mapping[str, str], kept: Sequence[str] = ()) -> Iterator[None]:
-    """What a new job inherits: `variables`, and nothing of an enclosing job, but for `kept`."""
+    """What a new job inherits: `variables`, and nothing of an enclosing job, but for `kept`.
+
+    Each of SLURM_MEM_PER_*, SLURM_NTASKS, SLURM_ARRAY_*, SLURM_CPU_BIND ... would change or break
+    the new job. Those that say which cluster this is, and who asks, stay.
+    """
+    stay = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_CLUSTERS", *kept)
     before = dict(os.environ)
     os.environ.update(variables)
+    for name in [n for n in os.environ if n.startswith(_INHERITED) and n not in stay]:
+        del os.environ[name]
     try:
-        with clean_environment(kept):
-            yield
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -212,9 +199,9 @@ def sbatch_script(parameters: dict[str, Any], tasks: int = 1, folder: Path = Pat
 def refusal(script: str, kept: Sequence[str] = ()) -> str | None:
     """Why Slurm would not take this script, or None: `sbatch --test-only`, nothing is submitted.
 
-    `kept`: see `clean_environment`.
+    `kept`: see `job_environment`.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, clean_environment(kept):
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, job_environment({}, kept):
         file.write(script)
         file.flush()
         try:
@@ -271,29 +258,3 @@ def count_gpus() -> int:
 def local_processes(kind: Kind) -> int:
     """Ranks of a stage on this machine: training takes every GPU, all else is one process."""
     return max(1, count_gpus()) if kind == "train" else 1
-
-
-def queued_jobs(ids: Iterable[str]) -> dict[str, str]:
-    """Job id to state (PENDING, RUNNING ...) of those of these jobs that are in the queue.
-
-    Raises:
-        ConfigError: when the queue is not known: a busy controller must not look like an empty one.
-    """
-    wanted = sorted(filter(None, ids))
-    if not wanted:
-        return {}
-    command = squeue(wanted, "-o", "%F %T")
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"squeue does not answer, so nothing was submitted: {error}") from None
-    if listed.returncode:
-        said = " ".join(listed.stderr.split()) or f"exit status {listed.returncode}"
-        raise ConfigError(f"squeue does not answer, so nothing was submitted: {said}")
-    rows = [row for line in listed.stdout.splitlines() if (row := line.split())[:1] != ["CLUSTER:"]]
-    # an array has a line for its waiting tasks and one for each that runs: the liveliest wins
-    return dict(sorted((row for row in rows if len(row) == 2), key=lambda row: _life(row[1])))
-
-
-def _life(state: str) -> int:
-    return {"COMPLETING": 0, "RUNNING": 2}.get(state, 1)

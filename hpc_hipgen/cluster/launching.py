@@ -116,8 +116,7 @@ def dry_run(
 def report_line(run: Run) -> str:
     """Where the results lie."""
     if run.config.film_ruler:
-        model = "lab_ruler" if run.config.lab_ruler else "film_ruler"
-        folder = shown(run.path(model, "export"))
+        folder = shown(run.film_ruler)
         line = f"Film ruler: {folder}; python -m jobs.measure --ruler {folder} FILES..."
         if run.config.lab_ruler:
             line = f"Errors: {shown(run.path('report', 'cross_validation.md'))}. {line}"

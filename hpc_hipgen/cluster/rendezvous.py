@@ -43,7 +43,7 @@ def find() -> Rendezvous:
     """This process's rendezvous.
 
     The port of a job with several ranks is a function of its id, so that all ranks agree on it
-    without talking and jobs that share a node rarely meet; a lone process takes a free port.
+    without talking and jobs that share a node rarely meet; a lone process needs none.
     """
     if os.environ.get("SUBMITIT_EXECUTOR"):
         return _of_job()
@@ -55,7 +55,7 @@ def find() -> Rendezvous:
             address=os.environ.get("MASTER_ADDR", "127.0.0.1"),
             port=int(os.environ.get("MASTER_PORT", FIRST_PORT)),
         )
-    return Rendezvous(port=_free_port())
+    return Rendezvous()
 
 
 def export() -> Rendezvous:
@@ -70,7 +70,7 @@ def _of_job() -> Rendezvous:
 
     job = submitit.JobEnvironment()
     if job.num_tasks == 1:
-        return Rendezvous(port=_free_port())
+        return Rendezvous()
     digits = "".join(c for c in job.raw_job_id if c.isdigit())
     return Rendezvous(
         rank=job.global_rank,
@@ -96,9 +96,3 @@ def _address(host: str) -> str:
             ' say in the site file how nodes reach each other: address: "{host}i", for example'
         ) from None
     return address
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from hpc_hipgen.cluster.accounting import FINE, cluster_options, look_up
+from hpc_hipgen.cluster.accounting import FINE, cluster_options, look_up, queued_jobs
 from hpc_hipgen.cluster.calls import StageCall
 from hpc_hipgen.cluster.executors import (
-    queued_jobs,
     refusal,
     sbatch_script,
     slurm_executor,

@@ -22,7 +22,7 @@ from hpc_hipgen.comparisons.cells import Comparison, one_is_a_list
 from hpc_hipgen.config import ConfigError, parse_settings, settings_tree
 from hpc_hipgen.files import read_json
 from hpc_hipgen.pipeline import Item, Stage, count_films
-from hpc_hipgen.rows import MEASURED_ROWS, row_model
+from hpc_hipgen.rows import ROWS_OF_FILMS, row_model
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_name
 
@@ -123,7 +123,7 @@ def plan(run: Run, arguments: list[str]) -> Utility:
         ConfigError: one problem a line.
     """
     tree = settings_tree({}, arguments)
-    drawn = [row for row in run.rows() if row not in MEASURED_ROWS]
+    drawn = [row for row in run.rows() if row not in ROWS_OF_FILMS]
     if not drawn:
         raise ConfigError(f"{run.folder}: this run has no generator")
     settings = parse_settings(Utility, {"row": drawn[-1]} | tree, "utility")

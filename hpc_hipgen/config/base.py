@@ -8,13 +8,13 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-TIMESTEPS = 1000
+TIMESTEPS, BETA_START, BETA_END = 1000, 0.00085, 0.012
 """Of the noise schedule of Stable Diffusion."""
 
 SCHEDULE = {
     "num_train_timesteps": TIMESTEPS,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
+    "beta_start": BETA_START,
+    "beta_end": BETA_END,
     "beta_schedule": "scaled_linear",
 }
 """That schedule, as diffusers' schedulers take it."""
@@ -80,9 +80,9 @@ Channels = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1
 _MANY_STEPS, _NEAR_NOISE = 10, 900
 
 
-def leading_timesteps(steps: int) -> list[int]:
-    """Timesteps at which a teacher draws, falling: multiples of 1000 // steps, and one."""
-    return [k * (TIMESTEPS // steps) + 1 for k in reversed(range(steps))]
+def leading_timesteps(steps: int, n: int = TIMESTEPS, offset: int = 1) -> list[int]:
+    """Timesteps at which a teacher draws, falling: multiples of n // steps, and the offset."""
+    return [k * (n // steps) + offset for k in reversed(range(steps))]
 
 
 def check_teacher_steps(key: str, steps: int) -> None:

@@ -26,7 +26,7 @@ def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def consistency_function(
-    output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
+    output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str
 ) -> Tensor:
     """f(z, t) = c_skip(t) z + c_out(t) x0hat, from the network's output at (z, t).
 
@@ -54,7 +54,7 @@ def spatial_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
 def pseudo_huber(
     prediction: Tensor,
     target: Tensor,
-    c: float = 0.001,
+    c: float,
     weight: Tensor | None = None,
     per_sample: bool = False,
 ) -> Tensor:

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from hpc_hipgen.config.base import BETA_END, BETA_START, TIMESTEPS, leading_timesteps
+
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 def scaled_linear_alphas_cumprod(
-    n: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+    n: int = TIMESTEPS, beta_start: float = BETA_START, beta_end: float = BETA_END
 ) -> Tensor:
     """Cumulative products abar_t of 1 - beta_t, (n,) float64, decreasing, within (0, 1).
 
@@ -72,7 +74,7 @@ def to_noise(z: Tensor, x0: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor
 
 
 def training_target(
-    x0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
+    x0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str
 ) -> Tensor:
     """What the network has to predict: the noise, or v = alpha noise - sigma x0."""
     check_prediction(prediction)
@@ -83,7 +85,7 @@ def training_target(
 
 
 def to_epsilon(
-    output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
+    output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str
 ) -> Tensor:
     """The noise that a network's output (prediction type `prediction`) stands for at (z, t)."""
     check_prediction(prediction)
@@ -93,9 +95,7 @@ def to_epsilon(
     return (alpha * output + sigma * z).to(output.dtype)
 
 
-def to_x0(
-    output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str = "epsilon"
-) -> Tensor:
+def to_x0(output: Tensor, z: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction: str) -> Tensor:
     """The clean latents that a network's output stands for at (z, t), in `compute_dtype(z)`."""
     check_prediction(prediction)
     alpha, sigma = alpha_sigma(t, alphas_cumprod, z)
@@ -104,9 +104,7 @@ def to_x0(
     return alpha * z - sigma * output
 
 
-def min_snr_weight(
-    t: Tensor, alphas_cumprod: Tensor, gamma: float = 5.0, prediction: str = "epsilon"
-) -> Tensor:
+def min_snr_weight(t: Tensor, alphas_cumprod: Tensor, gamma: float, prediction: str) -> Tensor:
     """Weights of the squared error of prediction at t, same shape as t, float32.
 
     They make the loss min(SNR, gamma) times the squared error of x0, SNR = abar / (1 - abar)
@@ -121,7 +119,7 @@ def min_snr_weight(
     return weight.float()
 
 
-def uniform_timesteps(steps: int, n: int = 1000, offset: int = 1) -> Tensor:
+def uniform_timesteps(steps: int, n: int = TIMESTEPS, offset: int = 1) -> Tensor:
     """The timesteps of Stable Diffusion's DDIM ("leading" spacing), (steps,) int64, falling.
 
     Multiples of n // steps plus the offset; the same as diffusers' DDIMScheduler visits with
@@ -129,13 +127,13 @@ def uniform_timesteps(steps: int, n: int = 1000, offset: int = 1) -> Tensor:
     """
     if not 1 <= steps <= n:
         raise ValueError(f"uniform_timesteps: steps must be within 1..{n}, not {steps}")
-    timesteps = torch.arange(steps - 1, -1, -1) * (n // steps) + offset
+    timesteps = leading_timesteps(steps, n, offset)
     if timesteps[0] >= n:
         raise ValueError(f"uniform_timesteps: {steps} steps with offset {offset} pass {n - 1}")
-    return timesteps
+    return torch.tensor(timesteps)
 
 
-def trailing_timesteps(steps: int, n: int = 1000) -> Tensor:
+def trailing_timesteps(steps: int, n: int = TIMESTEPS) -> Tensor:
     """Timesteps evenly spaced from n - 1 down, (steps,) int64.
 
     As diffusers' "trailing" spacing, but that ties may be rounded the other way.
@@ -178,15 +176,15 @@ def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     return ys[left] + fraction * (ys[right] - ys[left])
 
 
-def distillation_timesteps(skip: int, n: int = 1000) -> Tensor:
-    """The grid on which a consistency model is distilled, (n // skip,) int64, rising.
+def distillation_timesteps(skip: int) -> Tensor:
+    """The grid on which a consistency model is distilled, (TIMESTEPS // skip,) int64, rising.
 
-    skip-1, 2 skip-1, ...: the grid of diffusers' LCMScheduler with
-    original_inference_steps = n // skip, for a skip that divides n (ValueError otherwise).
+    skip-1, 2 skip-1, ...: the grid of diffusers' LCMScheduler with original_inference_steps =
+    TIMESTEPS // skip, for a skip that divides TIMESTEPS (ValueError otherwise).
     """
-    if not 1 <= skip <= n or n % skip:
-        raise ValueError(f"distillation_timesteps: skip must divide {n}, not {skip}")
-    return torch.arange(1, n // skip + 1) * skip - 1
+    if not 1 <= skip <= TIMESTEPS or TIMESTEPS % skip:
+        raise ValueError(f"distillation_timesteps: skip must divide {TIMESTEPS}, not {skip}")
+    return torch.arange(1, TIMESTEPS // skip + 1) * skip - 1
 
 
 def jump_target(t: Tensor, skip: int) -> Tensor:

@@ -11,22 +11,22 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hpc_hipgen.evaluation.faithfulness import MIN_IMAGES, NORMAL_975
+from hpc_hipgen.evaluation.faithfulness import MIN_IMAGES, NORMAL_975, resampled, sums_of_dogs
+
+RESAMPLES = 2000
+"""Of the bootstrap."""
 
 FIGURES = ("mae", "bias", "limit_low", "limit_high")
 
 Agreement = dict[str, float | int | list[float] | None]
 
 
-def agreement(
-    differences: ArrayLike, dogs: Sequence[str], *, resamples: int = 2000, seed: int = 0
-) -> Agreement:
+def agreement(differences: ArrayLike, dogs: Sequence[str], *, seed: int = 0) -> Agreement:
     """How far two ways of measuring agree.
 
     Args:
         differences: (n, 2), a row a film, both hips; NaN where a hip was refused.
         dogs: (n,), whose film it is.
-        resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Returns:
@@ -39,15 +39,13 @@ def agreement(
     if len(values) != len(dogs):
         raise ValueError(f"need a dog for each film, got {len(dogs)} for {len(values)}")
     measured = np.isfinite(values)
-    names, member = np.unique(np.asarray(dogs, dtype=str), return_inverse=True)
     known = np.where(measured, values, 0.0)
     parts = np.stack([measured, np.abs(known), known, known**2], -1).sum(1)
-    of_dog = np.zeros((len(names), 4))
-    np.add.at(of_dog, member, parts)
+    of_dog = sums_of_dogs(parts, dogs)
     result: Agreement = {
         "films": len(values),
         "refused": int((~measured.any(1)).sum()),
-        "dogs": len(names),
+        "dogs": len(of_dog),
         "hips": int(measured.sum()),
         "worst": float(np.abs(values[measured]).max()) if measured.any() else None,
     }
@@ -55,8 +53,8 @@ def agreement(
     seen = of_dog[of_dog[:, 0] > 0]
     intervals = np.full((2, len(FIGURES)), np.nan)
     if len(seen) >= MIN_IMAGES:
-        picks = np.random.default_rng(seed).integers(0, len(seen), (resamples, len(seen)))
-        intervals = np.quantile(_figures(seen[picks].sum(1)), [0.025, 0.975], axis=0)
+        drawn = _figures(resampled(seen, RESAMPLES, seed))
+        intervals = np.quantile(drawn, [0.025, 0.975], axis=0)
     for name, value, interval in zip(FIGURES, figures, intervals.T, strict=True):
         result[name] = float(value) if np.isfinite(value) else None
         there = np.isfinite(interval).all() and np.isfinite(value)

@@ -26,7 +26,7 @@ from hpc_hipgen.evaluation.samples import read_images
 from hpc_hipgen.pipeline import score_shard
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.layouts import Films, read_manifest, read_view
-from hpc_hipgen.rows import CONTROLS_ROW, MEASURED_ROWS
+from hpc_hipgen.rows import CONTROLS_ROW, ROWS_OF_FILMS
 
 if TYPE_CHECKING:
     from hpc_hipgen.evaluation.results import Features
@@ -130,7 +130,7 @@ def audit(
     Raises ValueError naming the file when the stored features are of other films.
     """
     stored = score_shard(run, (CONTROLS_ROW, 0))
-    drawn = [row for row in tables if row not in MEASURED_ROWS]
+    drawn = [row for row in tables if row not in ROWS_OF_FILMS]
     if not drawn or not stored.is_file():
         return None
     films = read_manifest(run.path("data"), "train", nominal_only=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hpc_hipgen.evaluation.results import REAL_ROWS, Results, training_seconds
+from hpc_hipgen.evaluation.results import Results, training_seconds
 from hpc_hipgen.files import read_json
 from hpc_hipgen.pipeline import trained_before
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
-from hpc_hipgen.rows import row_model
+from hpc_hipgen.rows import ROWS_OF_FILMS, row_model
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_name, shard_numbers
 from hpc_hipgen.tables import markdown_table, number
@@ -32,7 +32,7 @@ def compare(run: Run, results: Results, labels: Mapping[str, str]) -> list[dict[
     distances = (metrics["frechet"] or {"rows": {}})["rows"]
     copies = (metrics["memorisation"] or {"rows": {}})["rows"]
     for row in results.tables:
-        if row in REAL_ROWS:
+        if row in ROWS_OF_FILMS:
             continue
         model, _ = row_model(run.config, row)
         stage = run.done(f"train-{model}") or {}

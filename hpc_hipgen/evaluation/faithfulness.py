@@ -38,11 +38,11 @@ PAPER_TABLE_1 = (
 PAPER_TEST_FILMS = 84
 
 
-def _pair(asked: ArrayLike, measured: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Both columns as float64 vectors of one length; raises ValueError where they are not.
+def _measured(asked: ArrayLike, measured: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both columns where there is a measurement, float64, and where that is: (n,) bool.
 
-    An infinite measurement or a missing request is a defect of the caller, not a failed
-    measurement (which is NaN).
+    Raises ValueError where they are not vectors of one length. An infinite measurement or a missing
+    request is a defect of the caller, not a failed measurement (which is NaN).
     """
     x, y = np.asarray(asked, dtype=np.float64), np.asarray(measured, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape:
@@ -53,7 +53,8 @@ def _pair(asked: ArrayLike, measured: ArrayLike) -> tuple[np.ndarray, np.ndarray
         raise ValueError(f"asked[{int(np.flatnonzero(~np.isfinite(x))[0])}] is not a finite angle")
     if np.isinf(y).any():
         raise ValueError(f"measured[{int(np.flatnonzero(np.isinf(y))[0])}] is infinite")
-    return x, y
+    valid = np.isfinite(y)
+    return x[valid], y[valid], valid
 
 
 def _varies(values: np.ndarray) -> bool:
@@ -104,9 +105,7 @@ def faithfulness(
     - ``limit_low`` and ``limit_high``, degrees: bias -+ 1.96 standard deviations of the
       error, the limits of agreement (Bland and Altman 1986, doi 10.1016/S0140-6736(86)90837-8).
     """
-    x_all, y_all = _pair(asked, measured)
-    valid = np.isfinite(y_all)
-    x, y = x_all[valid], y_all[valid]
+    x, y, valid = _measured(asked, measured)
     n = len(x)
     r = pearson(x, y)
     low, high = fisher_interval(r, n if dogs is None else len(set(np.asarray(dogs)[valid])))
@@ -126,9 +125,12 @@ def faithfulness(
         "limit_low": None if reach is None else float(error.mean()) - reach,
         "limit_high": None if reach is None else float(error.mean()) + reach,
         "n": n,
-        "failed": int(len(x_all) - n),
+        "failed": len(valid) - n,
     }
 
+
+RESAMPLES = 1000
+"""Of a bootstrap."""
 
 RESAMPLED = ("mae", "bias", "slope", "r2_identity")
 """What `bootstrap_intervals` gives intervals of; r has Fisher's."""
@@ -137,12 +139,27 @@ MAY_NOT_EXIST = 0.01
 """Share of the resamples without a statistic above which it has no interval."""
 
 
+def sums_of_dogs(terms: np.ndarray, dogs: ArrayLike) -> np.ndarray:
+    """Sums (d, k) of the terms (n, k) of each of d dogs, in the order of their names.
+
+    dogs: (n,) names, whose term it is.
+    """
+    names, of = np.unique(np.asarray(dogs, dtype=str), return_inverse=True)
+    return np.stack([np.bincount(of, term, len(names)) for term in terms.T], 1)
+
+
+def resampled(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Sums over so many samples of dogs, of the sums (d, ...) of each; (resamples, ...)."""
+    picks = np.random.default_rng(seed).integers(0, len(sums), (resamples, len(sums)))
+    return sums[picks].sum(1)
+
+
 def bootstrap_intervals(
     asked: ArrayLike,
     measured: ArrayLike,
     dogs: Sequence[str],
     *,
-    resamples: int = 1000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float | None]:
     """95 % percentile intervals of `RESAMPLED`, as of `faithfulness`: keys mae_low, mae_high, ...
@@ -151,20 +168,16 @@ def bootstrap_intervals(
     images, which are not independent. Refused images are left out. None with fewer than
     `MIN_IMAGES` dogs, or where a statistic lacks in more than `MAY_NOT_EXIST` of the resamples.
     """
-    x, y = _pair(asked, measured)
-    keep = np.isfinite(y)
-    x, y = x[keep], y[keep]
-    names, of = np.unique(np.asarray(dogs, dtype=str)[keep], return_inverse=True)
+    x, y, valid = _measured(asked, measured)
     missing: dict[str, float | None] = {
         f"{key}_{end}": None for key in RESAMPLED for end in ("low", "high")
     }
-    if len(names) < MIN_IMAGES or not _varies(x):
+    names = np.asarray(dogs, dtype=str)[valid]
+    if len(set(names)) < MIN_IMAGES or not _varies(x):
         return missing
     x0, error = x - x.mean(), y - x  # slope and R² do not mind the shift, rounding does
-    terms = np.stack([np.ones_like(x), x0, x0**2, error, np.abs(error), error**2, x0 * error])
-    sums = np.stack([np.bincount(of, term, len(names)) for term in terms], 1)
-    picks = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
-    n, sx, sxx, se, sa, see, sxe = sums[picks].sum(1).T
+    terms = np.stack([np.ones_like(x), x0, x0**2, error, np.abs(error), error**2, x0 * error], 1)
+    n, sx, sxx, se, sa, see, sxe = resampled(sums_of_dogs(terms, names), resamples, seed).T
     spread = sxx - sx**2 / n
     spread[spread < 1e-9 * (x0**2).sum()] = np.nan  # only dogs of whom the same was asked
     drawn = {
@@ -205,9 +218,7 @@ def permutation_null(
     Several images of one of the ``dogs`` say little more than one: they are dealt together, over
     again to a dog that has more. Deterministic in ``seed``; None where r itself does not exist.
     """
-    x, y = _pair(asked, measured)
-    valid = np.isfinite(y)
-    x, y = x[valid], y[valid]
+    x, y, valid = _measured(asked, measured)
     if pearson(x, y) is None:
         return None
     names = np.arange(len(x)) if dogs is None else np.asarray(dogs)[valid]
@@ -242,7 +253,6 @@ def paired_bootstrap(
     second: ArrayLike,
     dogs: Sequence[str],
     *,
-    resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, float | int | None]:
     """Difference of two generators' mean absolute error, ``first`` - ``second``, in degrees.
@@ -266,8 +276,7 @@ def paired_bootstrap(
         return {"difference": None, "low": None, "high": None, "dogs": len(keep)}
     sums = np.array([gain[names == d].sum() for d in keep])
     counts = np.array([(names == d).sum() for d in keep])
-    picks = np.random.default_rng(seed).integers(0, len(keep), (resamples, len(keep)))
-    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    means = resampled(sums, RESAMPLES, seed) / resampled(counts, RESAMPLES, seed)
     low, high = np.quantile(means, [0.025, 0.975])
     difference = float(sums.sum() / counts.sum())
     return {"difference": difference, "low": float(low), "high": float(high), "dogs": len(keep)}

@@ -52,10 +52,6 @@ class Nearest:
         return cls(1 - best[line, film].astype(np.float64), film, turned)
 
 
-def _fields(nearest: Nearest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return nearest.distance, nearest.film, nearest.mirrored
-
-
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors (n, d) of length one; zero stays zero."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
@@ -103,7 +99,8 @@ class FilmPixels:
             Nearest.among(*(self._likeness(part) for part in both))
             for both in zip(*sides, strict=True)
         ]
-        return Nearest(*(np.concatenate(found) for found in zip(*map(_fields, parts), strict=True)))
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return Nearest(*map(np.concatenate, columns))
 
     def _chunks(self, images: np.ndarray | Pictures) -> Iterator[np.ndarray]:
         """Band-passed small images (n, side, side) float32, CHUNK at a time."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc_hipgen.evaluation.faithfulness import NORMAL_975
 from hpc_hipgen.evaluation.film_pixels import Nearest, unit
 
 ALARM = 0.001
@@ -32,8 +33,6 @@ LEAST_HELD_OUT = 10
 
 PLANTED = 20
 """Training films that are copied for the positive controls."""
-
-_NORMAL_975 = 1.959963984540054  # quantile of the normal distribution
 
 _TINY = 1e-9  # distance of an exact copy, whose logarithm is needed
 
@@ -167,7 +166,7 @@ def rates(found: Mapping[str, np.ndarray], dogs: Sequence[str] | None = None) ->
 
 def wilson_interval(rate: float, n: int) -> tuple[float, float]:
     """95 % interval of a share `rate` of n (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
-    z2 = _NORMAL_975**2
+    z2 = NORMAL_975**2
     middle = (rate + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 / n * (rate * (1 - rate) + z2 / (4 * n))) / (1 + z2 / n)
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))

@@ -19,13 +19,13 @@ from hpc_hipgen.comparisons.downstream_utility import ARM_LABELS
 from hpc_hipgen.evaluation import comparison, figures, real_films, samples
 from hpc_hipgen.evaluation.bands import BANDS
 from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
-from hpc_hipgen.evaluation.results import CONTROL, REAL_ROWS, Results, collect, row_label
+from hpc_hipgen.evaluation.results import CONTROL, Results, collect, row_label
 from hpc_hipgen.files import atomic_folder, write_atomic
 from hpc_hipgen.pipeline import row_data
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, PATIENT_SIDES
 from hpc_hipgen.radiograph.layouts import read_manifest
-from hpc_hipgen.rows import FILMS_ROW
+from hpc_hipgen.rows import FILMS_ROW, ROWS_OF_FILMS
 from hpc_hipgen.run import Run
 from hpc_hipgen.tables import csv_text, number
 
@@ -97,7 +97,7 @@ def choose_grid(run: Run, results: Results) -> list[dict[str, Any]]:
     if not tables:
         return []
     first = {row: table.drop_duplicates("film").set_index("film") for row, table in tables.items()}
-    main = next((row for row in tables if row not in REAL_ROWS), next(iter(tables)))
+    main = next((row for row in tables if row not in ROWS_OF_FILMS), next(iter(tables)))
     order = first[main].assign(mean=first[main][["asked_left", "asked_right"]].mean(axis=1))
     order = order.sort_values(["mean", "index"])
     picks = np.unique(np.linspace(0, len(order) - 1, GRID_FILMS).round().astype(int))
@@ -276,7 +276,7 @@ def _headline(results: Results) -> tuple[str, Mapping[str, Any]] | None:
 
     The negative control, whose captions have digits only, stands there when it is alone.
     """
-    drawn = [row for row in results.tables if row not in REAL_ROWS]
+    drawn = [row for row in results.tables if row not in ROWS_OF_FILMS]
     if not drawn:
         return None
     tried = [row for row in drawn if row != CONTROL] or drawn
@@ -300,12 +300,12 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["num"] = figures.number
+    environment.filters["num"] = number
     environment.filters["signed"] = _signed
     environment.filters["svg"] = lambda data: _uri(data, "svg+xml")
     for entry in grid:
         entry["pictures"] = {
-            row: None if cell is None else _picture(cell, row not in REAL_ROWS)
+            row: None if cell is None else _picture(cell, row not in ROWS_OF_FILMS)
             for row, cell in entry["cells"].items()
         }
     asked_for = set().union(*results.metrics["bands"].values())
@@ -317,7 +317,6 @@ def _render(
         missing=[row_label(row, run) for row in results.missing],
         partial=[f"{row_label(row, run)} ({n})" for row, n in results.partial.items()],
         headline=_headline(results),
-        real_rows=REAL_ROWS,
         table=table,
         grid=grid,
         films=film_panels(run, results),

@@ -30,11 +30,10 @@ from hpc_hipgen.models import MODELS
 from hpc_hipgen.pipeline import begun_rows, row_data, sample_shard, score_shard, shard_counts
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.radiograph.pictures import BACKUP
-from hpc_hipgen.rows import FILMS_ROW, MEASURED_ROWS, REFERENCE_ROW, row_model
+from hpc_hipgen.rows import FILMS_ROW, REFERENCE_ROW, ROWS_OF_FILMS, row_model
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_name, shard_numbers
 
-REAL_ROWS = MEASURED_ROWS  # made from films, not drawn by a generator
 TEACHER = "stable_diffusion"
 CONTROL = "stable_diffusion_caption"  # digits only: what the others are to be better than
 
@@ -136,7 +135,7 @@ def collect(run: Run) -> Results:
     found = {row: read_table(run, row) for row in begun_rows(run)}
     manifest = _manifest(run)
     logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
-    dogs, theirs = _dogs(manifest), _dogs(_manifest(run, FILMS_ROW))
+    dogs, theirs = dogs_of(manifest), dogs_of(_manifest(run, FILMS_ROW))
     baseline = _baseline(found, manifest)
     means = {side: baseline[side]["mean"] for side in PATIENT_SIDES} if baseline else None
     scores = {
@@ -172,7 +171,7 @@ def collect(run: Run) -> Results:
     return Results(found, missing, partial, metrics, {k: v for k, v in logs.items() if v})
 
 
-def _dogs(manifest: pd.DataFrame | None) -> dict[str, str]:
+def dogs_of(manifest: pd.DataFrame | None) -> dict[str, str]:
     """The dog of each film; empty without a manifest."""
     return {} if manifest is None else dict(zip(manifest["film"], manifest["dog"], strict=True))
 
@@ -231,7 +230,7 @@ def _baseline(
     """Always drawing the training films' mean angle for all captions; None without a manifest."""
     if manifest is None:
         return None
-    drawn = [row for row in tables if row not in REAL_ROWS] or list(tables)
+    drawn = [row for row in tables if row not in ROWS_OF_FILMS] or list(tables)
     table = tables[drawn[0]]
     train = manifest[(manifest["split"] == "train") & (manifest["view"] == 0)]
     result: dict[str, Any] = {}
@@ -249,9 +248,9 @@ def _comparisons(
     """MAE of each generator minus the teacher's, on the same captions, bootstrap over dogs."""
     if TEACHER not in tables:
         return {}
-    dogs, result = _dogs(manifest), {}
+    dogs, result = dogs_of(manifest), {}
     for row, table in tables.items():
-        if row in (*REAL_ROWS, TEACHER):
+        if row in (*ROWS_OF_FILMS, TEACHER):
             continue
         both = table.merge(tables[TEACHER], on=["index", "film"], suffixes=("", "_teacher"))
         asked, first, second = (

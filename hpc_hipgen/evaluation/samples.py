@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from hpc_hipgen.pipeline import sample_shard
-from hpc_hipgen.radiograph.shard_index import check_whole
+from hpc_hipgen.radiograph.shard_index import check_whole, content, samples_of
 from hpc_hipgen.shards import image_seed
 
 if TYPE_CHECKING:
@@ -122,23 +122,11 @@ def png(image: np.ndarray, synthetic: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _members(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Members of a webdataset tar, grouped by the name up to its first dot."""
-    key, group = None, {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            name, _, extension = member.name.partition(".")
-            if name != key and key is not None:
-                yield key, group
-                group = {}
-            key = name
-            file = tar.extractfile(member)
-            assert file is not None, "it is a file"
-            group[extension] = file.read()
-    if key is not None:
-        yield key, group
+def _parts(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and parts by suffix of each sample of a shard."""
+    with path.open("rb") as file:
+        for key, members in samples_of(path):
+            yield key, {suffix: content(file, member) for suffix, member in members.items()}
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -150,7 +138,7 @@ def read_samples(path: Path) -> list[Sample]:
     samples = []
     try:
         check_whole(path)
-        for key, group in _members(path):
+        for key, group in _parts(path):
             absent = [e for e in ("png", "txt", "json") if e not in group]
             if absent:
                 raise DamagedShardError(

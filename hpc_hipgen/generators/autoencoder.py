@@ -60,7 +60,7 @@ class AutoencoderLoss(nn.Module):
     """The autoencoder with its loss."""
 
     def __init__(
-        self, autoencoder: AutoencoderKL, kl_weight: float, scale_equivariance: float = 0.0
+        self, autoencoder: AutoencoderKL, kl_weight: float, scale_equivariance: float
     ) -> None:
         """Weights of the error, 1, and of what is added to it.
 

@@ -31,7 +31,7 @@ from transformers import (
 
 from hpc_hipgen.config import DallE, Experiment, Text
 from hpc_hipgen.diffusion.consistency import spatial_mean
-from hpc_hipgen.files import reading_export
+from hpc_hipgen.files import LOCAL, reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.discrete_vae import DiscreteAutoencoder, cached_codes, decode_images
 from hpc_hipgen.generators.focus import hip_focus
@@ -79,11 +79,7 @@ def load_parts(folder: Path, precision: str = "fp32") -> DallEParts:
     """
     if not (folder / "transformer" / "config.json").is_file():
         raise ValueError(f"{folder}: holds no DALL-E (transformer/config.json)")
-    local = {
-        "local_files_only": True,
-        "use_safetensors": True,
-        "dtype": torch.bfloat16 if precision == "bf16" else torch.float32,
-    }
+    local = LOCAL | {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
     with reading_export(folder):
         return DallEParts(
             GPT2LMHeadModel.from_pretrained(folder / "transformer", **local).eval().to(device()),
@@ -293,13 +289,6 @@ def draw_codes(
     return torch.stack(drawn, 1).unflatten(1, (parts.grid, parts.grid))
 
 
-def draw(
-    parts: DallEParts, prompts: list[str], seeds: list[int], **settings: float | None
-) -> np.ndarray:
-    """Grey images (b, n, n) uint8; settings as of `draw_codes`."""
-    return decode_images(parts.vae, draw_codes(parts, prompts, seeds, **settings))
-
-
 @dataclass
 class DallEDrawer:
     """Draws with a transformer; the size of its images is that of the discrete VAE's."""
@@ -315,7 +304,7 @@ class DallEDrawer:
         self, prompts: list[str], seeds: list[int], *, resolution: int, **settings: float | None
     ) -> np.ndarray:
         """Grey images (b, n, n) uint8; settings as of `draw_codes`."""
-        return draw(self.parts, prompts, seeds, **settings)
+        return decode_images(self.parts.vae, draw_codes(self.parts, prompts, seeds, **settings))
 
 
 def drawer(run: Run, model: str) -> DallEDrawer:

@@ -261,10 +261,13 @@ def cached_codes(autoencoder: DiscreteAutoencoder, films: Films, cache: Path) ->
     return cached(encoder, films, cache)
 
 
+_DECODED_AT_ONCE = 32  # images
+
+
 @torch.no_grad()
-def decode_images(autoencoder: DiscreteAutoencoder, codes: Tensor, batch: int = 32) -> np.ndarray:
+def decode_images(autoencoder: DiscreteAutoencoder, codes: Tensor) -> np.ndarray:
     """Views (n, r, r) uint8 of tokens (n, h, w)."""
-    parts = codes.to(autoencoder.device).split(batch)
+    parts = codes.to(autoencoder.device).split(_DECODED_AT_ONCE)
     return np.concatenate([to_images(autoencoder.decode_codes(part)) for part in parts])
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hpc_hipgen.config import DreamBooth
 from hpc_hipgen.models import MODELS
-from hpc_hipgen.named import resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ def drawer_of(run: Run, model: str) -> Drawer:
     """The drawer of a generator of the run, from its export."""
     named = MODELS[model].drawer
     assert named, f"{model} draws nothing"
-    return resolve(named)(run, model)
+    return resolve_name(named)(run, model)
 
 
 class OneDrawer:

@@ -32,8 +32,13 @@ from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts, ddim_sc
 from hpc_hipgen.radiograph.captions import parse_caption
 from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films
-from hpc_hipgen.rulers.ruler import RulerNetwork, load_ruler, read_points, standardise
-from hpc_hipgen.rulers.ruler_training import norberg_angles
+from hpc_hipgen.rulers.ruler import (
+    RulerNetwork,
+    load_ruler,
+    norberg_angles,
+    read_points,
+    standardise,
+)
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import uses_bf16

@@ -36,13 +36,13 @@ from hpc_hipgen.generators.autoencoder import cached_latents
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.frozen import freeze
 from hpc_hipgen.generators.other_captions import OtherCaptions
-from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles
+from hpc_hipgen.generators.probe import MeasuredTask, MeasurementLoss
 from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts, load_parts
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import uses_bf16
-from hpc_hipgen.training.task import FilmTask, parameter_count
+from hpc_hipgen.training.task import parameter_count
 
 
 def lcm_scheduler(prediction: str, skip: int) -> LCMScheduler:
@@ -137,8 +137,10 @@ class DistillationLoss(nn.Module):
         return losses, scalars
 
 
-class DistillationTask(FilmTask):
+class DistillationTask(MeasuredTask):
     """Distillation of a Stable Diffusion for the training loop; a subclass makes the student."""
+
+    section: Distillation
 
     def __init__(
         self, section: Distillation, config: Experiment, films: Films, teacher: Path, cache: Path
@@ -166,11 +168,6 @@ class DistillationTask(FilmTask):
             self.averages["export"] = self.export_average()
         self.timesteps = distillation_timesteps(section.skip)
         self.others = OtherCaptions(films, section.other_captions)
-
-    def measure_with(self, probe: ProbeNetwork) -> None:
-        """From now on the loss holds what a probe reads off the student's latents."""
-        self.asked = asked_angles(self.films)
-        self.module.measured = MeasurementLoss(probe, self.section.measurement_weight)
 
     def allow_for(self, error: Tensor) -> None:
         """From now on the probe has to read (2,) degrees more, of the patient's left and right."""
@@ -213,7 +210,7 @@ class LLCMTask(DistillationTask):
     section: LLCM
 
     def __init__(
-        self, config: Experiment, films: Films, teacher: Path, cache: Path, name: str = "llcm"
+        self, config: Experiment, films: Films, teacher: Path, cache: Path, name: str
     ) -> None:
         """`films`: the training split; `teacher`: a diffusers folder; `name`: of the section."""
         super().__init__(getattr(config, name), config, films, teacher, cache)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hpc_hipgen.config import Experiment, Prior, training_of
 from hpc_hipgen.diffusion.schedule import add_noise
-from hpc_hipgen.files import reading_export
+from hpc_hipgen.files import LOCAL, reading_export
 from hpc_hipgen.generators import clip
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
@@ -66,9 +66,7 @@ def load_prior(folder: Path, width: int) -> PriorTransformer:
         ValueError: it is for embeddings of another width.
     """
     with reading_export(folder):
-        prior = PriorTransformer.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
+        prior = PriorTransformer.from_pretrained(folder, **LOCAL)
     if (found := prior.config.embedding_dim) != width:
         raise ValueError(f"{folder}: for embeddings of width {found}, but the CLIP's have {width}")
     return prior

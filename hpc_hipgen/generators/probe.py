@@ -15,20 +15,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_hipgen.config import Experiment, Probe
-from hpc_hipgen.files import reading_export, write_atomic
+from hpc_hipgen.config import Denoising, Distillation, Experiment, Probe
+from hpc_hipgen.files import reading_export, save_network
 from hpc_hipgen.generators.autoencoder import cached_latents, encode
 from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films
-from hpc_hipgen.rulers.ruler_training import norberg_angles
+from hpc_hipgen.rulers.ruler import norberg_angles, points_of
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.engine import device
 from hpc_hipgen.training.task import FilmTask
+
+SETTINGS = "probe.json"
+"""Shape and figures of a stored probe, beside its weights."""
 
 HUBER_BETA = 2.0
 """Degrees of error from which on `angle_losses` grow linearly."""
@@ -100,7 +103,7 @@ class ProbeTask(FilmTask):
         torch.manual_seed(config.seed)
         channels, size = self.latents.shape[1:3]
         network = ProbeNetwork(channels, size, self.section.width)
-        network.usual.copy_(_points(self.landmarks).mean(0))
+        network.usual.copy_(points_of(self.landmarks).mean(0))
         self.module = ProbeLoss(network)
         self.averages = {"export": WeightAverage.for_export(network, self.section.training)}
 
@@ -109,7 +112,7 @@ class ProbeTask(FilmTask):
         latents = self.latents[indices]
         strength = self.section.noise * random.uniform("strength")[:, None, None, None]
         noise = strength * random.normal("noise", *latents.shape[1:])
-        return {"latents": latents + noise, "points": _points(self.landmarks[indices])}
+        return {"latents": latents + noise, "points": points_of(self.landmarks[indices])}
 
     @torch.no_grad()
     def export(self, folder: Path) -> Mapping[str, float | None]:
@@ -119,27 +122,20 @@ class ProbeTask(FilmTask):
         asked = asked_angles(self.held_out)
         error = (network.angles(latents) - asked).abs().mean(0).tolist()
         figures = dict(zip(("validation_mae_left", "validation_mae_right"), error, strict=True))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, _weights(folder))
-        write_atomic(folder / "probe.json", json.dumps(network.shape | figures, indent=1))
+        save_network(network, folder, SETTINGS, network.shape | figures)
         return figures
 
 
-def _points(landmarks: Tensor) -> Tensor:
-    """(b, 2, 5) landmarks to points (b, 4, 2) in the order of `ruler.POINTS`."""
-    return torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2)
-
-
-def _weights(folder: Path) -> Path:
-    return folder / "model.safetensors"
-
-
 def load_probe(folder: Path) -> ProbeNetwork:
-    """Reads what `ProbeTask.export` wrote."""
-    with reading_export(folder):
-        shape = json.loads((folder / "probe.json").read_text())
+    """Reads what `ProbeTask.export` wrote.
+
+    Raises:
+        DamagedError: when the folder holds no probe, or a damaged one.
+    """
+    with reading_export(folder, RuntimeError):
+        shape = json.loads((folder / SETTINGS).read_text())
         network = ProbeNetwork(shape["channels"], shape["size"], shape["width"])
-        network.load_state_dict(load_file(_weights(folder)))
+        load_model(network, folder / "model.safetensors")
     return network
 
 
@@ -210,3 +206,14 @@ class MeasurementLoss:
         said = (~nothing).all(1) * weights
         degrees = (off.abs().mean(1) * said).sum() / said.sum().clamp_min(1e-6)
         return self.weight * weights * losses.mean(1), degrees.detach()
+
+
+class MeasuredTask(FilmTask):
+    """A task whose loss can hold what a probe reads off the predicted latents."""
+
+    section: Denoising | Distillation
+
+    def measure_with(self, probe: ProbeNetwork) -> None:
+        """From now on the loss holds it."""
+        self.asked = asked_angles(self.films)
+        self.module.measured = MeasurementLoss(probe, self.section.measurement_weight)

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 from hpc_hipgen.config import DDIM
 from hpc_hipgen.diffusion.sampling import seed_generators
 from hpc_hipgen.diffusion.scheduler import LeapfrogScheduler
-from hpc_hipgen.files import read_json, reading_export
+from hpc_hipgen.files import LOCAL, read_json, reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.frozen import freeze
@@ -61,20 +61,13 @@ def load_pipeline(
         raise ValueError(f"{folder}: holds no diffusers pipeline (model_index.json)")
     disable_progress_bar()  # of five small files
     with reading_export(folder):
-        pipeline = DiffusionPipeline.from_pretrained(  # of the class that the folder names
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            **_unchecked(folder),
-        )
+        # of the class that the folder names
+        pipeline = DiffusionPipeline.from_pretrained(folder, **text.WEIGHTS, **_unchecked(folder))
     pipeline.set_progress_bar_config(disable=True)
     use_best_attention(pipeline.unet)
     if adapters:
         with reading_export(adapters):
-            pipeline.load_lora_weights(
-                adapters, adapter_name=ADAPTER, local_files_only=True, use_safetensors=True
-            )
+            pipeline.load_lora_weights(adapters, adapter_name=ADAPTER, **LOCAL)
             if (adapters / "scheduler").is_dir():
                 pipeline.scheduler = LCMScheduler.from_pretrained(
                     adapters / "scheduler", local_files_only=True

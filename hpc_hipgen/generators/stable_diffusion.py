@@ -29,17 +29,17 @@ from hpc_hipgen.diffusion.schedule import (
     to_x0,
     training_target,
 )
-from hpc_hipgen.files import reading_export
+from hpc_hipgen.files import LOCAL, reading_export
 from hpc_hipgen.generators import text
 from hpc_hipgen.generators.attention import use_best_attention
 from hpc_hipgen.generators.autoencoder import cached_latents, stride
 from hpc_hipgen.generators.focus import hip_focus
 from hpc_hipgen.generators.other_captions import OtherCaptions
-from hpc_hipgen.generators.probe import MeasurementLoss, ProbeNetwork, asked_angles, move_to_angles
+from hpc_hipgen.generators.probe import MeasuredTask, MeasurementLoss, move_to_angles
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
-from hpc_hipgen.training.task import FilmTask, parameter_count
+from hpc_hipgen.training.task import parameter_count
 
 
 class DenoiserParts(Protocol):
@@ -95,13 +95,12 @@ def ddim_scheduler(prediction: str) -> DDIMScheduler:
 
 def load_parts(folder: Path) -> StableDiffusionParts:
     """Reads a diffusers folder of Stable Diffusion (safetensors only, no network)."""
-    local = {"local_files_only": True, "use_safetensors": True}
     with reading_export(folder):
         tokenizer, encoder = text.load_text(folder)
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
         return StableDiffusionParts(
-            AutoencoderKL.from_pretrained(folder / "vae", **local),
-            UNet2DConditionModel.from_pretrained(folder / "unet", **local),
+            AutoencoderKL.from_pretrained(folder / "vae", **LOCAL),
+            UNet2DConditionModel.from_pretrained(folder / "unet", **LOCAL),
             tokenizer,
             encoder,
             scheduler.config.prediction_type,
@@ -260,8 +259,10 @@ def denoising_inputs(
     }
 
 
-class DenoisingTask(FilmTask):
+class DenoisingTask(MeasuredTask):
     """Parts of a Stable Diffusion that are trained with the denoising loss."""
+
+    section: Denoising
 
     def __init__(
         self, section: Denoising, config: Experiment, films: Films, parts: DenoiserParts,
@@ -286,11 +287,6 @@ class DenoisingTask(FilmTask):
     def conditions(self, indices: np.ndarray, random: ImageRandom) -> Tensor:
         """What the loss takes as `text` for the views `indices` (b,)."""
         return self.texts[self.rows[indices]]
-
-    def measure_with(self, probe: ProbeNetwork) -> None:
-        """From now on the loss holds what a probe reads off the predicted latents."""
-        self.asked = asked_angles(self.films)
-        self.module.measured = MeasurementLoss(probe, self.section.measurement_weight)
 
     def trained(self) -> nn.Module:
         """What is averaged for the export."""

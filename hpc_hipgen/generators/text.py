@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hpc_hipgen.config import Text
+from hpc_hipgen.files import LOCAL
 from hpc_hipgen.radiograph.captions import ANGLE_MAX, ANGLE_MIN, ANGLE_STEP, PROMPT_CLASSES, caption
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES, Angles
 from hpc_hipgen.training.engine import device
@@ -31,9 +32,9 @@ from hpc_hipgen.training.engine import device
 FREQUENCIES = (0.5, 1.0, 2.0, 4.0)
 """Of the Fourier features, in periods over the range of angles: the fastest has 17.5 degrees."""
 
-WEIGHTS = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-"""How transformers loads what is trained on or with: without the network, safetensors only, and in
-fp32 however it is stored (left to itself, it takes the type of the file)."""
+WEIGHTS = LOCAL | {"dtype": torch.float32}
+"""How transformers loads what is trained on or with: in fp32 however it is stored (left to itself,
+it takes the type of the file)."""
 
 
 def measurement_phrases() -> list[tuple[str, float, int]]:

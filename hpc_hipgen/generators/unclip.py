@@ -201,34 +201,14 @@ class UnCLIPTask(DenoisingTask):
         return {"parameters": parameter_count(self.parts.unet)}
 
 
-def draw(
-    pipeline: StableUnCLIPPipeline,
-    prompts: list[str],
-    seeds: list[int],
-    *,
-    prior_steps: int,
-    prior_guidance: float,
-    noise_level: int,
-    **settings: Any,
-) -> np.ndarray:
-    """Grey images (b, n, n) uint8; further settings as of `sampling.draw`."""
-    return sampling.draw(
-        pipeline,
-        prompts,
-        seeds,
-        prior_num_inference_steps=prior_steps,
-        prior_guidance_scale=prior_guidance,
-        noise_level=noise_level,
-        **settings,
-    )
-
-
 class UnCLIPDrawer(sampling.PipelineDrawer):
     """Draws with prior and decoder."""
 
     def draw(self, prompts: list[str], seeds: list[int], **settings: Any) -> np.ndarray:
-        """Grey images (b, n, n) uint8; settings as of `draw`."""
-        return draw(self.pipeline, prompts, seeds, **settings)
+        """Grey images (b, n, n) uint8; settings as of `UnCLIPSampling` and `sampling.draw`."""
+        settings["prior_num_inference_steps"] = settings.pop("prior_steps")
+        settings["prior_guidance_scale"] = settings.pop("prior_guidance")
+        return super().draw(prompts, seeds, **settings)
 
 
 def drawer(run: Run, model: str) -> UnCLIPDrawer:

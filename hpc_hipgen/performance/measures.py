@@ -44,8 +44,8 @@ class Trained:
         from hpc_hipgen.tasks import measured_task, task_of
         from hpc_hipgen.training.batches import Batches
         from hpc_hipgen.training.engine import build_engine, init_distributed, place
+        from hpc_hipgen.training.learning_rate import LearningRate
         from hpc_hipgen.training.record import Window
-        from hpc_hipgen.training.schedule import LearningRate
 
         init_distributed()
         self.run, self.model = run, model

@@ -16,17 +16,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from hpc_hipgen.config import LLCM
+from hpc_hipgen.config import LLCM, TIMESTEPS
 from hpc_hipgen.diffusion.consistency import (
     GUIDANCE_WIDTH,
-    boundary_scalings,
+    consistency_function,
     guidance_embedding,
     guided_epsilon,
     pseudo_huber,
 )
 from hpc_hipgen.diffusion.schedule import (
     add_noise,
-    broadcast,
     jump_target,
     scaled_linear_alphas_cumprod,
     to_epsilon,
@@ -34,6 +33,7 @@ from hpc_hipgen.diffusion.schedule import (
 )
 from hpc_hipgen.generators.llcm import build_student
 from hpc_hipgen.generators.stable_diffusion import StableDiffusionParts
+from hpc_hipgen.generators.text import token_ids
 from hpc_hipgen.training.engine import device, uses_bf16
 
 VAE_BATCH = 32
@@ -68,7 +68,7 @@ class DiffusersRecipe:
         latents = self._encode(pixels.to(device()))
         states = self._embed(captions)
         noise = torch.randn_like(latents)
-        steps = 1000 // section.skip
+        steps = TIMESTEPS // section.skip
         t = (torch.randint(0, steps, (b,), device=device()) + 1) * section.skip - 1
         t_next = jump_target(t, section.skip)
         noisy = add_noise(latents, noise, t, self.alphas_cumprod)
@@ -104,14 +104,7 @@ class DiffusersRecipe:
 
     @torch.no_grad()
     def _embed(self, captions: list[str]) -> Tensor:
-        tokenizer = self.parts.tokenizer
-        ids = tokenizer(
-            captions,
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+        ids = token_ids(self.parts.tokenizer, captions)
         return self.parts.text_encoder(ids.to(device()))[0]
 
     def _epsilon(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
@@ -122,9 +115,7 @@ class DiffusersRecipe:
         self, unet: UNet2DConditionModel, z: Tensor, t: Tensor, states: Tensor, condition: Tensor
     ) -> Tensor:
         output = unet(z, t, timestep_cond=condition, encoder_hidden_states=states).sample.float()
-        c_skip, c_out = boundary_scalings(t)
-        x0 = to_x0(output, z, t, self.alphas_cumprod, self.parts.prediction)
-        return (broadcast(c_skip, z) * z + broadcast(c_out, z) * x0).float()
+        return consistency_function(output, z, t, self.alphas_cumprod, self.parts.prediction)
 
     @torch.no_grad()
     def _follow(self) -> None:

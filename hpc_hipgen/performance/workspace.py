@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from hpc_hipgen.config import FEW_STEPS, Experiment, check_inputs, load_experiment
 from hpc_hipgen.files import atomic_folder
-from hpc_hipgen.named import resolve
 from hpc_hipgen.pipeline import stages
 from hpc_hipgen.run import Run
 
@@ -38,7 +38,7 @@ def shrunk(config: str, overrides: list[str]) -> Experiment:
 def make_run(folder: Path, experiment: Experiment) -> Run:
     """A prepared run whose models are exported as they are before training."""
     run = Run.create(folder, experiment)
-    prepare = resolve(stages(experiment)[0].function)
+    prepare = resolve_name(stages(experiment)[0].function)
     with contextlib.redirect_stdout(sys.stderr):
         prepare(run)
         for model in run.config.trained():

@@ -164,9 +164,9 @@ def thumbnail(masked: np.ndarray, findings: Sequence[Finding]) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def contact_sheet(thumbnails: Sequence[np.ndarray], columns: int = 6) -> bytes:
-    """A PNG of thumbnails, side by side."""
-    columns = min(columns, len(thumbnails))
+def contact_sheet(thumbnails: Sequence[np.ndarray]) -> bytes:
+    """A PNG of thumbnails, six side by side."""
+    columns = min(6, len(thumbnails))
     rows = -(-len(thumbnails) // columns)
     sheet = np.zeros((rows * THUMBNAIL, columns * THUMBNAIL, 3), np.uint8)
     for number, small in enumerate(thumbnails):

@@ -132,9 +132,3 @@ def write_dicom(path: Path, film: DrawnFilm) -> None:
     found = dcmread(path)
     if found != dataset or not np.array_equal(found.pixel_array, film.image):
         raise ValueError(f"{path}: reads back as something else than was written")
-
-
-def read_angles(dataset: Dataset) -> dict[str, float]:
-    """Asked and measured angles of a data set of `secondary_capture`, in degrees."""
-    block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR)
-    return {name: block[number].value for name, number in PRIVATE.items() if number in block}

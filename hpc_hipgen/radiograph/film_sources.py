@@ -26,7 +26,7 @@ _KEPT = "sources.json"
 
 
 def sources(config: Experiment, films: Mapping[str, Iterable[Film]]) -> dict[str, Any]:
-    """What `check_unchanged` compares: SHA-256 of each table, names and sizes of its films.
+    """What `check_prepared` compares: SHA-256 of each table, names and sizes of its films.
 
     Args:
         config: the experiment.
@@ -48,22 +48,29 @@ def sources(config: Experiment, films: Mapping[str, Iterable[Film]]) -> dict[str
     }
 
 
-def check_unchanged(config: Experiment, prepared: Mapping[str, Any]) -> None:
+def keep_sources(run: Run, found: Mapping[str, Any]) -> None:
+    """Keeps what `sources` found apart from the marker of `prepare`, which may be lost."""
+    run.path("provenance").mkdir(exist_ok=True)
+    write_atomic(run.path("provenance", _KEPT), json.dumps(found, indent=1))
+
+
+def check_prepared(run: Run) -> None:
     """Sees that films and landmarks are still those that a run was prepared from.
 
-    What is no longer there, or not for this user, is not needed any more, and runs of before
-    `sources` say nothing.
-
-    Args:
-        config: the experiment.
-        prepared: the marker of `prepare`.
+    Also where it has models, and its marker is gone: `prepare` would deal the dogs anew then, and
+    test a model on films that it was trained on. What is no longer there, or not for this user, is
+    not needed any more, and runs of before `sources` say nothing.
 
     Raises:
         ConfigError: one line for each set of films that has changed.
     """
-    stored = prepared.get("sources", {})
+    prepared, kept = run.done("prepare"), run.path("provenance", _KEPT)
+    trained = any(run.path("stages").glob("train-*.json"))
+    if prepared is None and trained and kept.is_file():
+        prepared = {"sources": read_json(kept)}
+    stored = (prepared or {}).get("sources", {})
     lines = []
-    for key, (folder, table) in config.film_sets().items():
+    for key, (folder, table) in run.config.film_sets().items():
         if not (before := stored.get(key)):
             continue
         changed = []
@@ -81,37 +88,28 @@ def check_unchanged(config: Experiment, prepared: Mapping[str, Any]) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def keep_sources(run: Run, found: Mapping[str, Any]) -> None:
-    """Keeps what `sources` found apart from the marker of `prepare`, which may be lost."""
-    run.path("provenance").mkdir(exist_ok=True)
-    write_atomic(run.path("provenance", _KEPT), json.dumps(found, indent=1))
-
-
-def check_prepared(run: Run) -> None:
-    """As `check_unchanged`, of a run: also where it has models, and its marker is gone.
-
-    `prepare` would deal the dogs anew then, and test a model on films that it was trained on.
-    """
-    stored, kept = run.done("prepare"), run.path("provenance", _KEPT)
-    trained = any(run.path("stages").glob("train-*.json"))
-    if stored is None and trained and kept.is_file():
-        stored = {"sources": read_json(kept)}
-    check_unchanged(run.config, stored or {})
+def _masking(config: Experiment) -> dict[str, bool]:
+    return {"masked": config.data.deidentify, "keep_markers": config.data.keep_markers}
 
 
 def lab_films(config: Experiment, lab: LabRuler) -> tuple[list[FilmFile], dict[str, int]]:
     """The films that a lab's ruler learns from, all validated, and the fold of each dog.
 
+    Splits that the landmark table names are of no account here.
+
     Raises:
         FilmErrors: all that is wrong with them.
         ValueError: for fewer dogs than folds, or no folder.
     """
-    from hpc_hipgen.radiograph.lab_films import read_lab_films
+    from hpc_hipgen.radiograph.film_set import film_files
+    from hpc_hipgen.radiograph.lab_films import dog_folds
 
     if lab.films is None:
         raise ValueError("lab_ruler.films: a folder of films with landmarks is needed")
-    masking = {"masked": config.data.deidentify, "keep_markers": config.data.keep_markers}
-    return read_lab_films(lab.films, lab.landmarks, lab.folds, config.seed, **masking)
+    # a ruler has no captions: the worst hips are worth learning from too
+    options = _masking(config) | {"captioned": False}
+    films = film_files(lab.films, lab.landmarks, {"train": 1}, config.seed, **options)
+    return films, dog_folds([film.dog for film in films], lab.folds, config.seed)
 
 
 def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
@@ -124,7 +122,7 @@ def read_films(config: Experiment) -> tuple[list[Film], list[Film]]:
     from hpc_hipgen.radiograph.films import FilmErrors
 
     data, evaluation = config.data, config.evaluation
-    masking = {"masked": data.deidentify, "keep_markers": data.keep_markers}
+    masking = _masking(config)
     counts = {"train": data.train, "validation": data.validation, "test": data.test}
     films: list[Film] = []
     measured: list[Film] = []

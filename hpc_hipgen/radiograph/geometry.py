@@ -199,11 +199,7 @@ class Landmarks:
 
     def flat(self) -> dict[str, float]:
         """The ten columns of a manifest, image_left_head_x ... image_right_rim_y, in pixels."""
-        return {
-            f"{side}_{name}": float(getattr(getattr(self, side), name))
-            for side in IMAGE_SIDES
-            for name in _HIP_FIELDS
-        }
+        return dict(zip(LANDMARK_COLUMNS, self.to_array().ravel().tolist(), strict=True))
 
     @classmethod
     def from_flat(cls, row: Mapping[str, object]) -> Landmarks:

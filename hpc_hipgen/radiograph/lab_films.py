@@ -23,7 +23,7 @@ from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph.dataset import mirrored_line
 from hpc_hipgen.radiograph.deidentify import Masking, Searched
-from hpc_hipgen.radiograph.film_set import FilmFile, film_files
+from hpc_hipgen.radiograph.film_set import FilmFile
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.radiograph.scene_store import CLOSE_UP_SIZE, FILM_SIZE, stack_scenes, write_scenes
 from hpc_hipgen.radiograph.scenes import Scene, close_up_matrices
@@ -77,28 +77,6 @@ def dog_folds(dogs: Sequence[str], folds: int, seed: int) -> dict[str, int]:
         dealt[dog] = load.index(min(load))
         load[dealt[dog]] += films[dog]
     return dealt
-
-
-def read_lab_films(
-    folder: Path,
-    table: Path | None,
-    folds: int,
-    seed: int,
-    masked: bool = True,
-    keep_markers: bool = True,
-) -> tuple[list[FilmFile], dict[str, int]]:
-    """The films of a lab, each read and checked, and the fold of each dog.
-
-    Splits that the landmark table names are of no account here. `masked` and `keep_markers` are
-    those of `FilmFile`.
-
-    Raises:
-        FilmErrors: all that is wrong with the films or the table.
-        ValueError: for too few dogs.
-    """
-    # a ruler has no captions: the worst hips are worth learning from too
-    films = film_files(folder, table, {"train": 1}, seed, masked, keep_markers, captioned=False)
-    return films, dog_folds([film.dog for film in films], folds, seed)
 
 
 def write_lab_films(

@@ -45,8 +45,7 @@ CAPTION_SETS = {made.name: made for made in (EVEN, FRESH)}
 def made_angles(made: CaptionSet, seed: int) -> list[Angles]:
     """The angles of the dogs of a set, in half degrees."""
     rng = np.random.default_rng([seed, made.count])
-    drawn = [made.angles(rng) for _ in range(made.count)]
-    return [Angles(*(round(2 * v) / 2 for v in (a.image_left, a.image_right))) for a in drawn]
+    return [made.angles(rng).round_half() for _ in range(made.count)]
 
 
 def made_captions(made: CaptionSet, seed: int, classes: Sequence[int]) -> Films:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpc_hipgen.radiograph.geometry import IMAGE_SIDES, Angles, Hip, Landmarks
-from hpc_hipgen.radiograph.phantom_look import PHANTOM_LOOK, Look
+from hpc_hipgen.radiograph.phantom_look import Look
 
 ANGLE_LIMITS = (58.0, 122.0)
 """Range in degrees of the Norberg angles that the population prior draws."""
@@ -290,13 +290,13 @@ def _fit(points: np.ndarray, hip: HipShape, anatomy: Anatomy, pull: float = 0.0)
     return fitted
 
 
-def roof(hip: HipShape, samples: int = 28) -> np.ndarray:
+def roof(hip: HipShape) -> np.ndarray:
     """Acetabular surface (n, 2) in lateral coordinates, from the rim point over the head to caudal.
 
     Concentric with the cup, whose radius leaves the joint space; the lateral part swings out to
     the rim point, the more abruptly the rounder the roof.
     """
-    turn = np.linspace(hip.norberg, -62.0, samples)
+    turn = np.linspace(hip.norberg, -62.0, 28)
     theta = np.radians(turn)
     direction = np.stack([-np.cos(theta), -np.sin(theta)], axis=1)
     head = np.array([HEAD_X, 0.0])
@@ -312,7 +312,7 @@ def roof(hip: HipShape, samples: int = 28) -> np.ndarray:
 
 
 def hemipelvis(
-    hip: HipShape, anatomy: Anatomy, sign: float, look: Look = PHANTOM_LOOK
+    hip: HipShape, anatomy: Anatomy, sign: float, look: Look
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Outline (n, 2), obturator foramen (m, 2) and medial border (k, 2) in lateral coordinates.
 
@@ -353,7 +353,7 @@ def acetabulum(hip: HipShape) -> tuple[np.ndarray, np.ndarray]:
     return rim, np.vstack([rim, surface[::-1]])
 
 
-def femur(hip: HipShape, look: Look = PHANTOM_LOOK) -> np.ndarray:
+def femur(hip: HipShape, look: Look) -> np.ndarray:
     """Outline (n, 2) of neck, trochanters and shaft in lateral coordinates, without the head.
 
     The neck starts inside the head's circle; the shaft is turned by the abduction about the base

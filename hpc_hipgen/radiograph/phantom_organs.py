@@ -20,7 +20,7 @@ from hpc_hipgen.radiograph.phantom_anatomy import (
     spline,
     trochanteric_crest,
 )
-from hpc_hipgen.radiograph.phantom_look import PHANTOM_LOOK, Look
+from hpc_hipgen.radiograph.phantom_look import Look
 from hpc_hipgen.radiograph.phantom_render import (
     Canvas,
     chord,
@@ -356,7 +356,7 @@ def draw_half(
     anatomy: Anatomy,
     sign: float,
     texture: Textures,
-    look: Look = PHANTOM_LOOK,
+    look: Look,
 ) -> None:
     """Add one half of the pelvis and its femur; `sign` is -1 at the image's left."""
     outline, foramen, medial = hemipelvis(hip, anatomy, sign, look)

@@ -13,6 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,39 +119,37 @@ def _contents(path: Path) -> list[dict[str, Any]]:
     try:
         check_whole(path)
         with path.open("rb") as file:
-            return [_line(file, path.name, members) for members in _samples(path)]
+            return [_line(file, path.name, members) for _, members in samples_of(path)]
     except (tarfile.TarError, OSError, SyntaxError, KeyError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{path}: unreadable shard ({said}); {BACKUP}") from None
 
 
-def _samples(path: Path) -> Iterator[dict[str, tarfile.TarInfo]]:
-    """The members of each sample by suffix: those that follow each other with one key."""
-    key: str | None = None
-    members: dict[str, tarfile.TarInfo] = {}
+def samples_of(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Key and members by suffix of each sample of a webdataset shard.
+
+    The key is a name up to its first dot; members of a sample follow each other.
+    """
     with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            stem, _, suffix = member.name.partition(".")
-            if members and stem != key:
-                yield members
-                members = {}
-            key, members[suffix] = stem, member
-    if members:
-        yield members
+        files = (member for member in tar if member.isfile())
+        for key, members in groupby(files, lambda member: member.name.partition(".")[0]):
+            yield key, {member.name.partition(".")[2]: member for member in members}
+
+
+def content(file: io.BufferedReader, member: tarfile.TarInfo) -> bytes:
+    """What a member of a tar file, opened as `file`, holds."""
+    file.seek(member.offset_data)
+    return file.read(member.size)
 
 
 def _line(file: io.BufferedReader, shard: str, members: dict[str, tarfile.TarInfo]) -> dict:
-    def content(suffix: str) -> bytes:
-        file.seek(members[suffix].offset_data)
-        return file.read(members[suffix].size)
-
-    image = content("png")
+    image = content(file, members["png"])
     with Image.open(io.BytesIO(image)) as picture:
         picture.verify()  # against the checksums of its own
-    row = json.loads(content("json"))
+    row = json.loads(content(file, members["json"]))
     numbers = {name: float(row[name]) for name in (*LANDMARK_COLUMNS, *ANGLE_COLUMNS)}
     return {
-        **{"id": row["id"], "film": row["film"], "caption": content("txt").decode()},
+        **{"id": row["id"], "film": row["film"], "caption": content(file, members["txt"]).decode()},
         **numbers,
         "prompt_class": int(row["prompt_class"]),
         **{"shard": shard, "offset": members["png"].offset_data},

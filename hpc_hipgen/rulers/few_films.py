@@ -21,13 +21,12 @@ from hpc_hipgen.config import Experiment, Training
 from hpc_hipgen.config import Ruler as RulerSection
 from hpc_hipgen.radiograph.geometry import norberg_angle, swap_sides
 from hpc_hipgen.radiograph.layouts import Films
-from hpc_hipgen.rulers.ruler import Ruler, read_points, standardise
+from hpc_hipgen.rulers.ruler import Ruler, norberg_angles, read_points, standardise
 from hpc_hipgen.rulers.ruler_training import (
     RulerLoss,
     expose,
     mirrored,
     move,
-    norberg_angles,
     ruler_batch,
 )
 from hpc_hipgen.training.average import WeightAverage

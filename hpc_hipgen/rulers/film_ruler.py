@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model
 from scipy.special import expit, logit
 from torch import Tensor
 
-from hpc_hipgen.files import reading_export, write_atomic
+from hpc_hipgen.files import reading_export, save_network
 from hpc_hipgen.radiograph.films import FLAT, is_flat
 from hpc_hipgen.radiograph.geometry import IMAGE_SIDES, Landmarks, caudal_rims, norberg_angle
 from hpc_hipgen.radiograph.scenes import CLOSE_UP, CLOSE_UP_MARGIN, close_up_matrices
@@ -378,12 +378,9 @@ def _to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
 
 def save_film_ruler(ruler: FilmRuler, folder: Path, settings: dict) -> None:
     """Writes model.safetensors and film_ruler.json (channels, calibration, and `settings`)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.contiguous().cpu() for k, v in ruler.networks.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
     stored = {**ruler.networks.channels, **settings, "calibration": vars(ruler.calibration)}
     stored["lab_films"] = ruler.lab_films
-    write_atomic(folder / SETTINGS, json.dumps(stored, indent=1))
+    save_network(ruler.networks, folder, SETTINGS, stored)
 
 
 def load_film_ruler(folder: Path, **limits: float) -> FilmRuler:
@@ -397,6 +394,6 @@ def load_film_ruler(folder: Path, **limits: float) -> FilmRuler:
     with reading_export(folder, RuntimeError, TypeError):
         settings = json.loads((folder / SETTINGS).read_text())
         networks = FilmNetworks(tuple(settings["finder"]), tuple(settings["hip"]))
-        networks.load_state_dict(load_file(folder / "model.safetensors"))
+        load_model(networks, folder / "model.safetensors")
         calibration, films = Calibration(**settings["calibration"]), settings.get("lab_films", 0)
         return FilmRuler(networks, calibration, lab_films=films, **limits)

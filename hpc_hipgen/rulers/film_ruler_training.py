@@ -1,9 +1,8 @@
-"""Training of the film ruler on drawn scenes, its calibration and its error on held-out films."""
+"""Training of the film ruler on drawn scenes, and its calibration."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,8 @@ from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment, Training, training_of
 from hpc_hipgen.config import FilmRuler as FilmRulerSection
-from hpc_hipgen.parallel import run_parallel
-from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.scene_store import draw_held_out, read_scenes
-from hpc_hipgen.rulers.film_check import refused_non_films
+from hpc_hipgen.radiograph.scene_store import read_scenes
+from hpc_hipgen.rulers.film_check import CALLED, held_out_report, measured_phantoms
 from hpc_hipgen.rulers.film_networks import (
     SIZE,
     FilmNetworks,
@@ -27,7 +24,6 @@ from hpc_hipgen.rulers.film_networks import (
 )
 from hpc_hipgen.rulers.film_ruler import (
     Calibration,
-    FilmMeasurement,
     FilmRuler,
     save_film_ruler,
 )
@@ -42,9 +38,6 @@ HEAT_WEIGHT, PRESENCE_WEIGHT, TURN_WEIGHT = 1.5, 2.0, 0.1
 
 BEND_PIXELS = 2.5
 """Greatest local displacement of a view: the drawing knows few forms of an outline."""
-
-CALLED = 2.0
-"""Degrees; of the hips that are said to be known so well, 95 % are."""
 
 
 class FilmRulerLoss(nn.Module):
@@ -262,21 +255,6 @@ def _tone(views: Tensor, random: ImageRandom) -> Tensor:
     return torch.where(u[:, 3] < 0.35, curved, views)
 
 
-def measured_phantoms(
-    ruler: FilmRuler, numbers: Sequence[int]
-) -> tuple[list[FilmMeasurement], np.ndarray]:
-    """What a ruler says of held-out films, and its absolute errors (n, 2) in degrees."""
-    drawn = run_parallel(draw_held_out, numbers)
-    films, landmarks = zip(*progress(drawn, len(numbers), "held-out phantoms"), strict=True)
-    found = [m for i in range(0, len(films), 16) for m in ruler.measure(films[i : i + 16])]
-    angles = [mark.norberg_angles() for mark in landmarks]
-    errors = [
-        (m.image_left - a.image_left, m.image_right - a.image_right)
-        for m, a in zip(found, angles, strict=True)
-    ]
-    return found, np.abs(np.array(errors))
-
-
 def calibrate(features: np.ndarray, errors: np.ndarray) -> Calibration:
     """The interval of features (m, 2) that holds 95 % of absolute errors (m,), in degrees.
 
@@ -297,33 +275,3 @@ def calibrate(features: np.ndarray, errors: np.ndarray) -> Calibration:
             break
         stretch *= 1.02
     return Calibration(*(float(stretch * value) for value in vars(usual).values()))
-
-
-def film_ruler_error(ruler: FilmRuler, numbers: Sequence[int]) -> dict[str, float | None]:
-    """Errors in degrees, refusals and how far the stated uncertainty holds, on held-out films.
-
-    `mae`, `worst` and `refused` are of phantom films, `wide_...` of the wide population; `called`
-    hips are those said to be known to +-2 degrees, of films that are not refused, `within` the
-    share of these that are. None where nothing was measured.
-    """
-    found, errors = measured_phantoms(ruler, numbers)
-    phantom = np.array(numbers) % 2 == 0
-    refused = np.array([bool(m.reason) for m in found])
-    result: dict[str, float | None] = {}
-    for name, chosen in (("", phantom), ("wide_", ~phantom)):
-        measured = errors[chosen & ~refused]
-        result[f"{name}films"] = int(chosen.sum())
-        result[f"{name}refused"] = int((chosen & refused).sum())
-        result[f"{name}mae"] = float(measured.mean()) if measured.size else None
-        result[f"{name}worst"] = float(measured.max()) if measured.size else None
-    sure = (np.array([m.uncertainty for m in found]) <= CALLED) & ~refused[:, None]
-    result["called"] = int(sure.sum())
-    result["within"] = float((errors[sure] <= CALLED).mean()) if sure.any() else None
-    return result
-
-
-def held_out_report(ruler: FilmRuler, numbers: Sequence[int]) -> dict[str, float | None]:
-    """`film_ruler_error`, and how many of forty pictures that are no films are refused."""
-    refused = refused_non_films(ruler)
-    counts = {"non_films": len(refused), "non_films_refused": sum(refused.values())}
-    return film_ruler_error(ruler, numbers) | counts

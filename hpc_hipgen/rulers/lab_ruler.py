@@ -16,6 +16,7 @@ from hpc_hipgen.radiograph.films import read_spaced_film
 from hpc_hipgen.radiograph.lab_films import LabFilm, prepared_films, scenes_of
 from hpc_hipgen.radiograph.scene_store import read_scenes
 from hpc_hipgen.rulers.cross_validation import Hip, hips_of
+from hpc_hipgen.rulers.film_check import held_out_report
 from hpc_hipgen.rulers.film_ruler import (
     Calibration,
     FilmMeasurement,
@@ -23,7 +24,7 @@ from hpc_hipgen.rulers.film_ruler import (
     load_film_ruler,
     save_film_ruler,
 )
-from hpc_hipgen.rulers.film_ruler_training import FilmRulerTask, held_out_report
+from hpc_hipgen.rulers.film_ruler_training import FilmRulerTask
 from hpc_hipgen.run import Run
 
 BATCH = 8

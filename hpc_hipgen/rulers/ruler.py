@@ -15,16 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpc_hipgen.files import reading_export, sha256_of, write_atomic
+from hpc_hipgen.files import reading_export, sha256_of
 from hpc_hipgen.radiograph.geometry import Landmarks, caudal_rims
 from hpc_hipgen.run import Run
 
 POINTS = ("left head", "left rim", "right head", "right rim")
 """Order of the heat maps; sides of the image."""
+
+SETTINGS = "ruler.json"
+"""Channels, resolution and more of a stored ruler, beside its weights."""
 
 WINDOW = 3
 """Half width, in heat map pixels, of the window whose mass is a point's confidence."""
@@ -57,7 +60,7 @@ class RulerNetwork(nn.Module):
 
     def __init__(
         self,
-        channels: tuple[int, ...] = (16, 32, 64, 96),
+        channels: tuple[int, ...],
         inputs: int = 1,
         points: int = 4,
         radii: int = 2,
@@ -129,6 +132,20 @@ def _mass_near(mass: Tensor, centres: Tensor) -> Tensor:
     return (mass * near_y[..., :, None] * near_x[..., None, :]).sum((2, 3))
 
 
+def points_of(landmarks: Tensor) -> Tensor:
+    """Points (b, 4, 2) in the order of `POINTS`, of landmarks (b, 2, 5)."""
+    return torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2)
+
+
+def norberg_angles(points: Tensor) -> Tensor:
+    """Both angles in degrees, (b, 2), of points (b, 4, 2) in the order of `POINTS`."""
+    heads, rims = points[:, ::2], points[:, 1::2]
+    across, arm = heads.flip(1) - heads, rims - heads
+    cross = (across[..., 0] * arm[..., 1] - across[..., 1] * arm[..., 0]).abs()
+    dot = (across * arm).sum(-1)
+    return torch.rad2deg(torch.atan2(cross, dot))
+
+
 class Ruler:
     """Measures views with a trained network."""
 
@@ -186,26 +203,18 @@ class Ruler:
         return Measurement(angles.image_left, angles.image_right, confidence, landmarks)
 
 
-def save_ruler(network: RulerNetwork, folder: Path, settings: dict) -> None:
-    """Writes model.safetensors and ruler.json (channels, resolution, ...) into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.contiguous().cpu() for k, v in network.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    write_atomic(folder / "ruler.json", json.dumps(settings, indent=1))
-
-
 def load_ruler(folder: Path, min_confidence: float = 0.05) -> Ruler:
-    """Loads what `save_ruler` wrote.
+    """Loads what `RulerTask.export` wrote: model.safetensors and ruler.json.
 
     Raises:
         ValueError: when the folder holds no ruler.
     """
-    if not (folder / "ruler.json").is_file():
-        raise ValueError(f"{folder}: holds no ruler (ruler.json)")
+    if not (folder / SETTINGS).is_file():
+        raise ValueError(f"{folder}: holds no ruler ({SETTINGS})")
     with reading_export(folder, RuntimeError, TypeError):
-        settings = json.loads((folder / "ruler.json").read_text())
+        settings = json.loads((folder / SETTINGS).read_text())
         network = RulerNetwork(tuple(settings["channels"]))
-        network.load_state_dict(load_file(folder / "model.safetensors"))
+        load_model(network, folder / "model.safetensors")
         return Ruler(network, settings["resolution"], min_confidence)
 
 

@@ -12,15 +12,18 @@ from torch.nn import functional as F
 
 from hpc_hipgen.config import Experiment
 from hpc_hipgen.evaluation.faithfulness import faithfulness
+from hpc_hipgen.files import save_network
 from hpc_hipgen.radiograph.duplicates import fingerprint, kept_fingerprints
 from hpc_hipgen.radiograph.geometry import swap_sides
 from hpc_hipgen.radiograph.layouts import Films, read_manifest
 from hpc_hipgen.rulers.ruler import (
+    SETTINGS,
     Ruler,
     RulerNetwork,
     mass_near,
+    norberg_angles,
+    points_of,
     read_points,
-    save_ruler,
     standardise,
 )
 from hpc_hipgen.training.average import WeightAverage
@@ -64,15 +67,6 @@ class RulerLoss(nn.Module):
             + ANGLE_WEIGHT * trust.amin(1) * off.mean(1)
         )
         return losses, {"pixels": distance.mean(), "degrees": off.mean()}
-
-
-def norberg_angles(points: Tensor) -> Tensor:
-    """Both angles in degrees, (b, 2), of points (b, 4, 2) in the order of `ruler.POINTS`."""
-    heads, rims = points[:, ::2], points[:, 1::2]
-    across, arm = heads.flip(1) - heads, rims - heads
-    cross = (across[..., 0] * arm[..., 1] - across[..., 1] * arm[..., 0]).abs()
-    dot = (across * arm).sum(-1)
-    return torch.rad2deg(torch.atan2(cross, dot))
 
 
 def heat_loss(logits: Tensor, points: Tensor) -> Tensor:
@@ -137,7 +131,7 @@ class RulerTask(FilmTask):
             "source": self.config.data.source,
             "training_films": self.training_films(),
         }
-        save_ruler(network, folder, {**settings, "validation": error})
+        save_network(network, folder, SETTINGS, {**settings, "validation": error})
         return {f"validation_{k}": v for k, v in error.items()}
 
     def training_films(self) -> list[str] | None:
@@ -198,7 +192,7 @@ def move(views: Tensor, landmarks: Tensor, random: ImageRandom) -> tuple[Tensor,
     grid = F.affine_grid(torch.cat([backward, offset], -1), list(views.shape), align_corners=False)
     views = F.grid_sample(views, grid, mode="bicubic", padding_mode="border", align_corners=False)
     middle = (n - 1) / 2
-    points = torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2) - middle
+    points = points_of(landmarks) - middle
     points = (forward @ points.mT).mT + shift[:, None] + middle
     points = torch.where(swapped[:, None, None], points[:, [2, 3, 0, 1]], points)
     radii = landmarks[..., 2] * zoom[:, None]

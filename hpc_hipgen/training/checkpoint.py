@@ -32,9 +32,9 @@ from hpc_hipgen.training.checkpoint_files import (
     named_checkpoints,
 )
 from hpc_hipgen.training.engine import rank
+from hpc_hipgen.training.learning_rate import LearningRate
 from hpc_hipgen.training.outcome import CheckpointError
 from hpc_hipgen.training.record import Window
-from hpc_hipgen.training.schedule import LearningRate
 from hpc_hipgen.training.task import Task
 
 KEEP = 2

@@ -1,4 +1,4 @@
-"""The clock of a training run, counted in images seen, and all that is a function of it.
+"""The clock of a training run, counted in images seen, and what follows from it.
 
 Data order and random numbers are pure functions of (seed, index of the image on the clock). They
 do not depend on the number of ranks or on where a run was interrupted, so resuming is exact.
@@ -6,7 +6,6 @@ do not depend on the number of ranks or on where a run was interrupted, so resum
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -65,19 +64,3 @@ class ImageRandom:
         """Integers in [0, high), (b,) int64."""
         draws = [torch.randint(high, (), generator=self._generator(stream, i)) for i in self.clock]
         return torch.stack(draws)
-
-
-def learning_rate(
-    images: int, *, lr: float, total: int, warmup: int = 0, schedule: str = "cosine"
-) -> float:
-    """Learning rate of the step that starts at `images`: linear warm-up, then the schedule.
-
-    `cosine` falls to 1 % of lr at `total`; `constant` stays, and so does `plateau`, which the loss
-    lowers (schedule.py).
-    """
-    if images < warmup:
-        return lr * (images + 1) / (warmup + 1)
-    if schedule != "cosine":
-        return lr
-    progress = min(1.0, (images - warmup) / max(1, total - warmup))
-    return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -27,9 +27,9 @@ from hpc_hipgen.training.engine import (
     world_size,
 )
 from hpc_hipgen.training.interruption import GO_ON_LATER, Interrupted, StopRequest
+from hpc_hipgen.training.learning_rate import LearningRate
 from hpc_hipgen.training.outcome import NonFiniteLossError
 from hpc_hipgen.training.record import Listener, Record, Window
-from hpc_hipgen.training.schedule import LearningRate
 from hpc_hipgen.training.task import Task
 
 

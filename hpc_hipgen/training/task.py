@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from hpc_hipgen.training.average import WeightAverage
 from hpc_hipgen.training.clock import ImageRandom
 
 if TYPE_CHECKING:
-    from hpc_hipgen.generators.probe import ProbeNetwork
     from hpc_hipgen.radiograph.layouts import Films
 
 
@@ -54,26 +53,6 @@ class Task(ABC):
         Nothing by default: most data are at hand.
         """
         return
-
-
-@runtime_checkable
-class Measured(Protocol):
-    """A task whose loss can hold what a probe reads off the predicted latents."""
-
-    def measure_with(self, probe: ProbeNetwork) -> None:
-        """From now on the loss holds it."""
-        ...
-
-
-@runtime_checkable
-class Calibrated(Measured, Protocol):
-    """A task that allows for what the probe reads wrongly in drawings."""
-
-    films: Films
-
-    def allow_for(self, error: Tensor) -> None:
-        """From now on the probe has to read (2,) degrees more, of the patient's left and right."""
-        ...
 
 
 class FilmTask(Task):

@@ -6,8 +6,8 @@ import pytest
 
 from hpc_hipgen import ROOT
 from hpc_hipgen.cluster.executors import (
-    clean_environment,
     count_gpus,
+    job_environment,
     job_variables,
     local_processes,
     local_variables,
@@ -26,7 +26,7 @@ def test_submission_hides_the_enclosing_job_and_keeps_the_cluster(monkeypatch):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     monkeypatch.setenv("SLURM_JWT", "token")  # who asks
-    with clean_environment():
+    with job_environment({}):
         inside = dict(os.environ)
     hidden = [n for n in inside if n.startswith(("SLURM", "SBATCH", "SRUN", "SUBMITIT"))]
     assert sorted(hidden) == ["SLURM_CONF", "SLURM_JWT"]

@@ -36,10 +36,9 @@ def slurm(monkeypatch, rank, tasks=16, nodes=2):
         monkeypatch.setenv(name, value)
 
 
-def test_a_lone_process_is_rank_0_of_1_on_a_free_port():
+def test_a_lone_process_is_rank_0_of_1():
     found = rendezvous.export()
     assert (found.rank, found.world_size, found.local_rank) == (0, 1, 0)
-    assert found.port > 1023
 
 
 def test_torchrun_is_left_alone(monkeypatch):

@@ -43,7 +43,7 @@ def test_consistency_sampling_is_that_of_the_lcm_scheduler(steps):
         z = scheduler.step(network(z, t), t, z, generators).prev_sample
 
     def f(z, t):
-        return consistency_function(network(z, t), z, t, ALPHAS)
+        return consistency_function(network(z, t), z, t, ALPHAS, "epsilon")
 
     ours = sample_lcm(f, SEEDS, LATENT, lcm_timesteps(steps, 20), ALPHAS)
     torch.testing.assert_close(ours, z, rtol=1e-4, atol=1e-4)
@@ -73,7 +73,7 @@ def test_a_stock_pipeline_draws_the_same_latents_with_the_student():
 
     def f(z, t):
         output = pipeline.unet(z, t, text, timestep_cond=condition).sample
-        return consistency_function(output, z, t, ALPHAS)
+        return consistency_function(output, z, t, ALPHAS, "epsilon")
 
     ours = sample_lcm(f, SEEDS, LATENT, lcm_timesteps(4, 20), ALPHAS)
     torch.testing.assert_close(ours, drawn_by(pipeline, 4, 4.0), rtol=1e-3, atol=1e-3)

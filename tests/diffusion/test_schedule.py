@@ -131,4 +131,4 @@ def test_unknown_settings_are_refused():
     with pytest.raises(ValueError, match="sample"):
         schedule.to_x0(z, z, torch.tensor(1), ALPHAS, "sample")
     with pytest.raises(ValueError, match="gamma"):
-        schedule.min_snr_weight(torch.tensor([1]), ALPHAS, 0.0)
+        schedule.min_snr_weight(torch.tensor([1]), ALPHAS, 0.0, "epsilon")

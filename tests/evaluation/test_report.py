@@ -31,6 +31,7 @@ from hpc_hipgen.files import DamagedError
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.rulers.ruler import Measurement
 from hpc_hipgen.run import Run
+from hpc_hipgen.tables import number
 from jobs import evaluate
 from jobs import report as report_job
 
@@ -194,7 +195,7 @@ def test_the_whole_report(tmp_path, stubs, capsys, monkeypatch):
     assert noted["images_per_s_median"] == 10 and noted["finished"]
 
     page = run.path("report", "report.html").read_text()
-    low = figures.number(left["r_low"], 3)
+    low = number(left["r_low"], 3)
     assert f"<small>{low} to 1.000</small>" in page and "<small>1.00 to 1.00</small>" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is outside the file"
     assert "Every generator" in page and "SSIM 0.0" in page

@@ -13,9 +13,9 @@ from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.generators import discrete_vae, text
 from hpc_hipgen.generators.dall_e import (
     CODE_TOKEN,
+    DallEDrawer,
     DallETask,
     TokenLoss,
-    draw,
     draw_codes,
     load_parts,
     pick,
@@ -172,9 +172,10 @@ def test_drawing_with_the_cache_is_the_full_forward(parts, samples):
 
 
 def test_an_image_does_not_depend_on_its_batch(parts, samples):
+    drawer = DallEDrawer(parts)
     for sample in samples[1:3]:
         settings = {name: sample.info[name] for name in PLAIN}
-        alone = draw(parts, [sample.prompt], [sample.info["seed"]], **settings)[0]
+        alone = drawer.draw([sample.prompt], [sample.info["seed"]], resolution=32, **settings)[0]
         assert np.abs(alone.astype(int) - sample.image).max() <= 1
     first, other = draw_codes(parts, [samples[0].prompt] * 2, [1, 2], **PLAIN)
     assert not torch.equal(first, other)

@@ -17,8 +17,13 @@ from hpc_hipgen.generators.feedback import SNR_LIMIT, FeedbackTask
 from hpc_hipgen.generators.sampling import SCHEDULERS, load_pipeline
 from hpc_hipgen.radiograph.captions import parse_caption
 from hpc_hipgen.radiograph.layouts import read_manifest
-from hpc_hipgen.rulers.ruler import check_independent, read_points, ruler_of, standardise
-from hpc_hipgen.rulers.ruler_training import norberg_angles
+from hpc_hipgen.rulers.ruler import (
+    check_independent,
+    norberg_angles,
+    read_points,
+    ruler_of,
+    standardise,
+)
 from hpc_hipgen.run import Run
 from hpc_hipgen.training.clock import ImageRandom
 from hpc_hipgen.training.loop import train

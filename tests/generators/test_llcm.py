@@ -27,7 +27,8 @@ def make_task(run, settings, **section):
     settings["llcm"] |= {"training": STEPS | {"precision": "fp32"}} | section
     config = parse_experiment(settings, "test")
     films = read_manifest(run.path("data"), "train")
-    return LLCMTask(config, films, run.path("stable_diffusion", "export"), run.path("latents"))
+    teacher, cache = run.path("stable_diffusion", "export"), run.path("latents")
+    return LLCMTask(config, films, teacher, cache, "llcm")
 
 
 def batch_of(task, n=4):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hpc_hipgen.config import ConfigError, parse_experiment
+from hpc_hipgen.files import DamagedError, save_network
 from hpc_hipgen.generators.probe import (
     MeasurementLoss,
     ProbeLoss,
@@ -123,6 +124,13 @@ def test_its_loss_counts_pixels_and_degrees():
     losses, said = ProbeLoss(lambda latents: found)(torch.zeros(1), points)
     assert losses.tolist() == pytest.approx([10 / 4 + 0.1 * 45 / 2], abs=1e-4)
     assert (said["pixels"], said["degrees"]) == pytest.approx((2.5, 22.5), abs=1e-4)
+
+
+def test_a_probe_of_another_shape_than_its_settings_say_is_damaged(tmp_path):
+    network = ProbeNetwork(4, 16, 8)
+    save_network(network, tmp_path, "probe.json", {**network.shape, "width": 16})
+    with pytest.raises(DamagedError, match="damaged or incomplete"):
+        load_probe(tmp_path)
 
 
 def test_the_export_is_the_average_and_states_its_error_on_held_out_films(

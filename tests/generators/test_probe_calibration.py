@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from hpc_hipgen.config import parse_experiment
-from hpc_hipgen.files import read_json
+from hpc_hipgen.files import read_json, save_network
 from hpc_hipgen.generators import probe_calibration
 from hpc_hipgen.generators.probe import ProbeNetwork, asked_angles, load_probe
 from hpc_hipgen.generators.probe_calibration import DRAWINGS, probe_error
@@ -31,12 +30,10 @@ def run(tiny_run, tiny_settings, tmp_path):
     for name, of in (("feedback", "stable_diffusion"), ("reward_model", "ruler")):
         run.path(name).symlink_to(tiny_run.path(of))
     export = run.path("probe", "export")
-    export.mkdir(parents=True)
     torch.manual_seed(0)
     network = ProbeNetwork(4, 16, 8)
     network.usual += torch.tensor([[40.0, 60], [40, 40], [80, 60], [80, 40]])
-    save_file(network.state_dict(), export / "model.safetensors")
-    (export / "probe.json").write_text('{"channels": 4, "size": 16, "width": 8}')
+    save_network(network, export, "probe.json", network.shape)
     return run
 
 

@@ -13,7 +13,7 @@ from hpc_hipgen.evaluation.samples import read_samples
 from hpc_hipgen.generators import clip
 from hpc_hipgen.generators.prior import PriorTask, load_prior, prior_scheduler
 from hpc_hipgen.generators.sampling import load_pipeline
-from hpc_hipgen.generators.unclip import UnCLIPTask, draw, noised_embeddings
+from hpc_hipgen.generators.unclip import UnCLIPDrawer, UnCLIPTask, noised_embeddings
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
 from hpc_hipgen.tasks import load_autoencoder
@@ -223,7 +223,8 @@ def test_solvers_are_those_of_the_other_rows(pipeline):
     settings = {"steps": 4, "guidance": 2.0, "resolution": 32, "prior_steps": 2}
     settings |= {"prior_guidance": 1.0, "noise_level": 0}
     images = [
-        draw(pipeline, ["a hip"], [1], solver=solver, **settings) for solver in ("ddim", "leapfrog")
+        UnCLIPDrawer(pipeline).draw(["a hip"], [1], solver=solver, **settings)
+        for solver in ("ddim", "leapfrog")
     ]
     assert images[0].shape == (1, 32, 32) and not np.array_equal(*images)
 
@@ -232,7 +233,10 @@ def test_a_seed_means_the_same_image_in_bf16(embedding_run, pipeline):
     half = load_pipeline(embedding_run.path("unclip", "export"), "bf16")
     settings = {"steps": 3, "guidance": 2.0, "solver": "ddim", "eta": 1.0, "resolution": 32}
     settings |= {"prior_steps": 2, "prior_guidance": 1.5, "noise_level": 3}
-    images = [draw(p, ["a hip"] * 2, [1, 2], **settings).astype(int) for p in (pipeline, half)]
+    images = [
+        UnCLIPDrawer(p).draw(["a hip"] * 2, [1, 2], **settings).astype(int)
+        for p in (pipeline, half)
+    ]
     assert abs(images[0] - images[1]).max() <= 8 < images[0].std()
 
 

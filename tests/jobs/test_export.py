@@ -14,7 +14,14 @@ from hpc_hipgen.config import parse_experiment
 from hpc_hipgen.evaluation.measured_files import store_table
 from hpc_hipgen.evaluation.samples import image_specs, read_samples, shard_bytes
 from hpc_hipgen.files import write_atomic
-from hpc_hipgen.radiograph.dicom import EMPTY, DrawnFilm, read_angles, write_dicom
+from hpc_hipgen.radiograph.dicom import (
+    EMPTY,
+    PRIVATE,
+    PRIVATE_CREATOR,
+    PRIVATE_GROUP,
+    DrawnFilm,
+    write_dicom,
+)
 from hpc_hipgen.radiograph.films import read_film, read_spaced_film
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.run import Run
@@ -30,6 +37,12 @@ FILM = DrawnFilm(
     index=12,
     series=3,
 )
+
+
+def read_angles(dataset):
+    """Asked and measured angles of a drawn film, in degrees, by the names of PRIVATE."""
+    block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR)
+    return {name: block[number].value for name, number in PRIVATE.items() if number in block}
 
 
 @pytest.fixture(scope="module")

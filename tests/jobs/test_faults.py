@@ -99,7 +99,7 @@ def fill(run: Run) -> None:
 def test_a_full_disk_in_any_stage_names_the_run(tiny_run, tmp_path, small_disk, monkeypatch):
     run = Run.create(tmp_path / "run", tiny_run.config)
     small_disk(run.path("full"), 200_000)
-    monkeypatch.setattr("hpc_hipgen.cluster.calls.resolve", lambda name: fill)
+    monkeypatch.setattr("hpc_hipgen.cluster.calls.resolve_name", lambda name: fill)
     with pytest.raises(OSError):
         StageCall(Stage("fill", "any:fill", "cpu"), str(run.folder))()
     (failure,) = failures(run, "fill")

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hpc_hipgen.config import ConfigError, check_inputs, load_experiment, parse_experiment
 from hpc_hipgen.pipeline import stages
+from hpc_hipgen.radiograph.film_sources import lab_films
 from hpc_hipgen.radiograph.lab_films import VIEWS, prepared_films
 from hpc_hipgen.rulers import cross_validation
 from hpc_hipgen.rulers.film_ruler import Calibration, load_film_ruler
@@ -47,6 +48,16 @@ def run(tmp_path_factory):
     prepare.prepare(run)
     train.train(run, "film_ruler")
     return run
+
+
+def test_hips_that_no_caption_can_name_are_learnt_from(tmp_path):
+    films = write_lab(tmp_path / "films", dogs=2, films=1)
+    table = films / "landmarks.csv"
+    head, _, *others = table.read_text().splitlines()
+    table.write_text("\n".join([head, "film-0.png,image_left,40,80,12,50,71,dog-0", *others]))
+    config = settings(films)
+    (film, _), _ = lab_films(config, config.lab_ruler)
+    assert film.landmarks.norberg_angles().image_left < 50
 
 
 @pytest.mark.slow

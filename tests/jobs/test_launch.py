@@ -560,7 +560,7 @@ def test_what_waits_in_a_queue_is_seen_from_a_site_without_one(run, monkeypatch,
     (logs / "submitted.json").write_text(json.dumps(record))
     monkeypatch.setattr(launch.shutil, "which", lambda name: f"/usr/bin/{name}")
     queue = {"77": "PENDING"}
-    monkeypatch.setattr("hpc_hipgen.cluster.executors.queued_jobs", lambda ids: queue)
+    monkeypatch.setattr("hpc_hipgen.cluster.accounting.queued_jobs", lambda ids: queue)
     assert launch.main([str(run.folder), "--site", "local", "--redo", "evaluate"]) == 2
     assert "report is in the queue" in capsys.readouterr().err and run.done("report")
 

@@ -17,7 +17,6 @@ from hpc_hipgen.radiograph import films as films_module
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.rulers import film_check, film_measuring
 from hpc_hipgen.rulers.film_ruler import load_film_ruler
-from hpc_hipgen.rulers.film_ruler_training import film_ruler_error
 from jobs import measure
 
 
@@ -388,6 +387,6 @@ def test_the_ruler_that_comes_with_the_program_keeps_its_promises():
     ruler = load_film_ruler(measure.SHIPPED_RULER)
     refused = film_check.refused_non_films(ruler)
     assert sum(refused.values()) >= film_check.LEAST_REFUSED * len(refused)
-    found = film_ruler_error(ruler, film_check.PHANTOMS[:50])
+    found = film_check.film_ruler_error(ruler, film_check.PHANTOMS[:50])
     assert found["mae"] <= 1 and found["refused"] == 0 and found["called"] > 50
     assert found["within"] >= film_check.LEAST_WITHIN

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,6 @@ from hpc_hipgen.comparisons.downstream_utility import ARMS, Utility, plan, summa
 from hpc_hipgen.config import ConfigError, parse_experiment
 from hpc_hipgen.evaluation.samples import read_samples, shard_bytes
 from hpc_hipgen.files import write_atomic
-from hpc_hipgen.named import resolve
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.rulers import few_films
 from hpc_hipgen.run import Run
@@ -141,7 +141,7 @@ def test_from_the_settings_to_the_table_and_again(tiny_run, tmp_path, capfd, mon
     plan(run, SETTINGS).save(run, "utility")
     for stage in Utility.graph("utility"):  # as the jobs of the pipeline call them
         todo = [stage.missing(run)] if stage.items else []
-        resolve(stage.function)(run, *stage.arguments, *todo)
+        resolve_name(stage.function)(run, *stage.arguments, *todo)
         assert not stage.items or stage.done(run)
     folder = Utility.path(run, "utility")
     with (folder / "table.csv").open() as file:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from dicom_files import dicom
 from films_with_markers import GREY, dot_ruler, marked_film
-from lab_folder import write_lab
 from PIL import Image
 
 from hpc_hipgen.radiograph.film_set import FilmFile
@@ -15,7 +14,6 @@ from hpc_hipgen.radiograph.lab_films import (
     dog_folds,
     film_scenes,
     prepared_films,
-    read_lab_films,
     write_lab_films,
 )
 from hpc_hipgen.radiograph.scene_store import CLOSE_UP_SIZE, FILM_SIZE
@@ -35,15 +33,6 @@ def test_dogs_are_dealt_whole_and_evenly():
 def test_fewer_dogs_than_folds_are_refused():
     with pytest.raises(ValueError, match="5 folds need at least 5 dogs, the films are of 2"):
         dog_folds(["a", "b", "a"], 5, seed=0)
-
-
-def test_hips_that_no_caption_can_name_are_learnt_from(tmp_path):
-    films = write_lab(tmp_path / "films", dogs=1, films=1)
-    table = films / "landmarks.csv"
-    head, _, right = table.read_text().splitlines()
-    table.write_text("\n".join([head, "film-0.png,image_left,40,80,12,50,71,dog-0", right]))
-    (film,), _ = read_lab_films(films, None, folds=1, seed=0)
-    assert film.landmarks.norberg_angles().image_left < 50
 
 
 def centre(image, near, bright):

@@ -20,6 +20,7 @@ from hpc_hipgen.radiograph.phantom_anatomy import (
     roof,
     sample_anatomy,
 )
+from hpc_hipgen.radiograph.phantom_look import PHANTOM_LOOK
 
 FEW = settings(max_examples=25, deadline=None)
 
@@ -116,12 +117,12 @@ def test_outlines_meet_at_the_rim(seed, angle):
     """The rim point is a corner of the ilium, the first point of the roof and of the dorsal rim."""
     anatomy = sample_anatomy(np.random.default_rng(seed), Angles(angle, angle))
     for sign, hip in ((-1.0, anatomy.left), (1.0, anatomy.right)):
-        outline, foramen, _ = hemipelvis(hip, anatomy, sign)
+        outline, foramen, _ = hemipelvis(hip, anatomy, sign, PHANTOM_LOOK)
         rim, wall = acetabulum(hip)
         assert np.hypot(*(outline - hip.rim).T).min() < 1e-12
         assert roof(hip)[0] == pytest.approx(hip.rim, abs=1e-12)
         assert rim[0] == pytest.approx(hip.rim, abs=1e-12)
-        for curve in (outline, foramen, wall, femur(hip)):
+        for curve in (outline, foramen, wall, femur(hip, PHANTOM_LOOK)):
             assert np.isfinite(curve).all()
         # No part of the roof cuts into the head.
         assert np.hypot(*(roof(hip) - [0.5, 0.0]).T).min() > hip.radius

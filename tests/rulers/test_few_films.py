@@ -8,8 +8,7 @@ from hpc_hipgen.config import Training, parse_experiment
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.radiograph.layouts import Films
 from hpc_hipgen.rulers import few_films as f
-from hpc_hipgen.rulers.ruler import Measurement, read_points
-from hpc_hipgen.rulers.ruler_training import norberg_angles
+from hpc_hipgen.rulers.ruler import Measurement, norberg_angles, read_points
 from hpc_hipgen.training.clock import ImageRandom
 
 TRAINING = {"images": 16, "batch": 4, "lr": 1e-3}

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from films_with_markers import dot_ruler
 
-from hpc_hipgen.rulers import film_check, film_ruler_training
+from hpc_hipgen.rulers import film_check
 from hpc_hipgen.rulers.film_check import non_films, verdict
 
 
 def test_refused_films_count_as_no_hips_that_are_known(monkeypatch):
     read = [SimpleNamespace(uncertainty=(1.0, 1.0), reason=r) for r in ("", "", "two sizes", "two")]
     errors = np.array([[0.5, 0.5], [1.0, 3.0], [np.nan, np.nan], [np.nan, np.nan]])
-    monkeypatch.setattr(film_ruler_training, "measured_phantoms", lambda *_: (read, errors))
-    found = film_ruler_training.film_ruler_error(None, [0, 2, 4, 6])
+    monkeypatch.setattr(film_check, "measured_phantoms", lambda *_: (read, errors))
+    found = film_check.film_ruler_error(None, [0, 2, 4, 6])
     assert (found["called"], found["within"], found["refused"]) == (4, 0.75, 2)
 
 
@@ -52,7 +52,7 @@ def test_a_missing_picture_is_named(monkeypatch):
 )
 def test_the_bars(measured, refused, good, monkeypatch):
     error = {**ERROR, "refused": refused}
-    monkeypatch.setattr(film_ruler_training, "film_ruler_error", lambda *_: error)
+    monkeypatch.setattr(film_check, "film_ruler_error", lambda *_: error)
     lines, passed = verdict(Ruler(measured))
     assert passed == good
     assert lines[0].startswith(f"pictures that are no films, refused: {40 - measured} of 40")

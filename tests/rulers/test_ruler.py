@@ -9,19 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_hipgen.config import parse_experiment
+from hpc_hipgen.files import save_network
 from hpc_hipgen.radiograph import geometry
 from hpc_hipgen.rulers import ruler_training
 from hpc_hipgen.rulers.ruler import (
     POINTS,
+    SETTINGS,
     WINDOW,
     Measurement,
     Ruler,
     RulerNetwork,
     load_ruler,
     mass_near,
+    norberg_angles,
+    points_of,
     read_points,
     ruler_of,
-    save_ruler,
     standardise,
 )
 from hpc_hipgen.rulers.ruler_training import (
@@ -30,7 +33,6 @@ from hpc_hipgen.rulers.ruler_training import (
     expose,
     heat_loss,
     move,
-    norberg_angles,
 )
 from hpc_hipgen.training.clock import ImageRandom
 
@@ -39,12 +41,12 @@ SIZE = 64
 LANDMARKS = torch.tensor([[18.0, 34.0, 5.0, 15.0, 26.0], [46.0, 31.0, 6.0, 50.0, 24.0]])
 
 
-def points_of(landmarks):
-    """(b, 2, 5) to (b, 4, 2) in the order of POINTS."""
-    return torch.stack([landmarks[..., :2], landmarks[..., 3:]], 2).flatten(1, 2)
-
-
 coordinate = st.floats(0, 63)
+
+
+def test_points_of_landmarks_are_heads_and_rims_from_the_left():
+    points = [[18.0, 34.0], [15.0, 26.0], [46.0, 31.0], [50.0, 24.0]]
+    assert points_of(LANDMARKS[None]).tolist() == [points]
 
 
 @settings(max_examples=50, deadline=None)
@@ -250,7 +252,8 @@ def test_exposure_and_batches_do_not_count(ruler):
 
 
 def test_a_stored_ruler_measures_the_same(ruler, tmp_path):
-    save_ruler(ruler.network, tmp_path / "r", {"channels": [8, 16, 16], "resolution": SIZE})
+    form = {"channels": [8, 16, 16], "resolution": SIZE}
+    save_network(ruler.network, tmp_path / "r", SETTINGS, form)
     views = np.random.default_rng(2).integers(0, 256, (2, SIZE, SIZE), dtype=np.uint8)
     again = load_ruler(tmp_path / "r", 0.3)
     assert again.min_confidence == 0.3

@@ -5,7 +5,7 @@ import os
 import pytest
 from slurm_cluster import GPUS, HOSTS
 
-from hpc_hipgen.cluster.executors import queued_jobs
+from hpc_hipgen.cluster.accounting import queued_jobs
 from hpc_hipgen.cluster.site import load_site, slurm_answers
 from hpc_hipgen.config import ConfigError
 

@@ -1,14 +1,12 @@
 """The clock: everything is a pure function of the seed and the images seen."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_hipgen.training.clock import ImageRandom, data_order, learning_rate
+from hpc_hipgen.training.clock import ImageRandom, data_order
 
 
 @settings(max_examples=20, deadline=None)
@@ -67,20 +65,6 @@ def test_numbers_are_distributed_as_they_say():
     assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
     assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.02
     assert timesteps.bincount().tolist() == pytest.approx([400] * 10, rel=0.2)
-
-
-def test_learning_rate_rises_then_falls_to_a_hundredth():
-    def lr(images, schedule="cosine"):
-        return learning_rate(images, lr=2.0, total=1100, warmup=100, schedule=schedule)
-
-    warm = [lr(i) for i in range(0, 100, 10)]
-    assert warm == sorted(warm) and 0 < warm[0] < 0.03 and warm[-1] < 2.0
-    assert lr(100) == 2.0
-    assert lr(600) == pytest.approx(2.0 * (0.01 + 0.99 / 2))
-    assert lr(350) == pytest.approx(2.0 * (0.01 + 0.99 * (1 + math.cos(math.pi / 4)) / 2))
-    assert lr(1100) == lr(5000) == pytest.approx(0.02)
-    for steady in ("constant", "plateau"):
-        assert lr(5000, steady) == 2.0 and lr(49, steady) == lr(49)
 
 
 def test_a_fork_has_numbers_of_its_own_for_the_same_images():

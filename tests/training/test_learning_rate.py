@@ -1,16 +1,33 @@
-"""The rate that follows the loss: lowered on a plateau, and at the same image after a stop."""
+"""The rate of the clock, and that which follows the loss: the same after a stop."""
+
+import math
 
 import pytest
 from toy_task import ToyTask, lines, losses, toy_train
 
 from hpc_hipgen.config import Training
 from hpc_hipgen.training.interruption import Interrupted
-from hpc_hipgen.training.schedule import LearningRate
+from hpc_hipgen.training.learning_rate import LearningRate
 
 
 def rate(**plateau):
     settings = {"images": 1000, "batch": 2, "lr": 1.0, "schedule": "plateau", "warmup_images": 4}
     return LearningRate(Training(**settings, plateau=plateau))
+
+
+def test_the_rate_rises_then_falls_to_a_hundredth():
+    def lr(images, schedule="cosine"):
+        settings = {"images": 1100, "batch": 2, "lr": 1.0, "warmup_images": 100}
+        return LearningRate(Training(**settings, schedule=schedule)).at(images)
+
+    warm = [lr(i) for i in range(0, 100, 10)]
+    assert warm == sorted(warm) and 0 < warm[0] < 0.015 and warm[-1] < 1.0
+    assert lr(100) == 1.0
+    assert lr(600) == pytest.approx(0.01 + 0.99 / 2)
+    assert lr(350) == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi / 4)) / 2)
+    assert lr(1100) == lr(5000) == pytest.approx(0.01)
+    for steady in ("constant", "plateau"):
+        assert lr(5000, steady) == 1.0 and lr(49, steady) == lr(49)
 
 
 def test_the_rate_falls_when_the_mean_loss_does_not():

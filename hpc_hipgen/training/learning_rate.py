@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hpc_hipgen.config import Training
-from hpc_hipgen.training.clock import learning_rate
 
 
 class LearningRate:
@@ -33,16 +33,21 @@ class LearningRate:
         )
 
     def at(self, images: int) -> float:
-        """The rate of the step that starts at `images`."""
-        settings = self.training
-        rate = learning_rate(
-            images,
-            lr=settings.lr,
-            total=settings.images,
-            warmup=settings.warmup_images,
-            schedule=settings.schedule,
-        )
-        return rate * self._factor.param_groups[0]["lr"]
+        """The rate of the step that starts at `images`: linear warm-up, then the schedule.
+
+        `cosine` falls to 1 % of lr at the last image; `constant` stays, and so does `plateau` but
+        for what the losses take off.
+        """
+        return self._of_clock(images) * self._factor.param_groups[0]["lr"]
+
+    def _of_clock(self, images: int) -> float:
+        lr, warmup = self.training.lr, self.training.warmup_images
+        if images < warmup:
+            return lr * (images + 1) / (warmup + 1)
+        if self.training.schedule != "cosine":
+            return lr
+        progress = min(1.0, (images - warmup) / max(1, self.training.images - warmup))
+        return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def observe(self, loss: float, images: int) -> None:
         """Takes the mean loss, the same on every rank, of a step of so many images."""
