@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-MIN_IMAGES = 4  # the Fisher interval divides by sqrt(n - 3)
+MIN_IMAGES = 4  # Fisher's interval divides by sqrt(n - 3)
 NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
@@ -76,6 +76,9 @@ def fisher_interval(r: float | None, n: int) -> tuple[float | None, float | None
 
     Source: Fisher 1921. ``n`` is the number of pairs. (None, None) without r or with n < 4; a
     perfect correlation has an interval of no width.
+
+    Of columns that are normal, as nothing else is known of the paper's. The phantoms' angles have
+    an excess kurtosis of 6: of them it holds in 80 % of samples (`bootstrap_intervals`: 90 %).
     """
     if r is None or n < MIN_IMAGES:
         return None, None
@@ -85,18 +88,14 @@ def fisher_interval(r: float | None, n: int) -> tuple[float | None, float | None
     return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
-def faithfulness(
-    asked: ArrayLike, measured: ArrayLike, dogs: Sequence[str] | None = None
-) -> dict[str, float | int | None]:
+def faithfulness(asked: ArrayLike, measured: ArrayLike) -> dict[str, float | int | None]:
     """How faithfully one side's angles were drawn.
 
-    asked: (n,) degrees; measured: (n,) degrees, NaN where the ruler refused; dogs: whose images
-    they are, by default each a dog's own. Returns
+    asked: (n,) degrees; measured: (n,) degrees, NaN where the ruler refused. Returns
 
     - ``n`` images measured and ``failed`` images refused: refusals are counted, and the other
       numbers are over the measured images;
-    - ``r`` with its Fisher 95 % interval ``r_low``, ``r_high``, and ``r2`` = r squared (what the
-      paper calls R²); the interval counts dogs, for images of one dog are not independent;
+    - ``r``, and ``r2`` = r squared (what the paper calls R²);
     - ``r2_identity`` = 1 - sum (measured - asked)² / sum (asked - mean asked)², the R² of the
       line y = x: 1 is perfect, 0 is as good as drawing the mean request every time, and it has no
       lower bound. It also punishes what r forgives: an offset and a wrong scale;
@@ -108,15 +107,12 @@ def faithfulness(
     x, y, valid = _measured(asked, measured)
     n = len(x)
     r = pearson(x, y)
-    low, high = fisher_interval(r, n if dogs is None else len(set(np.asarray(dogs)[valid])))
     error = y - x
     fit = n >= MIN_IMAGES and _varies(x)
     dx = x - x.mean() if n else x
     reach = NORMAL_975 * float(error.std(ddof=1)) if n >= MIN_IMAGES else None
     return {
         "r": r,
-        "r_low": low,
-        "r_high": high,
         "r2": None if r is None else r * r,
         "r2_identity": 1.0 - float(error @ error) / float(dx @ dx) if fit else None,
         "mae": float(np.abs(error).mean()) if n else None,
@@ -132,8 +128,8 @@ def faithfulness(
 RESAMPLES = 1000
 """Of a bootstrap."""
 
-RESAMPLED = ("mae", "bias", "slope", "r2_identity")
-"""What `bootstrap_intervals` gives intervals of; r has Fisher's."""
+RESAMPLED = ("r", "mae", "bias", "slope", "r2_identity")
+"""What `bootstrap_intervals` gives intervals of."""
 
 MAY_NOT_EXIST = 0.01
 """Share of the resamples without a statistic above which it has no interval."""
@@ -167,6 +163,9 @@ def bootstrap_intervals(
     asked, measured: (n,) degrees of images of `dogs` (n names). Dogs are resampled with all their
     images, which are not independent. Refused images are left out. None with fewer than
     `MIN_IMAGES` dogs, or where a statistic lacks in more than `MAY_NOT_EXIST` of the resamples.
+
+    They say how far other dogs of the population might lead, not another training. With few dogs
+    they are too narrow: for the mean error 95 % are 89 % with 16 dogs, 75 % with 4.
     """
     x, y, valid = _measured(asked, measured)
     missing: dict[str, float | None] = {
@@ -180,7 +179,11 @@ def bootstrap_intervals(
     n, sx, sxx, se, sa, see, sxe = resampled(sums_of_dogs(terms, names), resamples, seed).T
     spread = sxx - sx**2 / n
     spread[spread < 1e-9 * (x0**2).sum()] = np.nan  # only dogs of whom the same was asked
+    both = sxx + sxe - sx * (sx + se) / n
+    found = sxx + 2 * sxe + see - (sx + se) ** 2 / n
+    found[found < 1e-9 * (x0**2).sum()] = np.nan
     drawn = {
+        "r": both / np.sqrt(spread * found),
         "mae": sa / n,
         "bias": se / n,
         "slope": 1 + (sxe - sx * se / n) / spread,
@@ -190,18 +193,18 @@ def bootstrap_intervals(
     ends = {key: np.nanquantile(values, [0.025, 0.975]) for key, values in exist.items()}
     return missing | {
         f"{key}_{end}": float(value)
-        for key, both in ends.items()
-        for end, value in zip(("low", "high"), both, strict=True)
+        for key, pair in ends.items()
+        for end, value in zip(("low", "high"), pair, strict=True)
     }
 
 
-def constant_mean_baseline(train_mean: float, asked: ArrayLike) -> dict[str, float | int | None]:
-    """The score of a generator that ignores the request and always draws the training mean.
+def constant_mae(asked: ArrayLike) -> float | None:
+    """Mean absolute error, degrees, of always drawing one angle: the best, the captions' median.
 
-    A MAE is worth something only where it lies below this one. r does not exist for a constant.
+    asked: (n,) degrees; None of none. A generator that hears of the angles lies below.
     """
     x = np.asarray(asked, dtype=np.float64)
-    return faithfulness(x, np.full(x.shape, float(train_mean)))
+    return float(np.abs(x - np.median(x)).mean()) if len(x) else None
 
 
 def permutation_null(

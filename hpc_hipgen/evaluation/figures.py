@@ -211,7 +211,7 @@ def bland_altman(
 def chain(
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
     labels: Mapping[str, str],
-    constant_mae: float | None,
+    constant_mae: float,
     paper_best: float,
 ) -> Figure:
     """The chain of errors: mean absolute error of each row, and r with its 95 % interval."""
@@ -231,9 +231,8 @@ def chain(
             )
             correlations.hlines(y, low, high, color=COLOURS[side], lw=1.8, alpha=0.55)
             correlations.plot(r, y, **style)
-        if constant_mae is not None:
-            errors.axvline(constant_mae, color=INK, lw=0.9, ls=(0, (4, 3)))
-            errors.text(constant_mae, -0.75, " always the mean", fontsize=8, va="bottom")
+        errors.axvline(constant_mae, color=INK, lw=0.9, ls=(0, (4, 3)))
+        errors.text(constant_mae, -0.75, " always the median", fontsize=8, va="bottom")
         correlations.axvline(paper_best, color=INK, lw=0.9, ls=(0, (4, 3)))
         correlations.text(paper_best, -0.75, " paper's best", fontsize=8, va="bottom")
         errors.set_yticks(range(len(rows)), [labels[row] for row in rows])

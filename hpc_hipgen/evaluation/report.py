@@ -150,15 +150,10 @@ def _figures(
 ) -> dict[str, bytes]:
     """Draws and saves every figure; returns those of the page as SVG by name."""
     scores, tables = results.metrics["faithfulness"], results.tables
-    baseline = results.metrics["baseline"]
-    maes = [baseline[side]["mae"] for side in PATIENT_SIDES] if baseline else []
+    maes = [results.metrics["baseline"][side]["mae"] for side in PATIENT_SIDES]
     best = max(abs(value) for p in PAPER_TABLE_1 for value in (p.left, p.right))
     limits = figures.angle_limits(list(tables.values()))
-    files = {
-        "chain_of_errors": figures.chain(
-            scores, labels, float(np.mean(maes)) if maes else None, best
-        )
-    }
+    files = {"chain_of_errors": figures.chain(scores, labels, float(np.mean(maes)), best)}
     for row, table in tables.items():
         files[f"dots_{row}"] = figures.dot_plot(table, scores[row], limits)
     files["bland_altman"] = figures.bland_altman(tables, labels, scores)

@@ -18,7 +18,7 @@ from hpc_hipgen.evaluation.faithfulness import (
     PAPER_TABLE_1,
     PAPER_TEST_FILMS,
     bootstrap_intervals,
-    constant_mean_baseline,
+    constant_mae,
     faithfulness,
     paired_bootstrap,
     permutation_null,
@@ -136,10 +136,8 @@ def collect(run: Run) -> Results:
     manifest = _manifest(run)
     logs = {stage: read_log(run.path(stage, "metrics.jsonl")) for stage in run.config.trained()}
     dogs, theirs = dogs_of(manifest), dogs_of(_manifest(run, FILMS_ROW))
-    baseline = _baseline(found, manifest)
-    means = {side: baseline[side]["mean"] for side in PATIENT_SIDES} if baseline else None
     scores = {
-        row: _sides(table, run, theirs if row == FILMS_ROW else dogs, means)
+        row: _sides(table, run, theirs if row == FILMS_ROW else dogs)
         for row, table in found.items()
     }
     ruler = _ruler(scores, found)
@@ -149,11 +147,11 @@ def collect(run: Run) -> Results:
         "synthetic": run.config.data.source == "phantom",  # all that was learnt and measured
         "sides": "left and right are the patient's; the patient's left is at the image's right",
         "faithfulness": scores,
-        "baseline": baseline,
+        "baseline": _baseline(found),
         "bands": {row: bands_of(table) for row, table in found.items()},
         "against_teacher": _comparisons(found, manifest),
         "ruler": ruler,
-        "films": real_films.summary(found.get(FILMS_ROW), ruler, means),
+        "films": real_films.summary(found.get(FILMS_ROW), ruler),
         "frechet": features and _frechet(features, found),
         "diversity": diversity.of_rows(run, found),
         "memorisation": features and audit(run, found, features, dogs),
@@ -176,22 +174,16 @@ def dogs_of(manifest: pd.DataFrame | None) -> dict[str, str]:
     return {} if manifest is None else dict(zip(manifest["film"], manifest["dog"], strict=True))
 
 
-def _sides(
-    table: pd.DataFrame,
-    run: Run,
-    dogs: Mapping[str, str],
-    means: Mapping[str, float] | None,
-) -> dict[str, dict[str, Any]]:
+def _sides(table: pd.DataFrame, run: Run, dogs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Faithfulness of one row: both sides, each with intervals and its permutation null.
 
-    ``constant_mae``, degrees: of always drawing the mean angle (`means`, by side), for the images
-    that were measured, as the row's own MAE is; None where it is not known.
+    ``constant_mae`` is of the images that were measured, as the row's own MAE is.
     """
     result = {}
     names = [str(dogs.get(film, film)) for film in table["film"]]
     for side in PATIENT_SIDES:
         asked, measured = table[f"asked_{side}"], table[f"measured_{side}"]
-        result[side] = faithfulness(asked, measured, names)
+        result[side] = faithfulness(asked, measured)
         result[side] |= bootstrap_intervals(asked, measured, names, seed=run.config.seed)
         count = run.config.evaluation.permutations
         null = (
@@ -200,9 +192,7 @@ def _sides(
             else None
         )
         result[side]["permutation_null"] = null
-        known = asked[np.isfinite(measured)]
-        constant = constant_mean_baseline(means[side], known)["mae"] if means else None
-        result[side]["constant_mae"] = constant
+        result[side]["constant_mae"] = constant_mae(asked[np.isfinite(measured)])
     return result
 
 
@@ -224,22 +214,11 @@ def manifest_table(path: Path) -> pd.DataFrame:
         raise DamagedError(f"{path}: damaged ({error}); {BACKUP}") from None
 
 
-def _baseline(
-    tables: Mapping[str, pd.DataFrame], manifest: pd.DataFrame | None
-) -> dict[str, Any] | None:
-    """Always drawing the training films' mean angle for all captions; None without a manifest."""
-    if manifest is None:
-        return None
+def _baseline(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """By side, the angle that is best always drawn for all captions, and its error, in degrees."""
     drawn = [row for row in tables if row not in ROWS_OF_FILMS] or list(tables)
-    table = tables[drawn[0]]
-    train = manifest[(manifest["split"] == "train") & (manifest["view"] == 0)]
-    result: dict[str, Any] = {}
-    for side in PATIENT_SIDES:
-        mean = float(train[f"patient_{side}"].mean())
-        if not np.isfinite(mean):
-            return None
-        result[side] = {"mean": mean, **constant_mean_baseline(mean, table[f"asked_{side}"])}
-    return result
+    asked = {side: tables[drawn[0]][f"asked_{side}"] for side in PATIENT_SIDES}
+    return {s: {"angle": float(x.median()), "mae": constant_mae(x)} for s, x in asked.items()}
 
 
 def _comparisons(

@@ -19,32 +19,20 @@ def sample(n, rho=0.8, seed=0):
 
 @pytest.mark.parametrize("n", [4, 10, 84])
 @pytest.mark.parametrize("rho", [-0.9, 0.0, 0.8])
-def test_r_interval_slope_agree_with_scipy(n, rho):
+def test_r_fishers_interval_and_slope_agree_with_scipy(n, rho):
     x, y = sample(n, rho, seed=n)
     got = f.faithfulness(x, y)
     reference = stats.pearsonr(x, y)
     interval = reference.confidence_interval(0.95)
     assert got["r"] == pytest.approx(reference.statistic, abs=1e-12)
-    assert got["r_low"] == pytest.approx(interval.low, abs=1e-9)
-    assert got["r_high"] == pytest.approx(interval.high, abs=1e-9)
+    assert f.fisher_interval(got["r"], n) == pytest.approx((interval.low, interval.high), abs=1e-9)
     assert got["slope"] == pytest.approx(stats.linregress(x, y).slope, abs=1e-10)
     assert got["r2"] == pytest.approx(reference.statistic**2)
 
 
-def test_the_interval_of_r_counts_dogs():
-    x, y = sample(30)
-    dogs = [f"dog {n // 3}" for n in range(30)]
-    got, each = f.faithfulness(x, y, dogs), f.faithfulness(x, y)
-    assert (got["r_low"], got["r_high"]) == f.fisher_interval(each["r"], 10)
-    assert {k for k in got if got[k] != each[k]} == {"r_low", "r_high"}
-    y[:3] = np.nan
-    got = f.faithfulness(x, y, dogs)
-    assert (got["r_low"], got["r_high"]) == f.fisher_interval(got["r"], 9)
-
-
 def test_known_numbers():
     got = f.faithfulness([90, 95, 100, 105], [92, 97, 102, 107])
-    assert (got["r"], got["r_low"], got["r_high"]) == pytest.approx((1, 1, 1))
+    assert got["r"] == pytest.approx(1) and f.fisher_interval(1.0, 4) == (1, 1)
     assert (got["mae"], got["bias"], got["slope"]) == pytest.approx((2, 2, 1))
     assert (got["limit_low"], got["limit_high"]) == pytest.approx((2, 2))
     assert got["r2_identity"] == pytest.approx(1 - 16 / 125)
@@ -73,16 +61,23 @@ def test_refusals_are_counted_and_do_not_shift_the_rest():
 )
 def test_degenerate_input_has_no_r_and_is_strict_json(asked, measured):
     got = f.faithfulness(asked, measured)
-    assert [got[k] for k in ("r", "r_low", "r_high", "r2", "r2_identity", "slope")] == [None] * 6
+    assert [got[k] for k in ("r", "r2", "r2_identity", "slope")] == [None] * 4
     assert got["n"] + got["failed"] == len(asked)
     json.dumps(got, allow_nan=False)
 
 
 def test_a_constant_generator_has_slope_zero_and_no_r():
-    got = f.constant_mean_baseline(100.0, [90.0, 95, 105, 110])
+    got = f.faithfulness([90.0, 95, 105, 110], [100.0] * 4)
     assert got["r"] is None and got["slope"] == pytest.approx(0)
     assert got["mae"] == pytest.approx(7.5)
     assert got["r2_identity"] == pytest.approx(0), "drawing the mean request is the zero of R²"
+
+
+@given(st.lists(st.floats(55, 125), min_size=1, max_size=30), st.floats(50, 130))
+def test_no_angle_is_better_always_drawn_than_the_median(asked, angle):
+    best = f.constant_mae(asked)
+    assert best <= f.faithfulness(asked, [angle] * len(asked))["mae"] + 1e-9
+    assert f.constant_mae([]) is None
 
 
 def test_rounding_noise_on_a_constant_is_not_a_correlation():
@@ -115,7 +110,6 @@ def test_r_ignores_scale_and_offset_but_identity_does_not(n, seed, scale, offset
     a, b = f.faithfulness(x, y), f.faithfulness(x, scale * y + offset)
     assert b["r"] == pytest.approx(a["r"], abs=1e-9)
     assert b["slope"] == pytest.approx(scale * a["slope"], abs=1e-8)
-    assert b["r_low"] <= b["r"] <= b["r_high"]
     assert b["r2_identity"] <= 1 and b["mae"] >= abs(b["bias"]) - 1e-9
 
 
@@ -171,6 +165,7 @@ def test_bootstrap_intervals_are_those_of_a_plain_loop_over_dogs():
     for pick in np.random.default_rng(2).integers(0, 30, (300, 30)):
         at = np.concatenate([np.flatnonzero(of == dog) for dog in pick])
         scores.append(f.faithfulness(kept_x[at], kept_y[at]))
+    assert "r" in f.RESAMPLED
     for key in f.RESAMPLED:
         low, high = np.quantile([score[key] for score in scores], [0.025, 0.975])
         assert found[f"{key}_low"] == pytest.approx(low, abs=1e-9)
