@@ -260,7 +260,7 @@ def paired_bootstrap(
 ) -> dict[str, float | int | None]:
     """Difference of two generators' mean absolute error, ``first`` - ``second``, in degrees.
 
-    asked, first, second: (n, 2) degrees, columns left and right; a dog with any NaN in either
+    asked, first, second: (n, 2) degrees, columns left and right; an image with any NaN in either
     generator is left out, so that both are judged on the same hips. Dogs are resampled, with both
     their hips and all their films (hips of one dog are not independent). Returns ``difference``,
     its 95 % percentile interval ``low``, ``high``, and ``dogs``, the number compared.
@@ -272,9 +272,9 @@ def paired_bootstrap(
         )
     x, a, b = columns
     gain = (np.abs(a - x) - np.abs(b - x)).mean(axis=1)
-    names = np.asarray(dogs)
-    bad = set(names[~np.isfinite(gain)].tolist())
-    keep = [d for d in sorted(set(names.tolist())) if d not in bad]
+    known = np.isfinite(gain)
+    gain, names = gain[known], np.asarray(dogs)[known]
+    keep = sorted(set(names.tolist()))
     if len(keep) < MIN_IMAGES:
         return {"difference": None, "low": None, "high": None, "dogs": len(keep)}
     sums = np.array([gain[names == d].sum() for d in keep])

@@ -148,6 +148,10 @@ def test_paired_bootstrap_finds_a_difference_and_keeps_dogs_together():
     same = f.paired_bootstrap(asked, first, first, dogs)
     assert (same["low"], same["difference"], same["high"]) == (0, 0, 0)
     first[5, 1] = np.nan
+    found, kept = f.paired_bootstrap(asked, first, second, dogs), np.arange(60) != 5
+    plain = (np.abs(first - asked) - np.abs(second - asked))[kept].mean()
+    assert found["dogs"] == 30 and found["difference"] == pytest.approx(plain), "one film of two"
+    first[4, 0] = np.nan
     assert f.paired_bootstrap(asked, first, second, dogs)["dogs"] == 29
     assert f.paired_bootstrap(asked[:3], first[:3], second[:3], dogs[:3])["low"] is None
 
