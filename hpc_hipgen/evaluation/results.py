@@ -30,7 +30,7 @@ from hpc_hipgen.models import MODELS
 from hpc_hipgen.pipeline import begun_rows, row_data, sample_shard, score_shard, shard_counts
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.radiograph.pictures import BACKUP
-from hpc_hipgen.rows import FILMS_ROW, REFERENCE_ROW, ROWS_OF_FILMS, row_model
+from hpc_hipgen.rows import FILMS_ROW, REFERENCE_ROW, ROWS_OF_FILMS, row_model, row_settings
 from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_name, shard_numbers
 
@@ -70,7 +70,10 @@ def row_label(row: str, run: Run) -> str:
     if model not in MODELS:
         return model.replace("_", " ")
     steps = run.config.sampling.steps if few is None else few
-    return MODELS[model].label.format(steps=f"{steps} step{'s' if steps != 1 else ''}")
+    label = MODELS[model].label.format(steps=f"{steps} step{'s' if steps != 1 else ''}")
+    # the teacher before feedback and after it differ in this, too
+    scale = row_settings(run.config, row).get("guidance", 1.0)
+    return f"{label}, guidance {scale:g}" if run.config.feedback and scale > 1 else label
 
 
 def read_table(run: Run, row: str) -> pd.DataFrame:
@@ -148,6 +151,7 @@ def collect(run: Run) -> Results:
         "sides": "left and right are the patient's; the patient's left is at the image's right",
         "faithfulness": scores,
         "baseline": _baseline(found),
+        "confidence": {row: _confidence(table) for row, table in found.items()},
         "bands": {row: bands_of(table) for row, table in found.items()},
         "against_teacher": _comparisons(found, manifest),
         "ruler": ruler,
@@ -194,6 +198,15 @@ def _sides(table: pd.DataFrame, run: Run, dogs: Mapping[str, str]) -> dict[str, 
         result[side]["permutation_null"] = null
         result[side]["constant_mae"] = constant_mae(asked[np.isfinite(measured)])
     return result
+
+
+def _confidence(table: pd.DataFrame) -> dict[str, float]:
+    """How clear the landmarks were to the ruler, 0..1: ``median``, and ``low``, the 5th percentile.
+
+    Few drawings are refused, so refusals alone hardly say whether a drawing shows hips.
+    """
+    low, median = np.quantile(table["confidence"], [0.05, 0.5])
+    return {"median": float(median), "low": float(low)}
 
 
 def _manifest(run: Run, row: str = "ruler") -> pd.DataFrame | None:

@@ -19,6 +19,7 @@ from report_run import (
     write_shard,
 )
 
+from hpc_hipgen.config import parse_experiment
 from hpc_hipgen.evaluation import figures, measurements, report, results, samples
 from hpc_hipgen.evaluation.measured_files import (
     load_table,
@@ -179,6 +180,7 @@ def test_the_whole_report(tmp_path, stubs, capsys, monkeypatch):
     assert (left["n"], left["failed"]) == (FILMS - 1, 1)
     assert (left["mae"], left["bias"], left["r"]) == pytest.approx((1, 1, 1))
     assert metrics["faithfulness"]["llcm_4"]["right"]["bias"] == pytest.approx(-2)
+    assert metrics["confidence"]["llcm_4"]["median"] == pytest.approx(0.9)
     assert metrics["ruler"]["mae"] == pytest.approx(1.5)
     assert metrics["ruler"]["left"]["r"] == pytest.approx(1), "its error is a bias alone"
     assert metrics["against_teacher"]["llcm_4"]["difference"] == pytest.approx(0)
@@ -450,6 +452,25 @@ def drawings(films=5, off=0.0, each=1):
     for side in PATIENT_SIDES:
         table |= {f"asked_{side}": asked, f"measured_{side}": asked + off}
     return pd.DataFrame(table)
+
+
+def test_the_clearness_of_a_row_is_its_median_and_its_worst():
+    table = pd.DataFrame({"confidence": [0.2, *[0.9] * 10, *[0.95] * 10]})
+    found = results._confidence(table)
+    assert found["median"] == 0.9 and 0.8 < found["low"] <= 0.9
+
+
+def test_with_feedback_rows_say_their_guidance_in_which_they_differ(tmp_path, tiny_settings):
+    training = {"training": {"images": 8, "batch": 4, "lr": 1e-3}}
+    tiny_settings["sampling"] |= {"guidance": 1.5, "llcm_guidance": 3}
+    plain = Run.create(tmp_path / "plain", parse_experiment(tiny_settings, "x"))
+    assert results.row_label("stable_diffusion", plain) == "Stable Diffusion, 2 steps"
+    more = {"feedback": training, "reward_model": tiny_settings["ruler"]}
+    run = Run.create(tmp_path / "tuned", parse_experiment(tiny_settings | more, "x"))
+    tuned, untuned = (
+        results.row_label(row, run) for row in ("stable_diffusion", "stable_diffusion_untuned")
+    )
+    assert untuned.endswith(", 2 steps, guidance 1.5") and "guidance" not in tuned
 
 
 def test_one_angle_for_all_captions_is_their_median_and_each_drawings_own():
