@@ -25,6 +25,9 @@ CONTROLS_ROW = "controls"
 FEATURE_ROWS = (REFERENCE_ROW, CONTROLS_ROW)
 """Rows of the evaluation that hold features of films alone."""
 
+STUDENT_SOLVER = "lcm"
+"""What a student's own scheduler is called; no other fits what it was trained for."""
+
 _WITH_FEEDBACK = {"stable_diffusion": "feedback", "stable_diffusion_untuned": "stable_diffusion"}
 """The row `stable_diffusion` is the teacher of the run: with feedback, the model that had it, and
 then `stable_diffusion_untuned` is the one before."""
@@ -76,7 +79,7 @@ def row_settings(config: Experiment, row: str) -> dict[str, Any]:
     solver: str = sampling.solver
     eta = sampling.eta
     if few is not None:
-        steps, guidance, solver, eta = few, sampling.student_guidance, "lcm", 0.0
+        steps, guidance, solver, eta = few, sampling.student_guidance, STUDENT_SOLVER, 0.0
     if not MODELS[model].guided:
         guidance = 1.0
     return {"steps": steps, "guidance": guidance, "solver": solver, "eta": eta} | own

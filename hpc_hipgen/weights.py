@@ -96,9 +96,14 @@ def check_hash(path: Path, expected: str) -> None:
         raise ValueError(
             f"{path}: no such weight file; `bash sbatch/prefetch.sh` fetches those known"
         )
+    if other := _other_hash(path, expected):
+        raise ValueError(f"{other}; not the known weights")
+
+
+def _other_hash(path: Path, expected: str) -> str:
+    """What a file's SHA-256 is instead of the expected one, in words; empty where it is that."""
     found = sha256_of(path)
-    if found != expected:
-        raise ValueError(f"{path}: SHA-256 is {found}, expected {expected}; not the known weights")
+    return "" if found == expected else f"{path}: SHA-256 is {found}, expected {expected}"
 
 
 def verify(weights: Weights, folder: Path) -> None:
@@ -115,8 +120,8 @@ def verify(weights: Weights, folder: Path) -> None:
         path = place / name if weights.files else place
         if not path.is_file():
             raise FetchError(f"{path} is missing; {advice}")
-        if (found := sha256_of(path)) != expected:
-            raise FetchError(f"{path}: SHA-256 is {found}, expected {expected}; {advice}")
+        if other := _other_hash(path, expected):
+            raise FetchError(f"{other}; {advice}")
 
 
 def fetch(weights: Weights, folder: Path) -> None:

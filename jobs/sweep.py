@@ -24,8 +24,8 @@ film, their angles spread evenly from 58 to 122 degrees: few films have hips far
 a generator may be right on all others and wrong on those. `--split fresh`, of a run on phantoms,
 draws for 240 captions of no film with the angles of the phantoms' population: look there last, once
 all is chosen. Of a run on phantoms the first cell of both is `ruler`, phantoms with these angles,
-measured. Here the cells run one after another, under Slurm as
-an array. A second start does only what is missing. Afterwards:
+measured. Here the cells run one after another, under Slurm as an array. A second start does only
+what is missing. Afterwards:
 
   RUN/sweeps/NAME/table.csv    a line for each cell: errors in degrees, correlation, images refused;
                                also by band of the angle asked for (FCI's, and below 80 degrees)

@@ -23,14 +23,15 @@ from hpc_hipgen.pipeline import Kind
 from hpc_hipgen.provenance import is_secret
 
 # jobs handle this one; submitit would take another from the user's SUBMITIT_PREEMPT_SIGNAL
-submitit.JobEnvironment.USR_SIG = "USR2"
+_WARNING = "USR2"
+submitit.JobEnvironment.USR_SIG = _WARNING
 
 GPUS_VARIABLE = "HIPGEN_GPUS"
 """Carries CUDA_VISIBLE_DEVICES past submitit, which overwrites it for jobs of this machine."""
 
-# USR2 ends a process that has no handler for it, and with it the job: until python has one, a
+# it ends a process that has no handler for it, and with it the job: until python has one, a
 # preemption or the time limit must not be more than overheard
-_UNHEARD = 'bash -c \'trap "" USR2; exec "$0" "$@"\' '
+_UNHEARD = f'bash -c \'trap "" {_WARNING}; exec "$0" "$@"\' '
 
 # rank 0 exports when the others have ended, for which some sites would have srun end it; after
 # sbatch's --export=NONE it would hand on none of the variables
@@ -165,7 +166,7 @@ def _exports(need: Resources, site: Site) -> list[str]:
     """Lines of a job's script: its variables, but for secrets."""
     variables = {"OMP_NUM_THREADS": str(need.cpus)} | job_variables(site)
     # last, whatever `setup` or a start-up file of the shell has set
-    variables |= {ADDRESS_VARIABLE: site.address, "SUBMITIT_PREEMPT_SIGNAL": "USR2"}
+    variables |= {ADDRESS_VARIABLE: site.address, "SUBMITIT_PREEMPT_SIGNAL": _WARNING}
     public = {key: value for key, value in variables.items() if not is_secret(key)}
     return [f"export {key}={shlex.quote(value)}" for key, value in public.items()]
 

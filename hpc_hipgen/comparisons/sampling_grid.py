@@ -29,7 +29,7 @@ from hpc_hipgen.config import (
 )
 from hpc_hipgen.config.base import check_teacher_steps
 from hpc_hipgen.models import SWEPT
-from hpc_hipgen.rows import model_rows, row_settings
+from hpc_hipgen.rows import STUDENT_SOLVER, model_rows, row_settings
 from hpc_hipgen.run import Run
 
 MADE = ("even", "fresh")
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     Model = str
 else:
     Model = Literal[*SWEPT]
-STUDENT_SOLVER = "lcm"
-"""What a student's own scheduler is called; no other fits what it was trained for."""
 
 
 class Grid(Section):

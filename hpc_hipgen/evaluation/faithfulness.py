@@ -274,12 +274,11 @@ def paired_bootstrap(
     gain = (np.abs(a - x) - np.abs(b - x)).mean(axis=1)
     known = np.isfinite(gain)
     gain, names = gain[known], np.asarray(dogs)[known]
-    keep = sorted(set(names.tolist()))
-    if len(keep) < MIN_IMAGES:
-        return {"difference": None, "low": None, "high": None, "dogs": len(keep)}
-    sums = np.array([gain[names == d].sum() for d in keep])
-    counts = np.array([(names == d).sum() for d in keep])
-    means = resampled(sums, RESAMPLES, seed) / resampled(counts, RESAMPLES, seed)
-    low, high = np.quantile(means, [0.025, 0.975])
-    difference = float(sums.sum() / counts.sum())
-    return {"difference": difference, "low": float(low), "high": float(high), "dogs": len(keep)}
+    count = len(set(names.tolist()))
+    if count < MIN_IMAGES:
+        return {"difference": None, "low": None, "high": None, "dogs": count}
+    sums = sums_of_dogs(np.stack([gain, np.ones_like(gain)], 1), names)
+    gains, images = resampled(sums, RESAMPLES, seed).T
+    low, high = np.quantile(gains / images, [0.025, 0.975])
+    difference = float(gain.mean())
+    return {"difference": difference, "low": float(low), "high": float(high), "dogs": count}

@@ -18,7 +18,7 @@ from hpc_hipgen.config import DDIM, GENERATORS, Adapters, autoencoder_config, au
 from hpc_hipgen.config.public import A_FOLDER, public_settings
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.models import MODELS
-from hpc_hipgen.rows import model_rows, row_model, row_settings
+from hpc_hipgen.rows import STUDENT_SOLVER, model_rows, row_model, row_settings
 from hpc_hipgen.run import Run
 
 FILE = "README.md"
@@ -126,7 +126,7 @@ def _call(run: Run, model: str) -> str:
     if solver == "leapfrog":
         return f"{call}, {LEAPFROG}"
     # other exports have the scheduler that they are drawn with
-    return call + (_ddim_first(run.base(model)) if adapters and solver != "lcm" else "")
+    return call + (_ddim_first(run.base(model)) if adapters and solver != STUDENT_SOLVER else "")
 
 
 def _ddim_first(base: Path) -> str:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc_hipgen.comparisons.ready import EXPORT, check_there
-from hpc_hipgen.comparisons.sampling_grid import STUDENT_SOLVER
 from hpc_hipgen.config import TIMESTEPS, ConfigError
 from hpc_hipgen.files import DamagedError, read_json, sha256_of, write_atomic
-from hpc_hipgen.rows import model_rows, row_settings
+from hpc_hipgen.rows import STUDENT_SOLVER, model_rows, row_settings
 from hpc_hipgen.run import Run
 
 Line = dict[str, Any]

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from hpc_hipgen.comparisons import cells
-from hpc_hipgen.comparisons.sampling_grid import Sweep, plan
+from hpc_hipgen.comparisons.sampling_grid import MADE, Sweep, plan
 from hpc_hipgen.config import ConfigError, Data, parse_experiment
 from hpc_hipgen.evaluation.bands import BANDS
 from hpc_hipgen.radiograph import made_captions as made
@@ -376,6 +376,10 @@ def test_fresh_captions_have_the_populations_angles_and_those_of_no_film():
         assert np.quantile(angles, share) == pytest.approx(np.quantile(many, share), abs=2.5)
     split = phantom_films(0, {"train": 1, "validation": 1, "test": 1}, 64)
     assert made.FRESH.first_index > made.EVEN.first_index > max(film.index for film in split)
+
+
+def test_every_set_of_made_captions_can_be_asked_for():
+    assert set(MADE) == set(made.CAPTION_SETS)
 
 
 def test_films_have_no_fresh_captions(run):
