@@ -499,7 +499,7 @@ def test_dates_and_times_of_day_are_text(tmp_path):
         ("ruler.channels=[]", "'ruler.channels=[]': ruler.channels: Tuple should have at least 1"),
         (
             "ruler.training.batch=9000",
-            "llcm.yaml with 'ruler.training.batch=9000': ruler.training: images: 8000 is less than",
+            "llcm.yaml with 'ruler.training.batch=9000': ruler.training: images: 6000 is less than",
         ),
     ],
 )
