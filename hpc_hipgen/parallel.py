@@ -21,7 +21,10 @@ _AT_ONCE = 4  # items that are handed to a process together
 
 
 CPUS_VARIABLE = "HIPGEN_CPUS"
-"""How many CPUs a local job takes that runs beside others."""
+"""How many CPUs a local process takes that runs beside others."""
+
+NO_GPU = ("", "-1", "NoDevFiles")
+"""Values of CUDA_VISIBLE_DEVICES that show no GPU."""
 
 
 def usable_cpus() -> int:

@@ -2,6 +2,7 @@
 
     python -m jobs.launch configs/llcm.yaml                        the whole of it
     python -m jobs.launch configs/llcm.yaml --run mine data.train=64
+    python -m jobs.launch configs/llcm.yaml --only-prepare         its data alone, to look at them
     python -m jobs.launch results/llcm --redo evaluate             score an existing run again
 
 The same command again goes on where the last one stopped, and does nothing when all is done.
@@ -71,6 +72,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="all stages, shrunk by configs/overrides/smoke.yaml: does it run at all?",
     )
+    parser.add_argument(
+        "--only-prepare",
+        action="store_true",
+        help="stop when the data are prepared, to look at what was masked before anything learns",
+    )
     parser.add_argument("--redo", metavar="STAGE", help="do this stage and all after it again")
     return parser.parse_intermixed_args(arguments)
 
@@ -79,7 +85,7 @@ def _launch(options: argparse.Namespace) -> int:
     site = load_site(options.site)
     config, folder = _experiment(options, site)
     check_tracking(config)
-    graph = stages(config)
+    graph = [s for s in stages(config) if s.name == "prepare" or not options.only_prepare]
     if options.redo and options.redo not in [s.name for s in graph]:
         names = ", ".join(s.name for s in graph)
         raise ConfigError(f"--redo {options.redo}: no such stage; this experiment has {names}")
@@ -91,7 +97,7 @@ def _launch(options: argparse.Namespace) -> int:
     if run and "prepare" not in stale:
         check_prepared(run)
     if run and len(done) == len(graph) and not options.dry_run:
-        print(f"{shown(folder)}: everything is done. {report_line(run)}")
+        print(f"{shown(folder)}: everything is done. {_prepared(run, options) or report_line(run)}")
         for line in film_lines(run):
             print(line)
         return 0
@@ -107,7 +113,17 @@ def _launch(options: argparse.Namespace) -> int:
     run = Run.create(folder, config)
     if stale:
         forget(run, graph, stale, slurm)
-    return execute(run, graph, site, slurm)
+    return execute(run, graph, site, slurm, _prepared(run, options))
+
+
+def _prepared(run: Run, options: argparse.Namespace) -> str | None:
+    """Where that lies which is to be looked at before training, where that is all."""
+    if not options.only_prepare:
+        return None
+    config = run.config
+    scenes = "lab_films" if config.lab_ruler else "scenes"
+    folder = run.path(scenes if config.film_ruler else "data")
+    return f"Data: {shown(folder)}; the same command without --only-prepare goes on"
 
 
 def _experiment(options: argparse.Namespace, site: Site) -> tuple[Experiment, Path]:

@@ -634,3 +634,10 @@ def test_a_pretrained_ruler_measures_views_like_its_own(tiny_settings, tmp_path,
     tiny_settings["ruler"] = {"pretrained": str(tmp_path)}
     with pytest.raises(ConfigError, match=f"was trained on views with {key} {value:g}, but"):
         check_inputs(parse_experiment(tiny_settings, "x.yaml"), "x.yaml")
+
+
+def test_all_that_a_pretrained_ruler_has_otherwise_is_said_at_once(tiny_settings, tmp_path):
+    (tmp_path / "ruler.json").write_text(json.dumps({"resolution": 64, "head_distance": 0.5}))
+    tiny_settings["ruler"] = {"pretrained": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"set data\.resolution=64 data\.head_distance=0\.5, or"):
+        check_inputs(parse_experiment(tiny_settings, "x.yaml"), "x.yaml")

@@ -19,6 +19,7 @@ import submitit
 from hpc_hipgen import ROOT
 from hpc_hipgen.cluster.rendezvous import ADDRESS_VARIABLE
 from hpc_hipgen.cluster.site import Resources, Site
+from hpc_hipgen.parallel import NO_GPU
 from hpc_hipgen.pipeline import Kind
 from hpc_hipgen.provenance import is_secret
 
@@ -60,8 +61,12 @@ def users_own(need: Resources) -> list[str]:
 
 
 @contextmanager
-def job_environment(variables: Mapping[str, str], kept: Sequence[str] = ()) -> Iterator[None]:
+def job_environment(
+    variables: Mapping[str, str], kept: Sequence[str] = (), dropped: Sequence[str] = ()
+) -> Iterator[None]:
     """What a new job inherits: `variables`, and nothing of an enclosing job, but for `kept`.
+
+    Nor does it inherit `dropped`.
 
     Each of SLURM_MEM_PER_*, SLURM_NTASKS, SLURM_ARRAY_*, SLURM_CPU_BIND ... would change or break
     the new job. Those that say which cluster this is, and who asks, stay.
@@ -69,7 +74,8 @@ def job_environment(variables: Mapping[str, str], kept: Sequence[str] = ()) -> I
     stay = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_CLUSTERS", *kept)
     before = dict(os.environ)
     os.environ.update(variables)
-    for name in [n for n in os.environ if n.startswith(_INHERITED) and n not in stay]:
+    theirs = [n for n in os.environ if n.startswith(_INHERITED) and n not in stay]
+    for name in (*theirs, *dropped):
         del os.environ[name]
     try:
         yield
@@ -82,10 +88,13 @@ def submission_environment(site: Site, need: Resources) -> AbstractContextManage
     """The environment of sbatch, which hands it on to the job.
 
     It has the secret variables of the site: those must not stand in the script, which stays in the
-    run folder.
+    run folder. That this machine has no GPU, or hides them, is not handed on to jobs that ask for
+    some: where Slurm does not count GPUs (`gres: ""`) they would work without.
     """
     secrets = {key: value for key, value in site.env.items() if is_secret(key)}
-    return job_environment(secrets, users_own(need))
+    hides = os.environ.get("CUDA_VISIBLE_DEVICES") in NO_GPU
+    dropped = ("CUDA_VISIBLE_DEVICES",) if need.gpus and hides else ()
+    return job_environment(secrets, users_own(need), dropped)
 
 
 def job_variables(site: Site) -> dict[str, str]:

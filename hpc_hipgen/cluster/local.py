@@ -110,19 +110,20 @@ class _Launch:
         part = "" if cores == self.cores else f"{cores} of {self.cores} cores, "
         print(f"{head}  ({part}log: {folder})", flush=True)
         items = stage.missing(self.run) if stage.items else None
+        ranks = local_processes(stage.kind)
         # A terminal sends Ctrl-C to all its processes: a job ignores it, the launcher stops the job
         with (
-            local_variables(self.site, self._variables(cores)),
+            local_variables(self.site, self._variables(max(1, cores // ranks))),
             handled(signal.SIGINT, signal.SIG_IGN),
         ):
-            executor = local_executor(folder, self.site, local_processes(stage.kind))
+            executor = local_executor(folder, self.site, ranks)
             submitted = executor.submit(StageCall(stage, str(self.run.folder), items))
         saves, shell = stage.model is not None, bool(self.site.setup)
         job = LocalJob(submitted, saves, shell, mark=f"[{self.begun}] " if part else "")
         self.working.append(_Working(stage, head, job, began))
 
     def _variables(self, cores: int) -> dict[str, str]:
-        """Of a job: how many processes and threads of torch it takes, where it is not alone."""
+        """Of a process: how many processes and threads of torch it takes, where it is not alone."""
         variables = {LAUNCHER_VARIABLE: launcher_identity()}
         if cores == self.cores:
             return variables

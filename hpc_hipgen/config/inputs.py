@@ -185,7 +185,7 @@ def _unlike(name: str, section: Diffusion, config: Experiment) -> list[str]:
         problems.append(
             f"{name}.pretrained: {folder} has angles among its words already, an export of this "
             "project does; as feedback.base, llcm.base, lora.base or dreambooth.base it is gone on "
-            "from as it is"
+            "from as it is; to learn from other films start from the folder that it was made of"
         )
     scheduler = folder / "scheduler" / "scheduler_config.json"
     predicts = _setting(scheduler, "prediction_type", "epsilon")
@@ -279,10 +279,13 @@ def _check_ruler(name: str, folder: Path, data: Data) -> None:
         ) from None
     except ValueError:
         raise ValueError(f"{name}.pretrained: {folder / 'ruler.json'} is damaged") from None
-    for key in ("resolution", "head_distance"):
-        made, wanted = settings.get(key), getattr(data, key)
-        if made is not None and made != wanted:
-            raise ValueError(
-                f"{name}.pretrained: {folder} was trained on views with {key} {made:g}, but "
-                f"data.{key} is {wanted:g}; set data.{key}={made:g}, or train a ruler"
-            )
+    made = {key: settings.get(key) for key in ("resolution", "head_distance")}
+    other = {k: v for k, v in made.items() if v is not None and v != getattr(data, k)}
+    if other:
+        was = " and ".join(f"{key} {value:g}" for key, value in other.items())
+        here = " and ".join(f"data.{key} is {getattr(data, key):g}" for key in other)
+        settable = " ".join(f"data.{key}={value:g}" for key, value in other.items())
+        raise ValueError(
+            f"{name}.pretrained: {folder} was trained on views with {was}, but {here}; set "
+            f"{settable}, or train a ruler"
+        )

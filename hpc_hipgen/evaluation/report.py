@@ -309,6 +309,8 @@ def _render(
         run=run.config,
         metrics=results.metrics,
         labels=labels,
+        films_of=(run.done("prepare") or {}).get("films", {}),
+        caveat=real_films.CAVEAT,
         missing=[row_label(row, run) for row in results.missing],
         partial=[f"{row_label(row, run)} ({n})" for row, n in results.partial.items()],
         headline=_headline(results),

@@ -23,7 +23,7 @@ from hpc_hipgen.config import DreamBooth, Experiment
 from hpc_hipgen.evaluation.samples import png
 from hpc_hipgen.files import atomic_folder
 from hpc_hipgen.generators.autoencoder import encode
-from hpc_hipgen.generators.sampling import draw, load_pipeline
+from hpc_hipgen.generators.sampling import draw, let_go, load_pipeline
 from hpc_hipgen.generators.stable_diffusion import (
     DenoiserLoss,
     DenoisingTask,
@@ -150,6 +150,7 @@ class DreamBoothTask(DenoisingTask):
         only_rank_0(
             lambda busy: None if prior.is_dir() else draw_prior(base, prompts, config, prior, busy)
         )
+        let_go()
         torch.manual_seed(config.seed)
         parts = adapted_parts(base, section, config.data.resolution, section.train_text)
         super().__init__(section, config, instances, parts, cache, section.train_text)

@@ -22,7 +22,7 @@ from hpc_hipgen.config import Feedback
 from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.generators.feedback import Reward
 from hpc_hipgen.generators.probe import ProbeNetwork
-from hpc_hipgen.generators.sampling import draw_as, load_pipeline
+from hpc_hipgen.generators.sampling import draw_as, let_go, load_pipeline
 from hpc_hipgen.progress import progress
 from hpc_hipgen.rulers.ruler import load_ruler
 from hpc_hipgen.run import Run
@@ -60,6 +60,7 @@ def probe_error(run: Run, model: str, probe: ProbeNetwork, captions: Sequence[st
             keep_error(run, model, 0.0, 0.0)
             return
         left, right = _measured(run, model, probe, captions, say_busy)
+        let_go()
         keep_error(run, model, left, right)
         print(f"{model}: the probe reads {left:+.1f} / {right:+.1f} degrees too much in drawings")
 

@@ -81,8 +81,8 @@ def check_prepared(run: Run) -> None:
         changed += [printable(path) for path, size in there if path.stat().st_size != size]
         if changed:
             lines.append(
-                f"{key}: {shortlist(changed)} has changed since this run was prepared: use another "
-                "--run NAME"
+                f"{key}: {shortlist(changed)} has changed since this run was prepared: put back "
+                "what it was prepared from to go on with it, or use another --run NAME"
             )
     if lines:
         raise ConfigError("\n".join(lines))

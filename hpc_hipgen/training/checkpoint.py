@@ -85,6 +85,7 @@ def restore(engine: Any, task: Task, rate: LearningRate, window: Window, folder:
         raise ValueError(f"{path} is of another network: {error}") from None
     for name, part in (("rate", rate), ("window", window)):
         part.load_state_dict(state.get(name, {}))  # older checkpoints have none
+    del state  # every rank of a node holds one
     averages = _load(path / AVERAGES)
     for key, average in task.averages.items():
         average.load_state_dict(averages[key])

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from hpc_hipgen.config import Training
+from hpc_hipgen.parallel import NO_GPU
 from hpc_hipgen.training.muon import Muon
 from hpc_hipgen.training.norms import follow_autocast
 
@@ -50,7 +51,7 @@ def _check_no_gpu() -> None:
         RuntimeError: when it was given GPUs, which torch cannot use.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    given = visible not in ("", "-1", "NoDevFiles")
+    given = visible not in NO_GPU
     if "SLURM_JOB_ID" in os.environ:
         numbers = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
         given &= bool(numbers) or os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0")

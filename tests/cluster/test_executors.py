@@ -15,6 +15,7 @@ from hpc_hipgen.cluster.executors import (
     sbatch_script,
     slurm_executor,
     slurm_parameters,
+    submission_environment,
     submission_folder,
 )
 from hpc_hipgen.cluster.site import Resources, Site, load_site
@@ -31,6 +32,14 @@ def test_submission_hides_the_enclosing_job_and_keeps_the_cluster(monkeypatch):
     hidden = [n for n in inside if n.startswith(("SLURM", "SBATCH", "SRUN", "SUBMITIT"))]
     assert sorted(hidden) == ["SLURM_CONF", "SLURM_JWT"]
     assert os.environ["SLURM_NTASKS"] == os.environ["SUBMITIT_EXECUTOR"] == "1"
+
+
+@pytest.mark.parametrize("visible, gpus, kept", [("", 1, False), ("", 0, True), ("2", 1, True)])
+def test_that_the_login_node_hides_its_gpus_is_not_handed_on(monkeypatch, visible, gpus, kept):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with submission_environment(Site(), Resources(gpus=gpus, gres="")):
+        assert ("CUDA_VISIBLE_DEVICES" in os.environ) is kept
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 
 def test_every_submission_has_a_folder_of_its_own(tmp_path):

@@ -1,5 +1,6 @@
 """Evaluation of sample shards and the report, on a run folder of random images."""
 
+import html
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from report_run import (
 )
 
 from hpc_hipgen.config import parse_experiment
-from hpc_hipgen.evaluation import figures, measurements, report, results, samples
+from hpc_hipgen.evaluation import figures, measurements, real_films, report, results, samples
 from hpc_hipgen.evaluation.measured_files import (
     load_table,
     read_array,
@@ -289,6 +290,7 @@ def test_films_without_generators_make_a_report_too(tmp_path, stubs):
     evaluate.evaluate_items(run, [("ruler", 0), ("ruler", 1)])
     page = report_job.report(run).read_text()
     assert "real films given by the user" in page and "phantoms, not on dogs" not in page
+    assert real_films.CAVEAT in html.unescape(page) and "how well it agrees with them" in page
     assert json.loads(run.path("report", "metrics.json").read_text())["frechet"] is None
 
 

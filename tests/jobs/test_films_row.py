@@ -234,7 +234,7 @@ def test_films_that_change_once_they_are_prepared_are_not_ignored(
         for status in (launch.main(given), prepare.main(["--run", str(run.folder)])):
             assert status == 2
         said = capsys.readouterr().err.splitlines()
-        line = f"error: evaluation.films: {path} has changed since this run was prepared: use"
+        line = f"error: evaluation.films: {path} has changed since this run was prepared: put"
         assert len(said) == 2 and all(text.startswith(line) for text in said)
         path.write_bytes(before)
     assert launch.main(given) == 0

@@ -114,6 +114,14 @@ def test_what_need_not_wait_runs_side_by_side_with_half_of_the_cores(run, fakes,
     assert "  last waits for left\n" in said
 
 
+def test_the_ranks_of_a_job_share_the_cores(run, fakes, four_cores, monkeypatch):
+    monkeypatch.setattr(local, "local_processes", lambda kind: 2)
+    begun = []
+    monkeypatch.setattr(local._Launch, "_variables", lambda self, cores: begun.append(cores) or {})
+    launch.execute(run, fakes.BESIDE[-1:], PAIRS, slurm=False)
+    assert begun == [2]
+
+
 def test_fewer_threads_than_its_share_are_the_users_to_choose(run, fakes, four_cores, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert launch.execute(run, fakes.BESIDE, PAIRS, slurm=False) == 0
@@ -345,6 +353,16 @@ def test_a_site_says_where_runs_lie(experiment, run, tmp_path, capsys):
     assert f"run {tmp_path / 'other'}, " in capsys.readouterr().out
     assert launch.main(["tiny", "seed=3", *at]) == 2
     assert "a run keeps its settings" in capsys.readouterr().err
+
+
+def test_the_data_can_be_looked_at_before_anything_learns(experiment, run, capsys):
+    given = [str(experiment), "--run", str(run.folder), "--site", "local", "--only-prepare"]
+    assert launch.main([*given, "--dry-run"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["prepare"]
+    run.mark_done("prepare")
+    assert launch.main(given) == 0
+    said = capsys.readouterr().out
+    assert f"Data: {run.path('data')}; the same command without --only-prepare goes on" in said
 
 
 def test_a_finished_run_opens_after_its_films_have_moved(tmp_path, capsys):
