@@ -3,11 +3,16 @@
     python -m jobs.export --run results/llcm --row llcm_4     one row of the report
     python -m jobs.export --run results/llcm                  every row that a generator drew;
                                                               rows not sampled yet are named
+    python -m jobs.export --run results/llcm --copies         copies of training films, too
 
 Writes RUN/dicom/ROW/NNNNNN.dcm, one for each image of the row's sample shards: Secondary Capture
 with Synthetic Data YES, a made-up patient for each caption, the caption, the angles that were asked
 for and, once the row is evaluated, those that were measured. A row that is there is written anew.
 No other run has the same patients (provenance/identity.txt).
+
+Drawings that the run's report calls copies of training films (report/copies.csv) are left out and
+counted: where the films are those of patients, a copy shows one. A run on real films in which
+nobody looked for copies is exported whole, and a line says so.
 """
 
 from __future__ import annotations
@@ -26,12 +31,15 @@ from hpc_hipgen.run import Run
 from hpc_hipgen.shards import shard_numbers
 
 
-def export_row(run: Run, row: str) -> Path:
+def export_row(run: Run, row: str, with_copies: bool = False) -> Path:
     """Writes the DICOM files of a row; returns their folder.
 
+    Without drawings that are called copies of training films, unless they are to come along.
+
     Raises:
-        ValueError: the row holds films, or was not sampled, or a shard cannot be read.
+        ValueError: the row holds films, or was not sampled; a shard or the report cannot be read.
     """
+    from hpc_hipgen.evaluation.audit import read_copies
     from hpc_hipgen.evaluation.results import row_label
     from hpc_hipgen.evaluation.samples import read_samples
     from hpc_hipgen.radiograph.dicom import DrawnFilm, write_dicom
@@ -49,9 +57,15 @@ def export_row(run: Run, row: str) -> Path:
         print(f"{row}: {len(unseen)} of {len(numbers)} shards are not measured, their films say so")
     captions = test_films(run)
     assert captions, "a row that is sampled has captions"
+    copies, judged = read_copies(run, row)
+    _say_copies(run, row, len(copies), judged, with_copies)
+    drawn = 0
     with atomic_folder(run.path("dicom", row)) as folder:
         for number in numbers:
             for sample in read_samples(sample_shard(run, (row, number))):
+                drawn += 1
+                if sample.key in copies and not with_copies:
+                    continue
                 asked = {name: sample.info[name] for name in ("asked_left", "asked_right")}
                 film = DrawnFilm(
                     sample.image,
@@ -65,7 +79,32 @@ def export_row(run: Run, row: str) -> Path:
                     series=run.rows().index(row) + 1,
                 )
                 write_dicom(folder / f"{sample.key}.dcm", film)
+    _say_unjudged(run, row, drawn, judged)
     return run.path("dicom", row)
+
+
+def _say_copies(run: Run, row: str, copies: int, judged: int, exported: bool) -> None:
+    """Says on the console how many of the judged drawings are called copies, if any."""
+    from hpc_hipgen.evaluation.audit import COPIES_FILE
+
+    if copies:
+        done = "exported all the same" if exported else "left out (--copies exports them, too)"
+        print(
+            f"{row}: {copies} of {judged} drawings are called copies of training films and "
+            f"{done}; listed in {run.path('report', COPIES_FILE)}"
+        )
+
+
+def _say_unjudged(run: Run, row: str, drawn: int, judged: int) -> None:
+    """Says on the console in how many drawings from real films nobody looked for copies, if any."""
+    from hpc_hipgen.evaluation.memorisation import LEAST_HELD_OUT
+
+    if run.config.data.source == "films" and judged < drawn:
+        print(
+            f"{row}: nobody has looked for copies of training films among {drawn - judged} of "
+            f"{drawn} drawings, patients may be seen in them (python -m jobs.report --run "
+            f"{run.folder} --force looks, with {LEAST_HELD_OUT} validation films or more)"
+        )
 
 
 def _identity(run: Run) -> str:
@@ -111,16 +150,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--row", help="row of the report, e.g. llcm_4; default: all that were drawn"
     )
+    parser.add_argument(
+        "--copies",
+        action="store_true",
+        help="also drawings that are called copies of training films: do not where these are of "
+        "patients, for a copy shows a patient under a made-up name, and as synthetic",
+    )
     given = parser.parse_args(arguments)
-    return status_of(lambda: _export(given.run, given.row), ValueError, Path(given.run))
+    return status_of(
+        lambda: _export(given.run, given.row, given.copies), ValueError, Path(given.run)
+    )
 
 
-def _export(name: str, only: str | None) -> int:
+def _export(name: str, only: str | None, with_copies: bool) -> int:
     """Writes the films of one row, or of all, and says where; returns 0."""
     run = open_run(name)
     check_row(only, run.rows())
     for row in [only] if only else drawn_rows(run):
-        written = export_row(run, row)
+        written = export_row(run, row, with_copies)
         print(f"{written}: {len(list(written.iterdir()))} files")
     return 0
 

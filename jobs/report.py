@@ -3,7 +3,9 @@
     python -m jobs.report --run results/llcm
 
 Writes report/ (report.html, metrics.json, table1.csv, figures/) and tensorboard/report; where real
-films were measured, also report/films.csv, one line a hip, which is printed too. The model cards
+films were measured, also report/films.csv, one line a hip, which is printed too; where copies of
+training films were looked for, report/copies.csv, one line for each drawing that is called one,
+with the film that it is nearest to (a head alone: none is). Both tables name films. The model cards
 beside the exports get the scores.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from hpc_hipgen.evaluation.memorisation import (
     planted_copies,
     rates,
 )
+from hpc_hipgen.evaluation.metrics_file import read_metrics
 from hpc_hipgen.evaluation.samples import read_images
 from hpc_hipgen.pipeline import score_shard
 from hpc_hipgen.progress import progress
@@ -37,6 +38,14 @@ HELD_OUT = "validation"
 
 SHOWN = 3
 """Closest pairs of a row that the report shows."""
+
+COPIES_FILE = "copies.csv"
+"""Of a report: the drawings that are called copies, see `copy_table`."""
+
+COPIES_COLUMNS = (
+    "row", "key", "shard", "film", "view", "embedding", "distance", "threshold", "chance",
+    "mirrored",
+)  # fmt: skip
 
 DECODED = {
     "round_trip": "through the autoencoder",
@@ -126,7 +135,8 @@ def audit(
 
     `dogs`: the dog of each film whose captions were drawn for; others are dogs of their own.
     Keys: definition; alarm; embeddings (what, threshold and held_out of each); held_out, rows and
-    controls (see `rates`, by row or kind of copy); pairs (the closest of each row).
+    controls (see `rates`, by row or kind of copy); pairs (the closest of each row); copies (every
+    drawing that is called one, see `_copies`).
     Raises ValueError naming the file when the stored features are of other films.
     """
     stored = score_shard(run, (CONTROLS_ROW, 0))
@@ -156,19 +166,27 @@ def audit(
         row: rates(verdict.flagged(), [dogs.get(film, film) for film in tables[row]["film"]])
         for row, verdict in verdicts.items()
     }
-    copies = _recall(auditor, controls, features)
+    recalled = _recall(auditor, controls, features)
     for row in (row for row in DECODED if {row, "ruler"} <= verdicts.keys()):
         if (flagged := _decoded(auditor, row, tables, found.rows, originals)) is not None:
-            copies[DECODED[row]] = rates(flagged)
+            recalled[DECODED[row]] = rates(flagged)
     return {
         "definition": "nearer to a training film than all but "
         f"{ALARM:.1%} of held-out films, in one of two embeddings",
         "alarm": ALARM,
         "embeddings": _embeddings(auditor, backbone, int(held.sum())),
-        "controls": copies,
+        "controls": recalled,
         "held_out": {row: score for row, score in scores.items() if row not in drawn},
         "rows": {row: score for row, score in scores.items() if row in drawn},
-        "pairs": {row: _pairs(verdict, tables[row], films) for row, verdict in verdicts.items()},
+        "pairs": {
+            row: _pairs(verdict, tables[row], films, SHOWN) for row, verdict in verdicts.items()
+        },
+        "copies": [
+            {"row": row, **line}
+            for row in drawn
+            if row in verdicts
+            for line in _copies(verdicts[row], auditor.tails, tables[row], films)
+        ],
     }
 
 
@@ -232,11 +250,58 @@ def _row_images(run: Run, row: str, table: pd.DataFrame) -> np.ndarray | None:
     return images
 
 
-def _pairs(verdict: Verdict, table: pd.DataFrame, films: Films) -> list[dict[str, Any]]:
-    """The closest pairs of a row: key and shard of the image, id of the training view, and why."""
+def _pairs(verdict: Verdict, table: pd.DataFrame, films: Films, n: int) -> list[dict[str, Any]]:
+    """The n closest pairs of a row: key and shard of the image, id of the training view, and why.
+
+    Of films there are ids alone, no names, in what metrics.json holds.
+    """
     pairs = []
-    for line in verdict.closest(SHOWN):
+    for line in verdict.closest(n):
         image, film = line.pop("image"), line.pop("film")
         key, shard = str(table["key"].iloc[image]), int(table["shard"].iloc[image])
         pairs.append({"key": key, "shard": shard, "film": films.ids[film], **line})
     return pairs
+
+
+def _copies(
+    verdict: Verdict, tails: Mapping[str, Tail], table: pd.DataFrame, films: Films
+) -> list[dict[str, Any]]:
+    """The images of a row that are called copies, the most surprising first.
+
+    As `_pairs`, and the threshold that the distance is below. Where both embeddings call an image
+    a copy, the film is that of the smaller chance.
+    """
+    found = int(verdict.flagged()["either"].sum())  # they come first, for chance is what flags
+    pairs = _pairs(verdict, table, films, found)
+    return [{**pair, "threshold": tails[pair["embedding"]].threshold} for pair in pairs]
+
+
+def copy_table(run: Run, copies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of `COPIES_FILE` for what `audit` has as copies: `COPIES_COLUMNS`.
+
+    row, key, shard: of the drawing; film: the name of its nearest training film; view: the id of
+    that film's nominal view; embedding: in which it is called a copy; distance, threshold: there,
+    0 for the film itself; chance: that a held-out film comes as near, 0 to 1; mirrored: it is near
+    as its mirror image.
+    """
+    if not copies:
+        return []
+    films = read_manifest(run.path("data"), "train", nominal_only=True)
+    names = dict(zip(films.ids, films.film, strict=True))
+    lines = ({**copy, "view": copy["film"], "film": names[copy["film"]]} for copy in copies)
+    return [{column: line[column] for column in COPIES_COLUMNS} for line in lines]
+
+
+def read_copies(run: Run, row: str) -> tuple[set[str], int]:
+    """Keys of the drawings of a row that the run's report calls copies, and how many it judged.
+
+    None of none before there is a report, or where that looked for no copies in this row.
+
+    Raises:
+        DamagedError: where the report's numbers cannot be read.
+    """
+    found = read_metrics(run).get("memorisation") or {}
+    if "copies" not in found or row not in found["rows"]:  # an earlier version only counted them
+        return set(), 0
+    keys = {line["key"] for line in found["copies"] if line["row"] == row}
+    return keys, found["rows"][row]["n"]

@@ -126,8 +126,8 @@ class Verdict:
     def closest(self, n: int) -> list[dict[str, Any]]:
         """The n images that are most surprisingly near to a film, the nearest first.
 
-        Keys: image (its number), film (number of its nearest), embedding (in which), chance,
-        mirrored, flagged.
+        Keys: image (its number), film (number of its nearest), embedding (in which), distance,
+        chance, mirrored, flagged.
         """
         names = list(self.chance)
         chances = np.stack([self.chance[name] for name in names])
@@ -141,6 +141,7 @@ class Verdict:
                     "image": int(image),
                     "film": int(near.film[image]),
                     "embedding": name,
+                    "distance": float(near.distance[image]),
                     "chance": chance,
                     "mirrored": bool(near.mirrored[image]),
                     "flagged": chance < ALARM,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpc_hipgen.files import read_json
+from hpc_hipgen.evaluation.metrics_file import read_metrics
 from hpc_hipgen.run import Run
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def film_lines(run: Run) -> list[str]:
     """The table of a run's report for a terminal; empty when no real films were measured."""
-    path = run.path("report", "metrics.json")
-    again = f"make it again: python -m jobs.report --run {run.folder} --force"
-    films = read_json(path, again).get("films") if path.is_file() else None
+    films = read_metrics(run).get("films")
     if not films:
         return []
     width = max([4, *(len(line["film"]) for line in films["hips"])])

@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from hpc_hipgen.comparisons.downstream_utility import ARM_LABELS
 from hpc_hipgen.evaluation import comparison, figures, real_films, samples
+from hpc_hipgen.evaluation.audit import COPIES_COLUMNS, COPIES_FILE, copy_table
 from hpc_hipgen.evaluation.bands import BANDS
 from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
 from hpc_hipgen.evaluation.results import CONTROL, Results, collect, row_label
@@ -60,6 +61,9 @@ def write_report(run: Run) -> Path:
         if results.metrics["films"]:
             text = csv_text(results.metrics["films"]["hips"], real_films.COLUMNS)
             write_atomic(folder / real_films.FILE, text)
+        if audited := results.metrics["memorisation"]:
+            text = csv_text(copy_table(run, audited["copies"]), COPIES_COLUMNS)
+            write_atomic(folder / COPIES_FILE, text)
         write_atomic(folder / "report.html", _render(run, results, labels, grid, drawn, table))
         # last: whoever finds metrics.json finds the rest
         text = json.dumps(results.metrics, indent=1, allow_nan=False)

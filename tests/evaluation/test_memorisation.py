@@ -52,9 +52,12 @@ def test_every_planted_copy_is_found_with_its_film(phantoms, auditor):
     brighter = planted["brightened"].astype(int) - phantoms[0][source]
     assert brighter.min() >= 0 and np.median(brighter) >= 20
     for kind, copies in planted.items():
-        found = auditor.judge(features(copies), copies).flagged(source)
+        verdict = auditor.judge(features(copies), copies)
+        found = verdict.flagged(source)
         assert found["either"].all(), kind
         assert found["pixels"].all(), f"{kind}: whatever the features are"
+        for line in verdict.closest(len(copies)):
+            assert line["distance"] < auditor.tails[line["embedding"]].threshold, kind
     mirrored = auditor.judge(features(planted["mirrored"]), planted["mirrored"])
     assert mirrored.nearest["pixels"].mirrored.all()
 

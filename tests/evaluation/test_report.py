@@ -29,12 +29,13 @@ from hpc_hipgen.evaluation.measured_files import (
     store_features,
     store_table,
 )
+from hpc_hipgen.evaluation.memorisation import ALARM
 from hpc_hipgen.files import DamagedError
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.rulers.ruler import Measurement
 from hpc_hipgen.run import Run
 from hpc_hipgen.tables import number
-from jobs import evaluate
+from jobs import evaluate, export
 from jobs import report as report_job
 
 
@@ -219,6 +220,18 @@ def test_the_whole_report(tmp_path, stubs, capsys, monkeypatch):
     closest = [(pair["key"], pair["film"]) for pair in found["pairs"]["llcm_4"]]
     assert len(closest) == 3 and all(int(key[-5:]) == int(film[6:]) for key, film in closest)
     assert "Copies of training films" in page and page.count("6 of 12</td>") == 2
+    listed = pd.read_csv(run.path("report", "copies.csv"), dtype={"key": str})
+    assert set(listed["row"]) == {"llcm_4"} and not listed["key"].duplicated().any()
+    number_of = {key: int(key[-5:]) for key in listed["key"]}  # that of the film it was planted of
+    assert sorted(number_of.values()) == list(range(FILMS // 2))
+    assert listed["film"].tolist() == [f"film-train-{n}" for n in number_of.values()]
+    assert listed["view"].tolist() == [f"train-{n}" for n in number_of.values()]
+    assert set(listed["embedding"]) <= {"features", "pixels"}
+    assert (listed["distance"] < listed["threshold"]).all() and (listed["chance"] < ALARM).all()
+    assert "film-train" not in json.dumps(metrics), "names of films are in the table alone"
+    assert export.main(["--run", str(run.folder), "--row", "llcm_4"]) == 0
+    kept = {path.stem for path in run.path("dicom", "llcm_4").iterdir()}
+    assert kept == {f"llcm_4-{n:05d}" for n in range(FILMS // 2, FILMS)}
     text = run.path("report", "comparison.md").read_text().splitlines()
     assert "| 6 of 12 |" in text[3], "one copy among many is no 0 %"
     assert len(text) == 4 and text[3].startswith("| LLCM, 4 steps | 1,200 | 64 | 0.1 (–) | 1.00")
@@ -292,6 +305,19 @@ def test_films_without_generators_make_a_report_too(tmp_path, stubs):
     assert "real films given by the user" in page and "phantoms, not on dogs" not in page
     assert real_films.CAVEAT in html.unescape(page) and "how well it agrees with them" in page
     assert json.loads(run.path("report", "metrics.json").read_text())["frechet"] is None
+    assert not run.path("report", "copies.csv").exists(), "nobody looked for any"
+
+
+def test_where_nothing_is_a_copy_the_table_of_copies_is_a_head_alone(tmp_path, stubs, monkeypatch):
+    run = make_run(tmp_path / "run", ["ruler", "llcm_4"], **GENERATORS)
+    evaluate.evaluate_items(run, evaluate.items(run))
+    for name in ("_figures", "_render", "_tensorboard"):  # which take long
+        monkeypatch.setattr(report, name, lambda *given: "")
+    report.write_report(run)
+    audited = json.loads(run.path("report", "metrics.json").read_text())["memorisation"]
+    assert audited["rows"]["llcm_4"]["found"] == 0 and audited["copies"] == []
+    text = run.path("report", "copies.csv").read_text()
+    assert text == "row,key,shard,film,view,embedding,distance,threshold,chance,mirrored\n"
 
 
 def test_intervals_of_real_films_resample_their_dogs(tmp_path, stubs, monkeypatch):

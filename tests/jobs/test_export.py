@@ -1,5 +1,6 @@
 """Drawn films as DICOM: read by pydicom and by our own reader, and marked as what they are."""
 
+import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -146,7 +147,67 @@ def test_a_row_is_exported_whole(drawn, capsys):
         assert np.array_equal(found.pixel_array, sample.image)
         asked = {name: sample.info[name] for name in ("asked_left", "asked_right")}
         assert read_angles(found) == asked, "nothing was measured yet"
-    assert "5 files" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5 files" in said and "copies" not in said, "phantoms are no patients"
+
+
+def audited(run, judged, copies):
+    """A report that looked for copies among so many drawings of llcm_1; copies: (row, key)."""
+    found = {
+        "rows": {"llcm_1": {"n": judged}},
+        "copies": [{"row": row, "key": key} for row, key in copies],
+    }
+    path = run.path("report", "metrics.json")
+    write_atomic(path, json.dumps({"memorisation": found}))
+
+
+def test_drawings_that_are_called_copies_are_left_out_unless_asked_for(drawn, capsys):
+    audited(drawn, 5, [("llcm_1", "000003"), ("llcm_1", "000004"), ("llcm_2", "000000")])
+    command, folder = ["--run", str(drawn.folder), "--row", "llcm_1"], drawn.path("dicom", "llcm_1")
+    whole = [f"{index:06d}" for index in range(5)]
+    for more, kept, words in (
+        (["--copies"], whole, "exported all the same"),
+        ([], whole[:3], "left out"),  # also those that an earlier export had written
+    ):
+        assert export.main([*command, *more]) == 0
+        assert sorted(path.stem for path in folder.iterdir()) == kept
+        said = capsys.readouterr().out
+        assert "llcm_1: 2 of 5 drawings are called copies" in said and words in said
+        assert str(drawn.path("report", "copies.csv")) in said
+    drawn.path("report", "metrics.json").write_text("{")
+    assert export.main(command) == 2
+    assert "metrics.json: damaged" in capsys.readouterr().err
+
+
+def test_where_nobody_looked_for_copies_of_real_films_a_line_says_so(
+    tiny_run, tmp_path, tiny_settings, capsys
+):
+    (tmp_path / "clinic").mkdir()
+    films = {"source": "films", "films": str(tmp_path / "clinic"), "resolution": 32}
+    run = Run.create(tmp_path / "run", parse_experiment(tiny_settings | {"data": films}, "x"))
+    shutil.copytree(tiny_run.path("samples", "llcm_1"), run.path("samples", "llcm_1"))
+    manifest = tiny_run.path("data", "manifest.csv").read_text()
+    write_atomic(run.path("data", "manifest.csv"), manifest)
+    run.mark_done("prepare")
+
+    def said():
+        assert export.main(["--run", str(run.folder), "--row", "llcm_1"]) == 0
+        assert len(list(run.path("dicom", "llcm_1").iterdir())) == 5
+        return [line for line in capsys.readouterr().out.splitlines() if "nobody has" in line]
+
+    def one_line(words):
+        (line,) = said()
+        return line.startswith(f"llcm_1: nobody has looked for copies of training films {words}")
+
+    assert one_line("among 5 of 5 drawings"), "there is no report"
+    none_and_counted = {"memorisation": None}, {"memorisation": {"rows": {"llcm_1": {"n": 5}}}}
+    for metrics in none_and_counted:  # too few validation films; an earlier version only counted
+        write_atomic(run.path("report", "metrics.json"), json.dumps(metrics))
+        assert one_line("among 5 of 5 drawings")
+    audited(run, 4, [])
+    assert one_line("among 1 of 5 drawings"), "the report was made before the last shard"
+    audited(run, 5, [])
+    assert said() == []
 
 
 def test_a_run_may_be_called_by_its_name(drawn, monkeypatch, capsys):
