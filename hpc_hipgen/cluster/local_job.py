@@ -37,20 +37,33 @@ class LocalJob:
         self.log: Path = (job if job.num_tasks == 1 else job.task(0)).paths.stdout
         self._read, self._rest = 0, b""
         self._failed = math.inf
+        self._ranks: set[int] = set()
 
     def ended(self) -> bool:
         """Whether it has ended. Shows what it has said meanwhile, without what libraries say.
 
-        Ranks that wait for one that has failed are stopped after a while.
+        Ranks that wait for one that has failed, or was killed, are stopped after a while.
         """
         ended = self._job.done()
-        if not ended and any(self._failures()):
+        if not ended and (any(self._failures()) or self._killed()):
             self._failed = min(self._failed, time.monotonic())
             if time.monotonic() > self._failed + _OTHERS_SECONDS:
                 self.kill()
         if self.log.exists():
             self._show(ended)
         return ended
+
+    def _killed(self) -> bool:
+        """Whether a rank has ended without a word, for which the others would wait half an hour.
+
+        Of a job with a shell its own commands come and go: nothing is told of that one.
+        """
+        if self._job.num_tasks == 1 or self._shell:
+            return False
+        now = set(children(int(self._job.job_id)))
+        self._ranks |= now
+        # they leave what they have to say before they end
+        return len(self._ranks - now) > sum(t.paths.result_pickle.exists() for t in self._tasks())
 
     def _show(self, ended: bool) -> None:
         with self.log.open("rb") as file:

@@ -186,6 +186,22 @@ def test_ranks_that_wait_for_one_that_failed_are_ended(tmp_path, monkeypatch):
     assert job.ended
 
 
+def test_ranks_that_wait_for_one_that_was_killed_are_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_job, "_OTHERS_SECONDS", 0.3)
+    alive = {11, 12, 13}
+    monkeypatch.setattr(local_job, "children", lambda first: sorted(alive))
+    job = Job(tmp_path, [("success", None), None, None])
+    one = LocalJob(job)
+    monkeypatch.setattr(one, "kill", lambda: setattr(job, "ended", True))
+    assert not one.ended()
+    alive.remove(11)  # the one that has said that all is well
+    time.sleep(0.4)
+    assert not one.ended() and not one.ended()
+    alive.remove(12)
+    local_job.wait_until(one.ended, 5)
+    assert job.ended and one.problem(tmp_path).startswith("it was ended from outside")
+
+
 def test_what_a_job_has_started_ends_with_it(tmp_path):
     command = ["sh", "-c", "sleep 20 & echo $!; wait"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
