@@ -32,6 +32,9 @@ sent after the backward pass, not beside it.
 """
 
 
+_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")  # in which a UNet spends its time
+
+
 def device() -> torch.device:
     """The device of this rank: its GPU where there is one, else the CPU."""
     if torch.cuda.is_available():
@@ -244,7 +247,7 @@ def build_engine(module: nn.Module, training: Training, stage: int | None = None
     if uses_bf16(training):
         module.forward = torch.autocast(device().type, torch.bfloat16)(module.forward)
     if training.compile:
-        module.compile()
+        _compile(module)
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=_optimizer(module, training),
@@ -254,6 +257,21 @@ def build_engine(module: nn.Module, training: Training, stage: int | None = None
     # DeepSpeed adds up in a group of its own, which has torch's default: 10 minutes for NCCL
     torch.distributed.distributed_c10d._set_pg_timeout(TIMEOUT, engine.seq_data_parallel_group)
     return engine
+
+
+def _compile(module: nn.Module) -> None:
+    """Has torch compile the blocks of diffusers' networks, trained or frozen, each by itself.
+
+    That takes seconds a block where a loss as a whole takes minutes, and the gradients of a block
+    are there, for the ranks to add up, while the backward pass goes on to the next. A module
+    without such blocks is compiled as it is.
+    """
+    networks = [module, *getattr(module, "frozen", {}).values()]
+    blocks = [part for net in networks for part in net.modules() if type(part).__name__ in _BLOCKS]
+    # blocks share their code, and one of another shape is another compilation of it
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for part in blocks or [module]:
+        part.compile()
 
 
 def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:

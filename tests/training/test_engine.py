@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from hpc_hipgen.config import Training
@@ -101,6 +102,18 @@ def test_a_network_is_compiled_when_asked_for(monkeypatch):
     for layer, asked in zip(layers, (True, False), strict=True):
         engine.build_engine(layer, training(compile=asked, zero_stage=0)).destroy()
     assert compiled == layers[:1]
+
+
+def test_of_diffusers_networks_blocks_are_compiled_also_of_frozen_ones(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    trained, frozen = (
+        nn.ModuleList([ResnetBlock2D(in_channels=8, temb_channels=8, groups=4), nn.Conv2d(8, 8, 1)])
+        for _ in range(2)
+    )
+    trained.frozen = {"teacher": frozen}
+    engine._compile(trained)
+    assert compiled == [trained[0], frozen[0]]
 
 
 def test_the_group_in_which_gradients_are_added_up_waits_as_long_as_ours(monkeypatch):
