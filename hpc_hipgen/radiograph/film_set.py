@@ -346,5 +346,5 @@ def _caption_problems(entry: Entry, film: SpacedFilm) -> list[str]:
     try:
         caption(film.standard_landmarks(entry.landmarks).norberg_angles(), entry.prompt_class)
     except ValueError as error:
-        return [f"{entry.where}: {entry.film}: {error}"]
+        return [f"{entry.where}: {entry.film}: {error}; leave the film out of the table"]
     return []

@@ -49,6 +49,16 @@ _OBLONG = 1.02
 
 _DICOM_MAGIC = b"DICM"  # at offset 128, PS3.10 section 7.1
 
+_NOT_DECODED = {
+    "1.2.840.10008.1.2.4.57": "JPEG Lossless",
+    "1.2.840.10008.1.2.4.70": "JPEG Lossless",
+    "1.2.840.10008.1.2.4.80": "JPEG-LS",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS",
+}
+"""Transfer syntaxes that nothing installed with the program decodes, and what they are called."""
+
+_DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pyjpegls"
+
 
 class FilmErrors(ValueError):
     """Everything that is wrong with a set of films, one line a problem.
@@ -277,6 +287,7 @@ def _read_dicom(path: Path) -> SpacedFilm:
             raise ValueError("it holds no image")
         if int(dataset.get("NumberOfFrames") or 1) != 1:
             raise ValueError(f"it holds {dataset.NumberOfFrames} frames, one is needed")
+        _check_decoder(dataset)
         pixels = dataset.pixel_array
         photometric = str(dataset.PhotometricInterpretation)
         burned_in = str(dataset.get("BurnedInAnnotation") or "").upper()
@@ -298,6 +309,15 @@ def _read_dicom(path: Path) -> SpacedFilm:
         if isinstance(error, InvalidDicomError):  # it says how to force pydicom
             reason = "it does not begin as one"
         raise ValueError(f"{path}: damaged, truncated or unsupported DICOM ({reason})") from None
+
+
+def _check_decoder(dataset: "Dataset") -> None:
+    """Raises ValueError with what to install where a decoder is missing that can be had."""
+    from pydicom.pixels import get_decoder
+
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if (name := _NOT_DECODED.get(syntax)) and not get_decoder(syntax).is_available:
+        raise ValueError(f"{name}, for which no decoder is installed: {_DECODERS}")
 
 
 def _side_at_right(dataset: "Dataset") -> str:

@@ -357,7 +357,8 @@ def split_problems(entries: list[Entry]) -> list[str]:
     problems = []
     if any(entry.split for entry in entries):
         problems += [
-            f"{entry.where}: {entry.film} has no split, other films have"
+            f"{entry.where}: {entry.film} has no split, other films have; give every film one, or "
+            "leave the column out"
             for entry in entries
             if not entry.split
         ]

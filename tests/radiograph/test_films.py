@@ -10,6 +10,9 @@ import pytest
 from dicom_files import dicom
 from PIL import ExifTags, Image, ImageOps
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless
 from tifffile import imwrite
 
 from hpc_hipgen.radiograph.films import (
@@ -265,6 +268,21 @@ def test_damaged_dicom_is_refused(tmp_path):
     path = write_dicom(tmp_path / "many.dcm", RAMP, NumberOfFrames=2)
     with pytest.raises(ValueError, match="2 frames"):
         read_film(path)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"), [(JPEGLosslessSV1, "JPEG Lossless"), (JPEGLSLossless, "JPEG-LS")]
+)
+def test_dicom_without_a_decoder_says_what_to_install(tmp_path, monkeypatch, syntax, name):
+    film = dicom(RAMP)
+    film.file_meta.TransferSyntaxUID = syntax
+    film.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
+    film.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    monkeypatch.setattr(get_decoder(syntax), "_available", {})  # as in the environment
+    with pytest.raises(ValueError) as caught:
+        read_film(tmp_path / "film.dcm")
+    assert f"({name}, for which no decoder is installed: pip install pylibjpeg" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_film_errors_list_everything():

@@ -153,7 +153,8 @@ def test_splits_must_be_complete_and_keep_a_dog_together(tmp_path):
     rows += [f"{row},max," for row in third]
     path = table(tmp_path, *rows, header=HEADER + ",dog,split")
     assert split_problems(read_landmark_table(path).entries) == [
-        f"{path} row 6: c.png has no split, other films have",
+        f"{path} row 6: c.png has no split, other films have; give every film one, or leave the"
+        " column out",
         f"{path} row 4: dog rex is in split test, but a.png puts it in train",
     ]
 
