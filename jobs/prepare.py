@@ -40,9 +40,10 @@ A landmark table in CSV has a row for each hip, two a film, and these columns:
   rim_x, rim_y    craniolateral rim of the acetabulum
   norberg_angle   optional: compared with the landmarks, never used
   dog             optional, for all films or none, a dog in one spelling: films of one dog stay in
-                  one split (without the column each film is its own dog)
+                  one split (without the column each film is its own dog, and that is said)
   split           optional: train, validation or test, for all films or none
   prompt_class    optional: 1 to 4 (default 4)
+Capital letters in these names are no matter; other columns are not read, and named.
 In COCO, an annotation a film has the six keypoints image_left_head, image_left_head_edge (any point
 of the circle), image_left_rim, and those of image_right; an image may have dog, split and
 prompt_class, and width and height, which must be the film's.

@@ -5,6 +5,7 @@ A film is either a phantom, drawn when it is needed, or a file with an entry of 
 
 import hashlib
 import math
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,8 +37,10 @@ from hpc_hipgen.radiograph.landmark_table import (
     dog_problems,
     read_landmark_table,
     split_problems,
+    table_notes,
 )
 from hpc_hipgen.radiograph.phantom_anatomy import ANGLE_LIMITS
+from hpc_hipgen.tables import printable
 
 # Phantoms of a split are numbered from here, so that the test films stay the same when more
 # training films are asked for.
@@ -217,11 +220,13 @@ def film_files(
     Every film is read to its last byte. Splits come from the table, or from `split_dogs`. `masked`
     and `keep_markers` are those of `FilmFile`; `captioned`: films of a data set, with captions that
     can name their angles. The table's splits are of account where there are several `proportions`.
+    Where films are learnt from, `table_notes` are said on the console.
 
     Raises:
         FilmErrors: all that is wrong, one line a problem with its file and row.
     """
-    read = read_landmark_table(table or folder / LANDMARKS, folder)
+    table = table or folder / LANDMARKS
+    read = read_landmark_table(table, folder)
     entries = read.entries
     problems, pixels, aspects = _film_problems(folder, read, captioned)
     several = len(proportions) > 1
@@ -229,6 +234,8 @@ def film_files(
     problems = read.problems + dealt_badly + problems + _twins(entries, pixels)
     if problems:
         raise FilmErrors(problems)
+    if "train" in proportions and (notes := table_notes(read)):
+        print(f"note: {printable(table)}: {'; '.join(notes)}", file=sys.stderr, flush=True)
     dealt = split_dogs([entry.dog for entry in entries], proportions, seed)
     return [
         FilmFile(

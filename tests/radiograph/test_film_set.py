@@ -45,6 +45,16 @@ def test_films_of_a_dog_stay_together(tmp_path):
     assert len(films) == 8 and set(split_of.values()) == {"train", "validation", "test"}
 
 
+def test_where_films_are_learnt_from_it_is_said_that_no_dog_is_named(tmp_path, capsys):
+    film_folder(tmp_path, 3, dog_id=["rex", "rex", "max"])
+    note = f"note: {tmp_path}/landmarks.csv: no dog is named (column dog), so that every film "
+    for proportions, said in ((PROPORTIONS, 1), ({"train": 1}, 1), ({"test": 1}, 0)):
+        films = film_files(tmp_path, None, proportions, 0)
+        found = capsys.readouterr().err
+        assert found.count(note) == found.count("; not read: dog_id\n") == said
+        assert len({film.dog for film in films}) == 3
+
+
 def test_splits_of_the_table_are_obeyed(tmp_path):
     film_folder(tmp_path, 3, split=["test", "train", "test"])
     films = film_files(tmp_path, None, PROPORTIONS, 0)
