@@ -50,9 +50,9 @@ prompt_class, and width and height, which must be the film's.
 
 Norberg angles are computed from the landmarks. A stated angle that differs by more than half a
 degree, a landmark outside its image, a missing or truncated file, pixels that a picture's header
-calls oblong, a film that reads as black, one picture under the names of two dogs, ...: all
-problems are listed at once, each with its file and row, nothing is written, and the exit status is
-2.
+calls oblong, a film that reads as black, a drawing that is marked as synthetic, one picture under
+the names of two dogs, ...: all problems are listed at once, each with its file and row, nothing is
+written, and the exit status is 2.
 A DICOM film whose pixels are not square is stretched first, with its landmarks; one whose
 PatientOrientation has the patient's right at the image's right is mirrored, and named.
 DICOM attributes and overlay planes are dropped. What was masked in films, and what was found but

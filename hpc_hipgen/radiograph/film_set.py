@@ -21,6 +21,7 @@ from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
 from hpc_hipgen.radiograph.deidentify import Searched, mask_film, thumbnail
 from hpc_hipgen.radiograph.duplicates import fingerprint
 from hpc_hipgen.radiograph.films import (
+    DRAWN,
     FLAT,
     FilmErrors,
     SpacedFilm,
@@ -296,6 +297,8 @@ def _film_problem(
     except ValueError as error:
         return film, [f"{where}: {error}"], None
     problems = [f"{where}: {film}: {FLAT}"] if is_flat(read.image) else []
+    if read.synthetic:
+        problems.append(f"{where}: {film}: {DRAWN}; leave it out of the table")
     if entry:
         problems += _image_problems(entry, read)
         problems += _caption_problems(entry, read) if captioned else []

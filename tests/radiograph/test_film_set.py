@@ -3,11 +3,14 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from film_folder import LANDMARKS, PROPORTIONS, as_dicom, film_folder, write_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from hpc_hipgen.evaluation.samples import png
 from hpc_hipgen.radiograph.film_set import film_files, phantom_films, split_dogs, unlisted_films
 from hpc_hipgen.radiograph.films import FilmErrors
 from hpc_hipgen.rulers.film_measuring import find_films
@@ -118,6 +121,20 @@ def test_a_film_that_reads_as_black_is_refused(tmp_path):
     message = r"1 problem .*\n.*row 4: dark\.dcm: hardly any difference between dark and bright$"
     with pytest.raises(FilmErrors, match=message):
         film_files(tmp_path, None, PROPORTIONS, 0)
+
+
+@pytest.mark.parametrize("proportions", [PROPORTIONS, {"train": 1}, {"test": 1}])
+def test_drawings_that_are_marked_are_no_films(tmp_path, proportions):
+    """Whether they are to be learnt from, by a run or a lab's ruler, or measured."""
+    rows = film_folder(tmp_path, 2)
+    drawing = np.array(Image.open(tmp_path / "1.png"))
+    (tmp_path / "1.png").write_bytes(png(drawing, synthetic=True))
+    write_table(tmp_path, as_dicom(tmp_path, rows, "2.dcm", SyntheticData="YES"))
+    with pytest.raises(FilmErrors) as caught:
+        film_files(tmp_path, None, proportions, 0)
+    said = "marked as synthetic: a drawing, no film of a patient; leave it out of the table"
+    table = f"{tmp_path}/landmarks.csv"
+    assert caught.value.lines == [f"{table} row 4: 1.png: {said}", f"{table} row 6: 2.dcm: {said}"]
 
 
 def test_landmarks_of_a_film_of_another_size_are_refused(tmp_path):
