@@ -104,7 +104,7 @@ class FilmFile:
     Attributes:
         landmarks: in pixels of the file.
         masked: text burned into it is masked on reading (deidentify.py).
-        keep_markers: but not the L or R of a side.
+        keep_markers: but not the L or R of a side, unless the film is mirrored.
         pixels: `fingerprint` of the file's picture.
         aspect: height of a pixel of the file in parts of its width.
     """
@@ -129,7 +129,9 @@ class FilmFile:
         film = read_spaced_film(self.path)
         searched = None
         if self.masked:
-            image, findings = mask_film(film, self.landmarks, self.keep_markers)
+            # a letter would be read the wrong way round once its film is mirrored
+            keep_markers = self.keep_markers and not film.mirrored
+            image, findings = mask_film(film, self.landmarks, keep_markers)
             film = replace(film, image=image)
             small = thumbnail(image, findings)
             searched = Searched(self.name, findings, small, self.prompt_class)
