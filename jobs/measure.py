@@ -24,7 +24,9 @@ How to read a line: patient_left 101.3, uncertainty_left 1.8 says that the angle
 may be less kind. fci_left is the band A to E in which the angle falls, no FCI grade. Where status
 is `uncertain`, a hip is known to no better than 12 degrees, and the reason says which: look at its
 circle and rim point in the overlay before you use its angle. Where it is `refused`, the reason says
-what was missed; `unreadable` are files that are damaged or no images.
+what was missed; `unreadable` are files that are damaged or no images. A drawing of this program
+that is marked as such, or what DICOM calls Synthetic Data, is measured and named, and its line says
+True in the column `synthetic`.
 
 The ruler (--ruler) is a folder that `bash sbatch/film_ruler.sh` makes or, from films of your own,
 `sbatch/lab_ruler.sh`; without one, that of results/reference/film_ruler. --check writes nothing; it
@@ -228,6 +230,7 @@ def _finish(
 ) -> int:
     """Writes the tables, says how it went; returns the exit status."""
     from hpc_hipgen.files import sha256_of, write_atomic
+    from hpc_hipgen.radiograph.films import DRAWN
     from hpc_hipgen.rulers import film_report
 
     weights = given.ruler / "model.safetensors"
@@ -241,6 +244,8 @@ def _finish(
     for line in lines:
         if line["status"] != film_report.MEASURED:
             print(f"{line['film']}: {line['status']}: {line['reason']}", file=sys.stderr)
+        if line["synthetic"]:
+            print(f"{line['film']}: {DRAWN}", file=sys.stderr)
     print(*text, sep="\n", end="\n" if text else "")
     statuses = (film_report.UNCERTAIN, film_report.REFUSED, film_report.UNREADABLE)
     others = ", ".join(f"{count[status]} {status}" for status in statuses)

@@ -27,7 +27,7 @@ What is made is set by `seed` and `data` of RUN/config.yaml:
   jitter          share of the full jitter (4 degrees, 3 % of the width, 5 % zoom) of those crops
   warp            degrees by which the angles of a crop with jitter differ from its film's (0: not)
   deidentify      mask text that is burned into films, in any colour and place (default: true)
-  keep_markers    but leave the L or R of a side (default: true)
+  keep_markers    but leave the L or R of a side (default: true), where a film is not mirrored
 and by `evaluation`:
   films, landmarks   real films to measure, and their landmarks, in the formats above
 
@@ -40,20 +40,23 @@ A landmark table in CSV has a row for each hip, two a film, and these columns:
   rim_x, rim_y    craniolateral rim of the acetabulum
   norberg_angle   optional: compared with the landmarks, never used
   dog             optional, for all films or none, a dog in one spelling: films of one dog stay in
-                  one split (without the column each film is its own dog)
+                  one split (without the column each film is its own dog, and that is said)
   split           optional: train, validation or test, for all films or none
   prompt_class    optional: 1 to 4 (default 4)
+Capital letters in these names are no matter; other columns are not read, and named.
 In COCO, an annotation a film has the six keypoints image_left_head, image_left_head_edge (any point
 of the circle), image_left_rim, and those of image_right; an image may have dog, split and
 prompt_class, and width and height, which must be the film's.
 
 Norberg angles are computed from the landmarks. A stated angle that differs by more than half a
 degree, a landmark outside its image, a missing or truncated file, pixels that a picture's header
-calls oblong, a film that reads as black, one picture under the names of two dogs, ...: all
-problems are listed at once, each with its file and row, nothing is written, and the exit status is
-2.
+calls oblong, a film that reads as black, a drawing that is marked as synthetic, one picture under
+the names of two dogs, ...: all problems are listed at once, each with its file and row, nothing is
+written, and the exit status is 2.
 A DICOM film whose pixels are not square is stretched first, with its landmarks; one whose
-PatientOrientation has the patient's right at the image's right is mirrored, and named.
+PatientOrientation has the patient's right at the image's right is mirrored, its L or R masked, and
+named in mirrored.csv beside the manifest, or in RUN/lab_films, where left_out.csv names the films
+of the folder that have no landmarks.
 DICOM attributes and overlay planes are dropped. What was masked in films, and what was found but
 left (a side's letter; anything within two head radii of a hip, which somebody has to look at), is
 in deidentified.csv beside the manifest, or in RUN/lab_films, and drawn as boxes on the small films
@@ -73,11 +76,14 @@ from hpc_hipgen.rows import FILMS_ROW
 from hpc_hipgen.tables import printable, shortlist
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from hpc_hipgen.config import Data
     from hpc_hipgen.radiograph.film_set import Film
     from hpc_hipgen.run import Run
+
+LEFT_OUT = "left_out.csv"
+"""Beside the manifest, or in RUN/lab_films: films of the folder that have no landmarks."""
 
 NOT_MASKED = "prepare: text burned into films is NOT masked (data.deidentify: false)"
 
@@ -105,10 +111,15 @@ def prepare(run: Run) -> None:
         return
     data = run.config.data
     films, measured = read_films(run.config)
-    _say_of_files(data.films, films)
-    _say_of_files(run.config.evaluation.films, measured)
+    left_out = {
+        folder: _say_of_files(source, found, folder)
+        for source, found, folder in (
+            (data.films, films, run.path("data")),
+            (run.config.evaluation.films, measured, row_data(run, FILMS_ROW)),
+        )
+    }
     before = sources(run.config, {"data.films": films, "evaluation.films": measured})
-    rows, lines, measured_lines = _write_views(run, films, measured)
+    rows, lines, measured_lines = _write_views(run, films, measured, left_out)
     _say_of_views(data, films, rows, lines)
     if measured:
         print(f"prepare: real films to measure, none of them trained on: {len(measured)}")
@@ -126,9 +137,18 @@ def prepare(run: Run) -> None:
 
 
 def _write_views(
-    run: Run, films: Sequence[Film], measured: Sequence[Film]
+    run: Run,
+    films: Sequence[Film],
+    measured: Sequence[Film],
+    left_out: Mapping[Path, Sequence[str]],
 ) -> tuple[list[dict[str, Any]], list[str], list[str]]:
     """Write the data folder, and that of the real films to measure.
+
+    Args:
+        run: the run.
+        films: of the data set.
+        measured: real films to measure.
+        left_out: names of the films without landmarks, by the folder that lists them.
 
     Returns:
         The manifest's rows of the first, and what is to be told of either.
@@ -137,7 +157,7 @@ def _write_views(
         FilmErrors: films to measure that the ruler has learnt from; then neither is there.
     """
     from hpc_hipgen.files import atomic_folder, resumed_folder
-    from hpc_hipgen.radiograph.dataset import ViewSettings, dataset_key, write_dataset
+    from hpc_hipgen.radiograph.dataset import ViewSettings, dataset_key, list_films, write_dataset
     from hpc_hipgen.radiograph.films import FilmErrors
 
     data = run.config.data
@@ -155,12 +175,15 @@ def _write_views(
     with resumed_folder(run.path("data"), key, FilmErrors) as (folder, notes):
         rows, budget, masking = write_dataset(folder, films, settings, notes=notes)
         lines = [*budget.lines(), *masking]
+        list_films(folder / LEFT_OUT, left_out[run.path("data")])
         if data.source == "films":
             for name in ("ruler", "reward_model"):  # the second one tunes the teacher
                 _check_held_out(run, name, folder)
         if measured:
-            with atomic_folder(row_data(run, FILMS_ROW)) as other:
+            place = row_data(run, FILMS_ROW)
+            with atomic_folder(place) as other:
                 _, budget, masking = write_dataset(other, measured, settings)
+                list_films(other / LEFT_OUT, left_out[place])
                 measured_lines = [*budget.lines(), *masking]
                 _check_held_out(run, "ruler", other)
     return rows, lines, measured_lines
@@ -226,6 +249,7 @@ def _check_held_out(run: Run, name: str, folder: Path) -> None:
 def _prepare_scenes(run: Run, dogs: int) -> None:
     """Draw the scenes that a film ruler is trained on, and cut those of a lab's films."""
     from hpc_hipgen.files import atomic_folder
+    from hpc_hipgen.radiograph.dataset import list_films
     from hpc_hipgen.radiograph.film_sources import keep_sources, lab_films, sources
     from hpc_hipgen.radiograph.lab_films import write_lab_films
     from hpc_hipgen.radiograph.scene_store import draw_scenes, write_scenes
@@ -237,9 +261,10 @@ def _prepare_scenes(run: Run, dogs: int) -> None:
         write_scenes(folder, draw_scenes(run.config.seed, dogs))
     print(f"prepare: scenes of {dogs} dogs, a film and a close-up of one hip each", flush=True)
     if lab:
-        _say_of_files(lab.films, films)
+        left_out = _say_of_files(lab.films, films, run.path("lab_films"))
         with atomic_folder(run.path("lab_films")) as folder:
             masking = write_lab_films(folder, films, folds, run.config.seed)
+            list_films(folder / LEFT_OUT, left_out)
         alone = "; no two are said to be of one dog" if len(folds) == len(films) else ""
         print(f"prepare: {len(films)} films of {len(folds)} dogs in {lab.folds} folds{alone}")
         print("prepare: splits that a landmark table names are of no account here")
@@ -251,18 +276,29 @@ def _prepare_scenes(run: Run, dogs: int) -> None:
     run.mark_done("prepare", **made, sources=before)
 
 
-def _say_of_files(folder: Path | None, films: Sequence[Film]) -> None:
-    """Names the films of a folder that have no landmarks, and those that are shown turned."""
+def _say_of_files(folder: Path | None, films: Sequence[Film], place: Path) -> list[str]:
+    """Names the films of a folder that have no landmarks, and those that are shown turned.
+
+    Args:
+        folder: of the films; None: there is none.
+        films: those with landmarks.
+        place: folder that will hold the list of the others, `LEFT_OUT`.
+
+    Returns:
+        The names of the others, printable.
+    """
     from hpc_hipgen.parallel import run_parallel
     from hpc_hipgen.progress import progress
     from hpc_hipgen.radiograph.film_set import unlisted_films
     from hpc_hipgen.radiograph.films import turned_by_exif
 
     if not folder:
-        return
-    if unlisted := unlisted_films(folder, films):
-        shown = shortlist(printable(name) for name in unlisted)
-        print(f"prepare: {len(unlisted)} films without landmarks are left out: {shown}")
+        return []
+    if left_out := [printable(name) for name in unlisted_films(folder, films)]:
+        print(
+            f"prepare: {len(left_out)} films without landmarks are left out: {shortlist(left_out)} "
+            f"(all in {printable(place / LEFT_OUT)})"
+        )
     looked = run_parallel(turned_by_exif, [folder / film.name for film in films])
     shown_turned = progress(zip(films, looked, strict=True), len(films), "looking for turned films")
     if turned := [printable(film.name) for film, is_turned in shown_turned if is_turned]:
@@ -270,6 +306,7 @@ def _say_of_files(folder: Path | None, films: Sequence[Film]) -> None:
             f"prepare: {len(turned)} films are turned or mirrored by their EXIF orientation, and "
             f"their landmarks must be those of the picture as it is shown: {shortlist(turned)}"
         )
+    return left_out
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ class Data(Section):
     # Text burned into films, these and evaluation.films, is masked and reported; phantoms have none
     # of a patient's. False: it stays, and models learn it.
     deidentify: bool = True
-    keep_markers: bool = True  # but for the L or R of a side
+    keep_markers: bool = True  # but for the L or R of a side, where a film is not mirrored
     train: int = Field(219, gt=0)  # phantoms to draw; for films, the proportion of dogs
     validation: int = Field(31, gt=0)
     test: int = Field(84, gt=0)

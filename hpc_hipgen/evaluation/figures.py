@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hpc_hipgen.comparisons.downstream_utility import ALONE, ANGLES, ARM_LABELS, GENERATED
-from hpc_hipgen.evaluation.samples import SYNTHETIC
+from hpc_hipgen.radiograph.films import SYNTHETIC
 from hpc_hipgen.radiograph.geometry import PATIENT_SIDES
 from hpc_hipgen.tables import number
 

@@ -24,6 +24,7 @@ from hpc_hipgen.evaluation.results import CONTROL, Results, collect, row_label
 from hpc_hipgen.files import atomic_folder, write_atomic
 from hpc_hipgen.pipeline import row_data
 from hpc_hipgen.radiograph.captions import PROMPT_CLASSES
+from hpc_hipgen.radiograph.films import SYNTHETIC
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, PATIENT_SIDES
 from hpc_hipgen.radiograph.layouts import read_manifest
 from hpc_hipgen.rows import FILMS_ROW, ROWS_OF_FILMS
@@ -219,7 +220,7 @@ def _picture(cell: Mapping[str, Any], generated: bool) -> dict[str, Any]:
         image.thumbnail((GRID_PIXELS, GRID_PIXELS), Image.Resampling.LANCZOS)
     notes = PngImagePlugin.PngInfo()
     if generated:
-        notes.add_text(*samples.SYNTHETIC)
+        notes.add_text(*SYNTHETIC)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True, pnginfo=notes)
     picture = {**cell, "uri": _uri(buffer.getvalue(), "png"), "width": width, "height": height}

@@ -20,15 +20,13 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from hpc_hipgen.pipeline import sample_shard
+from hpc_hipgen.radiograph.films import SYNTHETIC
 from hpc_hipgen.radiograph.shard_index import check_whole, content, samples_of
 from hpc_hipgen.shards import image_seed
 
 if TYPE_CHECKING:
     from hpc_hipgen.radiograph.layouts import Films
     from hpc_hipgen.run import Run
-
-SYNTHETIC = ("synthetic", "hpc_hipgen")
-"""PNG text chunk, key and value, that marks an image which is no film."""
 
 UNREADABLE = (tarfile.TarError, OSError, SyntaxError)  # PIL calls a broken PNG a syntax error
 REQUIRED = ("row", "index", "seed", "film", "prompt_class", "asked_left", "asked_right")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hpc_hipgen.files import write_atomic
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
 from hpc_hipgen.radiograph import made_films
@@ -28,7 +29,10 @@ from hpc_hipgen.radiograph.landmark_table import SPLITS
 from hpc_hipgen.radiograph.layouts import write_layouts
 from hpc_hipgen.radiograph.made_films import Made
 from hpc_hipgen.radiograph.views import make_view, resolution_budget
-from hpc_hipgen.tables import shortlist
+from hpc_hipgen.tables import csv_text, shortlist
+
+MIRRORED = "mirrored.csv"
+"""Of a data folder or a lab's: the films that were mirrored, by name."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def write_dataset(
     """Fill a data folder: images, manifest and layouts (see layouts.py).
 
     Of films on disk, also their fingerprints; of those that are masked, the report:
-    `deidentified.csv` and, as a picture, `.png`.
+    `deidentified.csv` and, as a picture, `.png`; of those that are mirrored, a list (`MIRRORED`).
 
     Args:
         folder: exists, and is empty or what an earlier start with the same `dataset_key` has left;
@@ -120,7 +124,7 @@ def write_dataset(
         film_distance=np.array([film.distance for film in made]),
         view_distance=settings.head_distance * settings.resolution,
     )
-    mirrored = mirrored_line([film.rows[0]["film"] for film in made if film.mirrored])
+    mirrored = list_mirrored(folder, [film.rows[0]["film"] for film in made if film.mirrored])
     return rows, budget, [*mirrored, *masking.write(folder)]
 
 
@@ -132,14 +136,23 @@ def dataset_key(films: Sequence[Film], settings: ViewSettings) -> str:
     return digest.hexdigest()[:12]
 
 
-def mirrored_line(films: Sequence[str]) -> list[str]:
-    """What is said of films that were mirrored; nothing where none was."""
+def list_mirrored(folder: Path, films: Sequence[str]) -> list[str]:
+    """Lists films that were mirrored in `MIRRORED`; what is said of them, nothing of none."""
+    list_films(folder / MIRRORED, films)
     if not films:
         return []
     return [
         f"{len(films)} films have the patient's right at the image's right by PatientOrientation, "
-        f"and were mirrored with their landmarks: {shortlist(films)}"
+        f"and were mirrored with their landmarks: {shortlist(films)} (all in {MIRRORED})"
     ]
+
+
+def list_films(path: Path, films: Sequence[str]) -> None:
+    """Writes films in order, one a line below `film`; without any, there is no file."""
+    if films:
+        write_atomic(path, csv_text(({"film": name} for name in sorted(films)), ["film"]))
+    else:
+        path.unlink(missing_ok=True)  # of an earlier start
 
 
 FilmToMake = tuple[Path, Path | None, Film, int, ViewSettings]

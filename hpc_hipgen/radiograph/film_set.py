@@ -5,6 +5,7 @@ A film is either a phantom, drawn when it is needed, or a file with an entry of 
 
 import hashlib
 import math
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from hpc_hipgen.radiograph.captions import MIRROR_CLASSES, caption
 from hpc_hipgen.radiograph.deidentify import Searched, mask_film, thumbnail
 from hpc_hipgen.radiograph.duplicates import fingerprint
 from hpc_hipgen.radiograph.films import (
+    DRAWN,
     FLAT,
     FilmErrors,
     SpacedFilm,
@@ -36,8 +38,10 @@ from hpc_hipgen.radiograph.landmark_table import (
     dog_problems,
     read_landmark_table,
     split_problems,
+    table_notes,
 )
 from hpc_hipgen.radiograph.phantom_anatomy import ANGLE_LIMITS
+from hpc_hipgen.tables import printable
 
 # Phantoms of a split are numbered from here, so that the test films stay the same when more
 # training films are asked for.
@@ -100,7 +104,7 @@ class FilmFile:
     Attributes:
         landmarks: in pixels of the file.
         masked: text burned into it is masked on reading (deidentify.py).
-        keep_markers: but not the L or R of a side.
+        keep_markers: but not the L or R of a side, unless the film is mirrored.
         pixels: `fingerprint` of the file's picture.
         aspect: height of a pixel of the file in parts of its width.
     """
@@ -125,7 +129,9 @@ class FilmFile:
         film = read_spaced_film(self.path)
         searched = None
         if self.masked:
-            image, findings = mask_film(film, self.landmarks, self.keep_markers)
+            # a letter would be read the wrong way round once its film is mirrored
+            keep_markers = self.keep_markers and not film.mirrored
+            image, findings = mask_film(film, self.landmarks, keep_markers)
             film = replace(film, image=image)
             small = thumbnail(image, findings)
             searched = Searched(self.name, findings, small, self.prompt_class)
@@ -217,11 +223,13 @@ def film_files(
     Every film is read to its last byte. Splits come from the table, or from `split_dogs`. `masked`
     and `keep_markers` are those of `FilmFile`; `captioned`: films of a data set, with captions that
     can name their angles. The table's splits are of account where there are several `proportions`.
+    Where films are learnt from, `table_notes` are said on the console.
 
     Raises:
         FilmErrors: all that is wrong, one line a problem with its file and row.
     """
-    read = read_landmark_table(table or folder / LANDMARKS, folder)
+    table = table or folder / LANDMARKS
+    read = read_landmark_table(table, folder)
     entries = read.entries
     problems, pixels, aspects = _film_problems(folder, read, captioned)
     several = len(proportions) > 1
@@ -229,6 +237,8 @@ def film_files(
     problems = read.problems + dealt_badly + problems + _twins(entries, pixels)
     if problems:
         raise FilmErrors(problems)
+    if "train" in proportions and (notes := table_notes(read)):
+        print(f"note: {printable(table)}: {'; '.join(notes)}", file=sys.stderr, flush=True)
     dealt = split_dogs([entry.dog for entry in entries], proportions, seed)
     return [
         FilmFile(
@@ -289,6 +299,8 @@ def _film_problem(
     except ValueError as error:
         return film, [f"{where}: {error}"], None
     problems = [f"{where}: {film}: {FLAT}"] if is_flat(read.image) else []
+    if read.synthetic:
+        problems.append(f"{where}: {film}: {DRAWN}; leave it out of the table")
     if entry:
         problems += _image_problems(entry, read)
         problems += _caption_problems(entry, read) if captioned else []
@@ -346,5 +358,5 @@ def _caption_problems(entry: Entry, film: SpacedFilm) -> list[str]:
     try:
         caption(film.standard_landmarks(entry.landmarks).norberg_angles(), entry.prompt_class)
     except ValueError as error:
-        return [f"{entry.where}: {entry.film}: {error}"]
+        return [f"{entry.where}: {entry.film}: {error}; leave the film out of the table"]
     return []

@@ -1,8 +1,9 @@
 """Reading films: PNG, JPEG, TIFF and DICOM files to 8-bit grey.
 
 Only pixels leave this module. The attributes of a DICOM file (name, birth date, hospital, ...) and
-the text chunks of a PNG or JPEG are read where a pixel value depends on them and then dropped; what
-the project writes are PNGs of its own, so nothing of them is carried along. Overlay planes (60xx)
+the text chunks of a PNG or JPEG are read where a pixel value depends on them, or for the mark of a
+drawing, and then dropped; what the project writes are PNGs of its own, so nothing of them is
+carried along. Overlay planes (60xx)
 are not drawn. **Text that is burned into the pixels** (a date, a name in a corner) is not masked
 here but by `deidentify.py`, which every film passes on its way into a data set.
 """
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 FILM_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 """Files of a folder that are taken for films (any case)."""
 
+SYNTHETIC = ("synthetic", "hpc_hipgen")
+"""PNG text chunk, key and value, that marks an image which is no film."""
+
 _WHITE_IS_ZERO = (262, 0)  # TIFF tag PhotometricInterpretation, and its value
 
 _BITS_A_SAMPLE = 258  # TIFF tag
@@ -48,6 +52,16 @@ _OBLONG = 1.02
 """Ratio of the resolutions across and down from which on a picture's pixels are not square."""
 
 _DICOM_MAGIC = b"DICM"  # at offset 128, PS3.10 section 7.1
+
+_NOT_DECODED = {
+    "1.2.840.10008.1.2.4.57": "JPEG Lossless",
+    "1.2.840.10008.1.2.4.70": "JPEG Lossless",
+    "1.2.840.10008.1.2.4.80": "JPEG-LS",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS",
+}
+"""Transfer syntaxes that nothing installed with the program decodes, and what they are called."""
+
+_DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pyjpegls"
 
 
 class FilmErrors(ValueError):
@@ -71,7 +85,8 @@ class SpacedFilm:
     (h, w) uint8, by how much the channels of a colour file differ; None of a grey one. What a DICOM
     file says of itself: `burned_in`, its BurnedInAnnotation ("YES", "NO" or ""), how many
     `overlays` it has beside its pixels, which are left out, and the side of the `patient_at_right`
-    of the image ("left", "right", or "" where it does not say).
+    of the image ("left", "right", or "" where it does not say). `synthetic`: it is marked as a
+    drawing, by `SYNTHETIC` in a PNG or Synthetic Data in DICOM.
     """
 
     image: np.ndarray
@@ -81,6 +96,7 @@ class SpacedFilm:
     burned_in: str = ""
     overlays: int = 0
     patient_at_right: str = ""
+    synthetic: bool = False
 
     @property
     def mirrored(self) -> bool:
@@ -113,6 +129,10 @@ FLAT = "hardly any difference between dark and bright"
 """What is said of a film that `is_flat`."""
 
 
+DRAWN = "marked as synthetic: a drawing, no film of a patient"
+"""What is said of a film that is `SpacedFilm.synthetic`."""
+
+
 def is_flat(image: np.ndarray) -> bool:
     """Whether a film (h, w) uint8 shows nothing: black, white, or read through a wrong window."""
     return bool(image[::4, ::4].std() < 1.5)
@@ -139,11 +159,7 @@ def read_spaced_film(path: Path) -> SpacedFilm:
         is_dicom = _is_dicom(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
-    if is_dicom:
-        film = _read_dicom(path)
-    else:
-        image, colour = _read_picture(path)
-        film = SpacedFilm(image, colour=colour)
+    film = _read_dicom(path) if is_dicom else _read_picture(path)
     height, width = film.image.shape
     if min(height, width) < 2:
         raise ValueError(f"{path}: {width} x {height} pixels is not a film")
@@ -186,8 +202,8 @@ def _begins_as_dicom(path: Path) -> bool:
         return file.read(132)[128:] == _DICOM_MAGIC
 
 
-def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Grey levels and colour of a PNG, JPEG or TIFF, as in `SpacedFilm`."""
+def _read_picture(path: Path) -> SpacedFilm:
+    """A PNG, JPEG or TIFF."""
     try:
         return _decode(path)
     except Image.UnidentifiedImageError:
@@ -199,7 +215,7 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(f"{path}: damaged or truncated ({reason})") from None
 
 
-def _decode(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _decode(path: Path) -> SpacedFilm:
     with Image.open(path) as picture:
         # MPO: a JPEG that a telephone wrote, with a preview or depths behind it
         if picture.format not in ("PNG", "JPEG", "MPO", "TIFF"):
@@ -209,17 +225,19 @@ def _decode(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         picture.load()
         _check_square(path, picture)
         inverted = _white_is_zero(picture)
+        key, value = SYNTHETIC
+        synthetic = picture.info.get(key) == value
         turn = _TURNS.get(_orientation(picture))
         picture = picture.copy() if turn is None else picture.transpose(turn)
     if picture.mode.startswith(("I", "F")):  # 16 bits and more, grey
         shown = _stretch(np.asarray(picture, dtype=np.float64))
-        return _to_bytes(1 - shown if inverted else shown), None
+        return SpacedFilm(_to_bytes(1 - shown if inverted else shown), synthetic=synthetic)
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
         picture = Image.alpha_composite(black, picture)
     colour = None if picture.mode in ("1", "L") else _colour(np.asarray(picture.convert("RGB")))
-    return np.array(picture.convert("L")), colour
+    return SpacedFilm(np.array(picture.convert("L")), colour=colour, synthetic=synthetic)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -277,11 +295,13 @@ def _read_dicom(path: Path) -> SpacedFilm:
             raise ValueError("it holds no image")
         if int(dataset.get("NumberOfFrames") or 1) != 1:
             raise ValueError(f"it holds {dataset.NumberOfFrames} frames, one is needed")
+        _check_decoder(dataset)
         pixels = dataset.pixel_array
         photometric = str(dataset.PhotometricInterpretation)
         burned_in = str(dataset.get("BurnedInAnnotation") or "").upper()
         overlays = sum((group, 0x3000) in dataset for group in range(0x6000, 0x6020, 2))
         at_right, colour = _side_at_right(dataset), None
+        drawn = str(dataset.get("SyntheticData") or "").upper() == "YES"
         if photometric == "PALETTE COLOR":
             wide = apply_color_lut(pixels, dataset)
             pixels = (wide >> 8 if wide.dtype == np.uint16 else wide).astype(np.uint8)
@@ -292,12 +312,21 @@ def _read_dicom(path: Path) -> SpacedFilm:
             grey, colour = np.array(Image.fromarray(rgb).convert("L")), _colour(rgb)
         else:
             grey = _to_bytes(_displayed(dataset, pixels))
-        return SpacedFilm(grey, *_spacing(dataset), colour, burned_in, overlays, at_right)
+        return SpacedFilm(grey, *_spacing(dataset), colour, burned_in, overlays, at_right, drawn)
     except Exception as error:  # pydicom has no common base of what a damaged file raises
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, InvalidDicomError):  # it says how to force pydicom
             reason = "it does not begin as one"
         raise ValueError(f"{path}: damaged, truncated or unsupported DICOM ({reason})") from None
+
+
+def _check_decoder(dataset: "Dataset") -> None:
+    """Raises ValueError with what to install where a decoder is missing that can be had."""
+    from pydicom.pixels import get_decoder
+
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if (name := _NOT_DECODED.get(syntax)) and not get_decoder(syntax).is_available:
+        raise ValueError(f"{name}, for which no decoder is installed: {_DECODERS}")
 
 
 def _side_at_right(dataset: "Dataset") -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.parallel import run_parallel
 from hpc_hipgen.progress import progress
-from hpc_hipgen.radiograph.dataset import mirrored_line
+from hpc_hipgen.radiograph.dataset import list_mirrored
 from hpc_hipgen.radiograph.deidentify import Masking, Searched
 from hpc_hipgen.radiograph.film_set import FilmFile
 from hpc_hipgen.radiograph.geometry import Landmarks
@@ -84,7 +84,8 @@ def write_lab_films(
 ) -> list[str]:
     """Stores the scenes of films, `VIEWS` each and in their order, and the table of the films.
 
-    Of films that are masked, also the report (`deidentified.csv` and, as a picture, `.png`).
+    Of films that are masked, also the report (`deidentified.csv` and, as a picture, `.png`), and a
+    list of those that are mirrored.
     Returns what was mirrored and masked, in words.
     """
     done, masking = [], Masking()
@@ -99,7 +100,7 @@ def write_lab_films(
     ]
     write_atomic(folder / _TABLE, json.dumps(table, indent=1))
     mirrored = [film.name for film, cut in zip(films, done, strict=True) if cut.mirrored]
-    return [*mirrored_line(mirrored), *masking.write(folder)]
+    return [*list_mirrored(folder, mirrored), *masking.write(folder)]
 
 
 def prepared_films(folder: Path) -> list[LabFilm]:

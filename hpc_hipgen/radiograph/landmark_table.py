@@ -17,8 +17,9 @@ same of `image_right`. An image may carry `dog`, `split` and `prompt_class` besi
 and `width` and `height`, which must be those of the film.
 
 Coordinates: pixel centres at integers, (0, 0) at the top left, y downwards, of the picture as it is
-shown (an EXIF orientation is obeyed), the dog's head up. Capital letters in names of columns are no
-matter.
+shown (an EXIF orientation is obeyed), the dog's head up. Capital letters in names of columns, and
+blanks around them, are no matter. Other columns are not read; `table_notes` names them, for one may
+be `dog` under another name.
 """
 
 import csv
@@ -27,7 +28,7 @@ import json
 import math
 import unicodedata
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ _NUMBERS = ("head_x", "head_y", "head_radius", "rim_x", "rim_y")
 _REQUIRED = ("image", "side", *_NUMBERS)
 _FILM_COLUMNS = ("dog", "split", "prompt_class")
 _KNOWN = (*_REQUIRED, "norberg_angle", *_FILM_COLUMNS)
+_KNOWN_OF_COCO = (
+    *("id", "file_name", "width", "height", *_FILM_COLUMNS),
+    *("license", "flickr_url", "coco_url", "date_captured"),  # what its standard has beside them
+)
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,13 @@ class Table:
         entries: the films whose landmarks could be read, those with a problem included.
         problems: one line each, with file and row; the table is usable when there is none.
         films: every film that is named, and where; so that its file can be checked in any case.
+        unread: names of columns, or of what COCO says of an image, that are not read.
     """
 
     entries: list[Entry] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     films: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
 
 
 def read_landmark_table(path: Path, folder: Path | None = None) -> Table:
@@ -145,13 +152,18 @@ def _read_csv(path: Path, text: str, folder: Path) -> Table:
             hip = None if faults else Hip(*(float(row[name]) for name in _NUMBERS))
             films[film].setdefault(side, (where, hip, row))
         problems += [f"{where}: {fault}" for fault in faults]
-    table = Table(problems=problems)
+    table = Table(problems=problems, unread=_unread(names, _KNOWN))
     for film, sides in films.items():
         table.films[film] = next(iter(sides.values()))[0]
         entry, faults = _join_sides(folder, film, sides)
         table.problems += faults
         table.entries += [entry] if entry else []
     return table
+
+
+def _unread(names: Iterable[str], known: Container[str]) -> list[str]:
+    """The names, each once, that are none of the known ones."""
+    return [name for name in dict.fromkeys(names) if name and name not in known]
 
 
 def _row_faults(row: Mapping[str, Any], film: str, side: str) -> list[str]:
@@ -347,6 +359,19 @@ def dog_problems(entries: list[Entry]) -> list[str]:
     return problems
 
 
+def table_notes(table: Table) -> list[str]:
+    """What may be meant otherwise in a table that is right, for whoever deals its films by dog.
+
+    All that is not read is named: films of one dog would be dealt apart by a column `dog_id`.
+    """
+    notes = []
+    if not any(entry.dog_named for entry in table.entries):
+        notes.append("no dog is named (column dog), so that every film counts as a dog of its own")
+    if table.unread:
+        notes.append(f"not read: {', '.join(table.unread)}")
+    return notes
+
+
 def _dog_key(dog: str) -> str:
     """What spellings of one name share: capitals, blanks and forms of Unicode are no matter."""
     return " ".join(unicodedata.normalize("NFKC", dog).split()).casefold()
@@ -357,7 +382,8 @@ def split_problems(entries: list[Entry]) -> list[str]:
     problems = []
     if any(entry.split for entry in entries):
         problems += [
-            f"{entry.where}: {entry.film} has no split, other films have"
+            f"{entry.where}: {entry.film} has no split, other films have; give every film one, or "
+            "leave the column out"
             for entry in entries
             if not entry.split
         ]
@@ -384,7 +410,7 @@ def _read_coco(path: Path, text: str) -> Table:
         return Table(
             problems=[f"{path}: not COCO keypoints (images, categories, annotations): {reason}"]
         )
-    table = Table()
+    table = Table(unread=_unread((key for image in listed for key in image), _KNOWN_OF_COCO))
     if len(images) < len(listed):
         ids = [image["id"] for image in listed]
         twice = shortlist([str(found) for found in images if ids.count(found) > 1])

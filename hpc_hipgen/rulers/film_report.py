@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from hpc_hipgen.radiograph.films import SpacedFilm
+from hpc_hipgen.radiograph.films import SYNTHETIC, SpacedFilm
 from hpc_hipgen.radiograph.geometry import LANDMARK_COLUMNS, PATIENT_SIDES, Landmarks, fci_grade
 from hpc_hipgen.rulers.film_ruler import FilmMeasurement
 
@@ -27,7 +27,7 @@ COLUMNS = (
     "film", "status", "reason", "patient_left", "patient_right", "uncertainty_left",
     "uncertainty_right", "fci_left", "fci_right", "patient_at_right", "sides_from", "presence",
     "inverted", "width", "height",
-    "pixel_height_mm", "pixel_width_mm", *LANDMARK_COLUMNS,
+    "pixel_height_mm", "pixel_width_mm", *LANDMARK_COLUMNS, "synthetic",
 )  # fmt: skip
 
 _MARK = ("measured-by", "hpc_hipgen")
@@ -55,6 +55,7 @@ def film_line(name: str, film: SpacedFilm, found: FilmMeasurement) -> dict[str, 
         "inverted": found.inverted,
         "width": width,
         "height": height,
+        "synthetic": film.synthetic,
     }
     if film.spacing:
         line["pixel_height_mm"], line["pixel_width_mm"] = film.spacing
@@ -90,7 +91,8 @@ def to_json(lines: Sequence[Mapping[str, Any]], lab_films: int = 0, **about: Any
 def overlay(image: np.ndarray, line: Mapping[str, Any], found: FilmMeasurement) -> bytes:
     """A PNG of a film (h, w) uint8 with square pixels: circles, rim points, angles or the reason.
 
-    Marked in its text and at its foot as measured by software.
+    Marked in its text and at its foot as measured by software, and in its text where it is a
+    drawing.
     """
     scale = min(1.0, _LONGEST / max(image.shape))
     size = tuple(max(1, round(n * scale)) for n in image.shape[::-1])
@@ -110,6 +112,8 @@ def overlay(image: np.ndarray, line: Mapping[str, Any], found: FilmMeasurement) 
     draw.text((letter // 2, size[1] + letter * 3 // 2), foot, (170, 170, 170), font)
     mark = PngImagePlugin.PngInfo()
     mark.add_text(*_MARK)
+    if line.get("synthetic"):
+        mark.add_text(*SYNTHETIC)
     buffer = io.BytesIO()
     page.save(buffer, "png", pnginfo=mark, compress_level=1)
     return buffer.getvalue()

@@ -74,6 +74,10 @@ def test_a_reader_finds_the_patients_left_at_the_right_of_the_image(file):
     assert found.patient_at_right == "left" and not found.mirrored
 
 
+def test_a_reader_knows_it_for_a_drawing(file):
+    assert read_spaced_film(file).synthetic
+
+
 def test_the_same_film_gives_the_same_file(file, tmp_path):
     write_dicom(tmp_path / "again.dcm", FILM)
     assert (tmp_path / "again.dcm").read_bytes() == file.read_bytes()

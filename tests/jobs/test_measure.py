@@ -13,6 +13,7 @@ from dicom_files import dicom
 from films_with_markers import dot_ruler, marked_film
 from PIL import Image
 
+from hpc_hipgen.evaluation.samples import png
 from hpc_hipgen.radiograph import films as films_module
 from hpc_hipgen.radiograph.geometry import Landmarks
 from hpc_hipgen.rulers import film_check, film_measuring
@@ -70,6 +71,23 @@ def test_a_folder_is_measured_whatever_is_in_it(films, capsys):
     with Image.open("out/overlays/a.png.png") as picture:
         assert picture.info["measured-by"] == "hpc_hipgen"
     assert not Path("out/overlays/z.png.png").exists()
+
+
+def test_a_drawing_is_measured_and_named(films, capsys):
+    (films / "drawn.png").write_bytes(png(marked_film()[0], synthetic=True))
+    assert measure.main(["films/a.png", "films/drawn.png", "films/z.png", "--out", "out"]) == 1
+    rows = table(Path("out"))
+    assert {name: row["synthetic"] for name, row in rows.items()} == {
+        "a.png": "False",
+        "drawn.png": "True",
+        "z.png": "",
+    }
+    assert rows["drawn.png"]["status"] == "measured"
+    assert rows["drawn.png"]["patient_left"] == rows["a.png"]["patient_left"]
+    said = capsys.readouterr().err
+    assert said.count("marked as synthetic") == 1 and "films/drawn.png: marked as synth" in said
+    marks = [Image.open(f"out/overlays/{name}.png").info for name in ("a.png", "drawn.png")]
+    assert ["synthetic" in mark for mark in marks] == [False, True]
 
 
 def test_globs_files_and_folders_name_a_film_once(films):

@@ -78,6 +78,8 @@ def test_rare_angles_become_more_views(tmp_path, capsys):
 def test_eight_films_are_enough(tmp_path, capsys):
     films = film_folder(tmp_path / "films")
     (films / os.fsdecode(b"extra\xe9.png")).write_bytes(b"")
+    for n in range(6):
+        (films / f"later-{n}.png").write_bytes(b"")
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 2
     Image.open(films / "3.png").save(films / "3.png", exif=exif)
@@ -85,7 +87,10 @@ def test_eight_films_are_enough(tmp_path, capsys):
     assert main(["--run", str(run)]) == 0
     said = capsys.readouterr().out
     assert "picture as it is shown: 3.png\n" in said
-    assert "1 films without landmarks are left out: extra\\xe9.png" in said
+    assert "7 films without landmarks are left out: extra\\xe9.png, later-0.png" in said
+    assert f"later-3.png, ... (all in {run}/data/left_out.csv)\n" in said
+    left_out = (run / "data" / "left_out.csv").read_text().splitlines()
+    assert left_out == ["film", "extra\\xe9.png", *(f"later-{n}.png" for n in range(6))]
     counts = [len(read_manifest(run / "data", s, True)) for s in ("train", "validation", "test")]
     assert counts == [5, 1, 2]
     assert "train: 5 films of 5 dogs, 10 views" in said

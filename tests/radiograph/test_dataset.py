@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dicom_files import dicom
 from film_folder import LANDMARKS, PROPORTIONS, as_dicom, film_folder, write_table
 from PIL import Image, ImageDraw, ImageFont
 
@@ -98,11 +99,28 @@ def test_a_film_that_lies_the_other_way_round_is_mirrored(tmp_path):
     assert other["patient_right"] == pytest.approx(usual["patient_left"], abs=0.01)
     assert f"left {other['patient_left']:.0f}" in other["caption"]
     assert "1 films have the patient's right at the image's right" in said[0]
-    assert said[0].endswith(": 1.dcm")
+    assert said[0].endswith(": 1.dcm (all in mirrored.csv)")
+    assert (tmp_path / "data" / "mirrored.csv").read_text() == "film\n1.dcm\n"
+    made(tmp_path / "usual", films[:1])
+    assert not (tmp_path / "usual" / "mirrored.csv").exists()
     one, two = (
         np.asarray(Image.open(tmp_path / "data" / x["file"]), float) for x in (usual, other)
     )
     assert np.abs(one - two[:, ::-1]).max() <= 2
+
+
+@pytest.mark.parametrize(("right", "action"), [("L", "kept"), ("R", "masked")])
+def test_the_letter_of_a_side_is_masked_in_a_film_that_is_mirrored(tmp_path, right, action):
+    phantom = draw_phantom(5, 3, 384, prompt_class=4)
+    picture = Image.fromarray(phantom.image)
+    ImageDraw.Draw(picture).text((40, 30), "L", 255, ImageFont.load_default(30))
+    film = dicom(np.array(picture), PatientOrientation=[right, "F"])
+    film.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    loaded = FilmFile("a.dcm", "a", "train", tmp_path / "a.dcm", phantom.landmarks, 4).load()
+    assert [(found.what, found.action) for found in loaded.searched.findings] == [
+        ("marker", action)
+    ]
+    assert loaded.mirrored == loaded.may_flip == (action == "masked")
 
 
 def test_pixels_that_are_not_square_are_stretched_before_anything_is_measured(tmp_path):

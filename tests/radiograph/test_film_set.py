@@ -3,11 +3,14 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from film_folder import LANDMARKS, PROPORTIONS, as_dicom, film_folder, write_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from hpc_hipgen.evaluation.samples import png
 from hpc_hipgen.radiograph.film_set import film_files, phantom_films, split_dogs, unlisted_films
 from hpc_hipgen.radiograph.films import FilmErrors
 from hpc_hipgen.rulers.film_measuring import find_films
@@ -43,6 +46,16 @@ def test_films_of_a_dog_stay_together(tmp_path):
     for film in films:
         assert split_of.setdefault(film.dog, film.split) == film.split
     assert len(films) == 8 and set(split_of.values()) == {"train", "validation", "test"}
+
+
+def test_where_films_are_learnt_from_it_is_said_that_no_dog_is_named(tmp_path, capsys):
+    film_folder(tmp_path, 3, dog_id=["rex", "rex", "max"])
+    note = f"note: {tmp_path}/landmarks.csv: no dog is named (column dog), so that every film "
+    for proportions, said in ((PROPORTIONS, 1), ({"train": 1}, 1), ({"test": 1}, 0)):
+        films = film_files(tmp_path, None, proportions, 0)
+        found = capsys.readouterr().err
+        assert found.count(note) == found.count("; not read: dog_id\n") == said
+        assert len({film.dog for film in films}) == 3
 
 
 def test_splits_of_the_table_are_obeyed(tmp_path):
@@ -110,6 +123,20 @@ def test_a_film_that_reads_as_black_is_refused(tmp_path):
         film_files(tmp_path, None, PROPORTIONS, 0)
 
 
+@pytest.mark.parametrize("proportions", [PROPORTIONS, {"train": 1}, {"test": 1}])
+def test_drawings_that_are_marked_are_no_films(tmp_path, proportions):
+    """Whether they are to be learnt from, by a run or a lab's ruler, or measured."""
+    rows = film_folder(tmp_path, 2)
+    drawing = np.array(Image.open(tmp_path / "1.png"))
+    (tmp_path / "1.png").write_bytes(png(drawing, synthetic=True))
+    write_table(tmp_path, as_dicom(tmp_path, rows, "2.dcm", SyntheticData="YES"))
+    with pytest.raises(FilmErrors) as caught:
+        film_files(tmp_path, None, proportions, 0)
+    said = "marked as synthetic: a drawing, no film of a patient; leave it out of the table"
+    table = f"{tmp_path}/landmarks.csv"
+    assert caught.value.lines == [f"{table} row 4: 1.png: {said}", f"{table} row 6: 2.dcm: {said}"]
+
+
 def test_landmarks_of_a_film_of_another_size_are_refused(tmp_path):
     film_folder(tmp_path, 1)
     points = {}
@@ -139,7 +166,8 @@ def test_an_angle_that_no_caption_can_name_is_refused(tmp_path):
     rows = film_folder(tmp_path, 1)
     rows[0].update(rim_x=130.0, rim_y=110.0)
     write_table(tmp_path, rows)
-    with pytest.raises(FilmErrors, match=r"row 2: 0\.png: Norberg angle of the patient's right"):
+    message = r"row 2: 0\.png: Norberg angle of the patient's right .*; leave the film out of the t"
+    with pytest.raises(FilmErrors, match=message):
         film_files(tmp_path, None, PROPORTIONS, 0)
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import dicom
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless
 from tifffile import imwrite
 
 from hpc_hipgen.radiograph.films import (
+    SYNTHETIC,
     FilmErrors,
     read_film,
     read_spaced_film,
@@ -265,6 +269,37 @@ def test_damaged_dicom_is_refused(tmp_path):
     path = write_dicom(tmp_path / "many.dcm", RAMP, NumberOfFrames=2)
     with pytest.raises(ValueError, match="2 frames"):
         read_film(path)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"), [(JPEGLosslessSV1, "JPEG Lossless"), (JPEGLSLossless, "JPEG-LS")]
+)
+def test_dicom_without_a_decoder_says_what_to_install(tmp_path, monkeypatch, syntax, name):
+    film = dicom(RAMP)
+    film.file_meta.TransferSyntaxUID = syntax
+    film.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
+    film.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    monkeypatch.setattr(get_decoder(syntax), "_available", {})  # as in the environment
+    with pytest.raises(ValueError) as caught:
+        read_film(tmp_path / "film.dcm")
+    assert f"({name}, for which no decoder is installed: pip install pylibjpeg" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pixels", [RAMP, RAMP.astype(np.uint8)])
+def test_a_png_that_is_marked_as_a_drawing_is_known(tmp_path, pixels):
+    for value, synthetic in (("hpc_hipgen", True), ("yes", False), (None, False)):
+        mark = PngImagePlugin.PngInfo()
+        if value:
+            mark.add_text(SYNTHETIC[0], value)
+        Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=mark)
+        assert read_spaced_film(tmp_path / "a.png").synthetic == synthetic
+
+
+@pytest.mark.parametrize(("value", "synthetic"), [("YES", True), ("NO", False), (None, False)])
+def test_dicom_that_says_synthetic_data_is_known(tmp_path, value, synthetic):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **({"SyntheticData": value} if value else {}))
+    assert read_spaced_film(path).synthetic == synthetic
 
 
 def test_film_errors_list_everything():

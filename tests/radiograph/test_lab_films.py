@@ -71,6 +71,7 @@ def test_films_are_learnt_from_and_measured_in_square_pixels_and_the_usual_way_r
     (tmp_path / "lab").mkdir()
     said = write_lab_films(tmp_path / "lab", [file], {"a": 0}, seed=0)
     assert "were mirrored with their landmarks: a.dcm" in said[0]
+    assert (tmp_path / "lab" / "mirrored.csv").read_text() == "film\na.dcm\n"
     films = prepared_films(tmp_path / "lab")
     found = measure_films(tmp_path, dot_ruler(), films)
     for hip in hips_of(films, found, found):

@@ -5,7 +5,12 @@ import json
 import pytest
 
 from hpc_hipgen.radiograph.geometry import Hip, Landmarks
-from hpc_hipgen.radiograph.landmark_table import dog_problems, read_landmark_table, split_problems
+from hpc_hipgen.radiograph.landmark_table import (
+    dog_problems,
+    read_landmark_table,
+    split_problems,
+    table_notes,
+)
 
 HEADER = "image,side,head_x,head_y,head_radius,rim_x,rim_y,norberg_angle"
 LEFT = "a.png,image_left,100,200,20,90,170,"
@@ -57,6 +62,27 @@ def test_names_of_columns_may_have_capitals_and_blanks(tmp_path):
     assert (entry.film, entry.dog, entry.split) == ("a.png", "rex", "test")
     (line,) = problems(tmp_path, LEFT + ",rex,max", header=HEADER + ",dog,Dog")
     assert line == "landmarks.csv row 1: column dog is there twice"
+
+
+ALONE = "no dog is named (column dog), so that every film counts as a dog of its own"
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "notes"),
+    [
+        ("", "", [ALONE]),
+        (",Dog_ID, patient,", ",rex,1,", [ALONE, "not read: dog_id, patient"]),
+        (",dog", ",", [ALONE]),
+        (",DOG ", ",rex", []),
+        (",dog,splits", ",rex,test", ["not read: splits"]),
+    ],
+)
+def test_films_without_dogs_and_columns_that_are_not_read_are_said(
+    tmp_path, columns, values, notes
+):
+    path = table(tmp_path, LEFT + values, RIGHT + values, header=HEADER + columns)
+    read = read_landmark_table(path)
+    assert read.problems == [] and table_notes(read) == notes
 
 
 def test_splits_are_of_no_account_where_no_films_are_dealt(tmp_path):
@@ -153,7 +179,8 @@ def test_splits_must_be_complete_and_keep_a_dog_together(tmp_path):
     rows += [f"{row},max," for row in third]
     path = table(tmp_path, *rows, header=HEADER + ",dog,split")
     assert split_problems(read_landmark_table(path).entries) == [
-        f"{path} row 6: c.png has no split, other films have",
+        f"{path} row 6: c.png has no split, other films have; give every film one, or leave the"
+        " column out",
         f"{path} row 4: dog rex is in split test, but a.png puts it in train",
     ]
 
@@ -244,6 +271,12 @@ def test_names_beside_a_coco_image_may_have_capitals_and_ids_may_not_come_twice(
     tree["images"].append({"id": 7, "file_name": "b.png"})
     path.write_text(json.dumps(tree))
     assert read_landmark_table(path).problems[0] == f"{path}: several images have the id 7"
+
+
+def test_what_coco_says_of_an_image_and_is_not_read_is_said(tmp_path):
+    read = read_landmark_table(coco(tmp_path, Patient="rex", license=1))
+    assert read.problems == [] and table_notes(read) == [ALONE, "not read: patient"]
+    assert table_notes(read_landmark_table(coco(tmp_path, Dog="rex", date_captured=""))) == []
 
 
 def test_coco_may_number_dogs_from_0(tmp_path):
