@@ -96,7 +96,7 @@ class Training(Section):
     workers: int = Field(0, ge=0)
     # on a GPU the same bits every time, slower; on a CPU they always are
     deterministic: bool = False
-    compile: bool = False  # torch.compile: minutes at the start, for long runs on GPUs
+    compile: bool = False  # torch.compile, block by block: a slow start, for long runs on GPUs
     # between two checkpoints, of which two are kept; by default no fewer than 60 batches
     checkpoint_images: int = Field(2_000, gt=0)
     # and, for sweeps over checkpoints, the weight average of the first one after every multiple of
