@@ -12,12 +12,12 @@ beside the exports get the scores.
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_hipgen.arguments import add_run, documented_parser, open_run, status_of
+from hpc_hipgen.evaluation.metrics_file import read_metrics
 from hpc_hipgen.evaluation.real_films import film_lines
 from hpc_hipgen.files import sha256_of
 from hpc_hipgen.pipeline import begun_rows, stages
@@ -77,7 +77,7 @@ def _track(run: Run) -> None:
     wandb, of_films = run.config.logging.wandb, run.config.data.source == "films"
     withheld = wandb and not wandb.films and (of_films or run.config.evaluation.films)
     with tracked(run, "report") as tracker:
-        metrics = json.loads(run.path("report", "metrics.json").read_text())
+        metrics = read_metrics(run)
         scores = {
             f"{row}/{key}_{side}": score[key]
             for row, sides in metrics["faithfulness"].items()

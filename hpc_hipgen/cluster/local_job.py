@@ -14,7 +14,7 @@ from typing import Any
 
 import submitit
 
-from hpc_hipgen.cluster.processes import children
+from hpc_hipgen.cluster.processes import children, is_alive
 from hpc_hipgen.files import full_disk_advice, is_full
 
 _OF_LIBRARIES = (b"submitit ", b"[Gloo] ")  # begin lines that are left in the log
@@ -60,10 +60,11 @@ class LocalJob:
         """
         if self._job.num_tasks == 1 or self._shell:
             return False
-        now = set(children(int(self._job.job_id)))
-        self._ranks |= now
+        if len(self._ranks) < self._job.num_tasks:  # which reads of every process of the machine
+            self._ranks |= set(children(int(self._job.job_id)))
         # they leave what they have to say before they end
-        return len(self._ranks - now) > sum(t.paths.result_pickle.exists() for t in self._tasks())
+        gone = sum(not is_alive(rank) for rank in self._ranks)
+        return gone > sum(task.paths.result_pickle.exists() for task in self._tasks())
 
     def _show(self, ended: bool) -> None:
         with self.log.open("rb") as file:

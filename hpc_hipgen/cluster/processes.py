@@ -22,6 +22,11 @@ def _started(pid: int) -> str | None:
     return None if not fields or fields[0] == "Z" else fields[19]
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    return _started(pid) is not None
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process of this machine has started, and that are still there."""
     there = [int(path.name) for path in Path("/proc").glob("[0-9]*")]

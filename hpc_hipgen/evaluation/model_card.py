@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from hpc_hipgen.config import DDIM, GENERATORS, Adapters, autoencoder_config, autoencoder_stride
 from hpc_hipgen.config.public import A_FOLDER, public_settings
+from hpc_hipgen.evaluation.metrics_file import read_metrics
 from hpc_hipgen.files import write_atomic
 from hpc_hipgen.models import MODELS
 from hpc_hipgen.rows import STUDENT_SOLVER, model_rows, row_model, row_settings
@@ -86,7 +87,7 @@ def write_card(
         use=about.use,
         call=_call(run, model) if "diffusers" in about.use and drawn else None,
         run=run.config,
-        films=_films(run),
+        films=split_sizes(run),
         lab=(run.done("prepare") or {}) if model == "lab_ruler" else None,
         bases=sorted({v for v in _folders(section) if v}),
         figures=figures,
@@ -104,7 +105,7 @@ def write_card(
 
 def write_cards(run: Run) -> None:
     """Writes the cards of all exports again, with the scores of the run's report."""
-    metrics = json.loads(run.path("report", "metrics.json").read_text())
+    metrics = read_metrics(run)
     for model in run.config.trained():
         figures, folder = run.done(f"train-{model}"), run.path(model, "export")
         if figures and folder.is_dir():
@@ -163,7 +164,8 @@ def _hub_id(section: BaseModel) -> str | None:
     return next((name for name in _folders(section) if name != A_FOLDER), None)
 
 
-def _films(run: Run) -> dict[str, int]:
+def split_sizes(run: Run) -> dict[str, int]:
+    """Films of each split of the run's data set, or dogs and phantoms of its film ruler."""
     data = run.config.data
     drawn = {"train": data.train, "validation": data.validation, "test": data.test}
     if own := run.config.film_ruler:  # on scenes of its own

@@ -20,6 +20,7 @@ from hpc_hipgen.evaluation import comparison, figures, real_films, samples
 from hpc_hipgen.evaluation.audit import COPIES_COLUMNS, COPIES_FILE, copy_table
 from hpc_hipgen.evaluation.bands import BANDS
 from hpc_hipgen.evaluation.faithfulness import PAPER_TABLE_1, PAPER_TEST_FILMS, fisher_interval
+from hpc_hipgen.evaluation.model_card import split_sizes
 from hpc_hipgen.evaluation.results import CONTROL, Results, collect, row_label
 from hpc_hipgen.files import atomic_folder, write_atomic
 from hpc_hipgen.pipeline import row_data
@@ -314,7 +315,7 @@ def _render(
         run=run.config,
         metrics=results.metrics,
         labels=labels,
-        films_of=(run.done("prepare") or {}).get("films", {}),
+        films_of=split_sizes(run),
         caveat=real_films.CAVEAT,
         missing=[row_label(row, run) for row in results.missing],
         partial=[f"{row_label(row, run)} ({n})" for row, n in results.partial.items()],

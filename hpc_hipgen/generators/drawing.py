@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from pkgutil import resolve_name
@@ -54,9 +53,11 @@ class OneDrawer:
 
     def of(self, *names: str) -> Drawer:
         """The drawer of these names, loaded unless it is the one that is held."""
+        from hpc_hipgen.generators.frozen import let_go
+
         if self._drawer is None or self._names != names:
             self._drawer = None  # before the next
-            gc.collect()  # networks that are autocast refer to themselves
+            let_go()
             self._drawer, self._names = self._load(*names), names
         return self._drawer
 

@@ -23,7 +23,8 @@ from hpc_hipgen.config import DreamBooth, Experiment
 from hpc_hipgen.evaluation.samples import png
 from hpc_hipgen.files import atomic_folder
 from hpc_hipgen.generators.autoencoder import encode
-from hpc_hipgen.generators.sampling import draw, let_go, load_pipeline
+from hpc_hipgen.generators.frozen import let_go
+from hpc_hipgen.generators.sampling import draw, load_pipeline
 from hpc_hipgen.generators.stable_diffusion import (
     DenoiserLoss,
     DenoisingTask,

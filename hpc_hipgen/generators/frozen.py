@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 from torch import nn
 
@@ -24,3 +26,13 @@ def freeze(network: nn.Module, bf16: bool) -> nn.Module:
             if isinstance(layer, CAST_BY_AUTOCAST):
                 layer.to(torch.bfloat16)
     return network
+
+
+def let_go() -> None:
+    """Frees what pipelines took that nobody holds any more, before others are loaded or trained.
+
+    Networks under autocast refer to themselves, and would stay beside these.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -21,8 +21,9 @@ from torch import Tensor
 from hpc_hipgen.config import Feedback
 from hpc_hipgen.files import read_json, write_atomic
 from hpc_hipgen.generators.feedback import Reward
+from hpc_hipgen.generators.frozen import let_go
 from hpc_hipgen.generators.probe import ProbeNetwork
-from hpc_hipgen.generators.sampling import draw_as, let_go, load_pipeline
+from hpc_hipgen.generators.sampling import draw_as, load_pipeline
 from hpc_hipgen.progress import progress
 from hpc_hipgen.rulers.ruler import load_ruler
 from hpc_hipgen.run import Run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,16 +106,6 @@ def _autocast(network: nn.Module, method: str) -> None:
             return tree_map_only(torch.Tensor, torch.Tensor.float, inner(*args, **kwargs))
 
     setattr(network, method, answer)
-
-
-def let_go() -> None:
-    """Frees what pipelines took that nobody holds any more, before something else is trained.
-
-    Networks under autocast refer to themselves, and would stay beside it.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @torch.no_grad()

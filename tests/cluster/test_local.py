@@ -190,6 +190,7 @@ def test_ranks_that_wait_for_one_that_was_killed_are_ended(tmp_path, monkeypatch
     monkeypatch.setattr(local_job, "_OTHERS_SECONDS", 0.3)
     alive = {11, 12, 13}
     monkeypatch.setattr(local_job, "children", lambda first: sorted(alive))
+    monkeypatch.setattr(local_job, "is_alive", alive.__contains__)
     job = Job(tmp_path, [("success", None), None, None])
     one = LocalJob(job)
     monkeypatch.setattr(one, "kill", lambda: setattr(job, "ended", True))
